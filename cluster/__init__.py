@@ -1,0 +1,1 @@
+"""Where things run and where artifacts live: Ray sessions, resources, the object store. No science here."""

@@ -1,0 +1,149 @@
+"""The emoji world's image judge: a small convolutional network that says which concepts a scene shows, and where.
+
+It classifies every cell of an 8x8 grid as one concept or nothing, trained on composed scenes with their places
+known; a concept's score for an image is its largest probability over the cells.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from safety.emoji.fitting import Fit, FitConfig
+from safety.emoji.pool import ScenePool
+from safety.seeds import rng, torch_generator
+
+CELLS = 8
+CELL_PIXELS = 8
+NEAR_PIXELS = 7.0
+FAR_PIXELS = 17.0
+IGNORED = -100
+
+
+class JudgeNetConfig(BaseModel):
+    """Shape and training of the judge's network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    widths: tuple[int, int, int] = (32, 64, 128)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    noise: float = Field(0.15, ge=0, description="largest deviation of the pixel noise added in training")
+    fit: FitConfig = FitConfig(steps=3000, batch=64, learning_rate=2e-3, checkpoint_every=500)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a skip."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)])
+        self.skip = nn.Conv2d(inside, outside, 1, stride) if (inside, stride) != (outside, 1) else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = F.relu(self.norms[0](self.first(features)))
+        out: Tensor = F.relu(self.skip(features) + self.norms[1](self.second(inner)))
+        return out
+
+
+class JudgeNet(nn.Module):
+    """Maps images [B, 3, 64, 64] in [-1, 1] to cell logits [B, concepts + 1, 8, 8]; the last class is nothing."""
+
+    def __init__(self, concepts: int, config: JudgeNetConfig) -> None:
+        """Build the network for a number of concepts."""
+        super().__init__()
+        low, middle, high = config.widths
+        self.stem = nn.Conv2d(3, low, 3, 1, 1)
+        self.blocks = nn.Sequential(
+            _Block(low, low, 2), _Block(low, middle, 2), _Block(middle, middle, 1), _Block(middle, high, 2), _Block(high, high, 1)
+        )
+        self.context = nn.Conv2d(high, high, 3, 1, 1)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.head = nn.Conv2d(high, concepts + 1, 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the cells' features [B, C, 8, 8]."""
+        return F.relu(self.context(self.blocks(F.relu(self.stem(images)))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the cells' logits [B, concepts + 1, 8, 8]."""
+        logits: Tensor = self.head(self.dropout(self.features(images)))
+        return logits
+
+
+def concept_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return each concept's score in [0, 1], [B, concepts]: its largest probability over the cells."""
+    return (logits.float() / temperature).softmax(dim=1)[:, :-1].amax(dim=(2, 3))
+
+
+def cell_targets(pool: ScenePool, rows: list[int]) -> Tensor:
+    """Return each cell's class, int64 [B, 8, 8]: a concept near its centre, nothing far off, ignored between."""
+    names = {name: i for i, name in enumerate(pool.taxonomy.names)}
+    centres = torch.arange(CELLS) * CELL_PIXELS + CELL_PIXELS / 2
+    targets = torch.full((len(rows), CELLS, CELLS), len(names))
+    for index, row in enumerate(rows):
+        for item in pool.scenes[row].placed:
+            across = (centres - (item.left + item.side / 2)).abs()
+            down = (centres - (item.top + item.side / 2)).abs()
+            away = torch.maximum(down[:, None], across[None, :])
+            near, between = away <= NEAR_PIXELS, (away > NEAR_PIXELS) & (away < FAR_PIXELS)
+            targets[index][near] = names[item.concept]
+            targets[index][between & (targets[index] == len(names))] = IGNORED
+    return targets
+
+
+def degrade(images: Tensor, generator: torch.Generator, noise: float) -> Tensor:
+    """Return images [B, 3, H, W] with random gain, tint, blur and noise, as a generator's pictures have."""
+    batch = len(images)
+    gain = 1.0 + 0.2 * (torch.rand(batch, 1, 1, 1, generator=generator) - 0.5)
+    tint = 0.16 * (torch.rand(batch, 3, 1, 1, generator=generator) - 0.5)
+    share = torch.rand(batch, 1, 1, 1, generator=generator) * 0.9
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = images * (1 - share) + blurred * share
+    level = noise * torch.rand(batch, 1, 1, 1, generator=generator)
+    return (images * gain + tint + level * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+
+
+def train_judge(pool: ScenePool, config: JudgeNetConfig, folder: Path) -> JudgeNet:
+    """Train the judge's network on a pool of many sets and free placements; resumes from ``folder``."""
+    torch.manual_seed(config.fit.seed)
+    net = JudgeNet(len(pool.taxonomy.names), config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        draw = rng(config.fit.seed, "judge", step)
+        rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
+        images = degrade(pool.images(rows), torch_generator(config.fit.seed, "judge-noise", step), config.noise)
+        targets = cell_targets(pool, rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = net(images.to(memory_format=torch.channels_last))
+        logits = logits.float()
+        nothing = targets == logits.shape[1] - 1
+        each = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=0.02)
+        shown = ~nothing & (targets != IGNORED)
+        right = (logits.argmax(1) == targets)[shown].float().mean().item()
+        # Empty cells are many and easy: they weigh a quarter of the shown ones in all.
+        value = each[shown].mean() + 0.25 * each[nothing].mean()
+        return value, {"right": right}
+
+    Fit(net, config.fit, folder).run(loss)
+    _settle_batch_norm(net, pool, config)
+    return net.eval()
+
+
+@torch.no_grad()
+def _settle_batch_norm(net: JudgeNet, pool: ScenePool, config: JudgeNetConfig, batches: int = 60) -> None:
+    """Measure the batch norms' statistics under the averaged weights."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    for step in range(batches):
+        draw = rng(config.fit.seed, "settle", step)
+        images = pool.images([draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)])
+        net(degrade(images, torch_generator(config.fit.seed, "settle-noise", step), config.noise))

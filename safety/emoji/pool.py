@@ -1,0 +1,104 @@
+"""A pool of composed scenes with their captions and labels: the training data of the emoji zoo."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from safety.emoji.caption import caption, name_concept
+from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, PLACE_GRID, Scene, SceneRenderer, lay_out
+from safety.emoji.split import is_reserved
+from safety.seeds import rng
+from safety.taxonomy import Taxonomy
+
+
+class PoolConfig(BaseModel):
+    """Which scenes a pool holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scenes: int = Field(30_000, gt=0)
+    sets: tuple[str, ...] = ("twemoji", "noto", "fluent-emoji-flat")
+    sides: tuple[int, ...] = (30,)
+    grid: int = Field(PLACE_GRID, gt=0, le=DRAWN_PIXELS)
+    single_share: float = Field(0.3, ge=0, le=1)
+    seed: int = 0
+
+
+class ScenePool(NamedTuple):
+    """Scenes and their pictures, uint8 [N, 3, 64, 64]."""
+
+    scenes: list[Scene]
+    pixels: Tensor
+    taxonomy: Taxonomy
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
+        return self.pixels[torch.as_tensor(rows)].float() / 127.5 - 1.0
+
+    def caption(self, row: int, seed: int, draw: int) -> str:
+        """Return caption number ``draw`` of a scene: wording and synonyms vary with the draw."""
+        scene, words = self.scenes[row], rng(seed, f"caption-{row}", draw)
+        phrases = [name_concept(self.taxonomy, c, words) for c in scene.concepts]
+        return caption(phrases, scene.background, words.randrange(1000))
+
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """Return (left concept, right concept, background) as int64 [B, 3]; no right concept is the last class."""
+        names = {name: i for i, name in enumerate(self.taxonomy.names)}
+        colours = {name: i for i, name in enumerate(BACKGROUNDS)}
+        table = []
+        for row in rows:
+            scene = self.scenes[row]
+            right = names[scene.concepts[1]] if len(scene.concepts) == 2 else len(names)
+            table.append((names[scene.concepts[0]], right, colours[scene.background]))
+        return torch.tensor(table)
+
+
+def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -> ScenePool:
+    """Compose ``config.scenes`` scenes; each is a function of (seed, its number)."""
+    sets_of = {
+        name: found[name]
+        for name in taxonomy.names
+        if (found := _sets_or_none(renderer, name, config.sets)) is not None
+    }
+    drawable = sorted(sets_of)
+    scenes = []
+    for number in range(config.scenes):
+        draw = rng(config.seed, f"scene-{number}")
+        concepts, background = _draw_combination(draw, drawable, config.single_share)
+        scenes.append(
+            lay_out(
+                concepts,
+                background,
+                sets_of,
+                config.seed,
+                f"scene-{number}",
+                sides=config.sides,
+                grid=config.grid,
+            )
+        )
+    pixels = torch.empty((len(scenes), 3, 64, 64), dtype=torch.uint8)
+    for index, scene in enumerate(scenes):
+        pixels[index] = ((renderer.render(scene) + 1.0) * 127.5).round().to(torch.uint8)
+    return ScenePool(scenes, pixels, taxonomy)
+
+
+def _draw_combination(draw: random.Random, drawable: list[str], single_share: float) -> tuple[list[str], str]:
+    """Draw concepts and background until the combination is not one kept for testing."""
+    while True:
+        concepts = draw.sample(drawable, 1 if draw.random() < single_share else 2)
+        background = draw.choice(list(BACKGROUNDS))
+        if not is_reserved(concepts, background):
+            return concepts, background
+
+
+def _sets_or_none(renderer: SceneRenderer, name: str, sets: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
+    try:
+        return renderer.sets_of([name], sets)
+    except ValueError:
+        return None

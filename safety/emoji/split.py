@@ -1,0 +1,17 @@
+"""Which scenes are kept for testing: a tenth of all (concepts, background) combinations, by hash.
+
+Neither the zoo's training nor alignment ever sees a reserved combination; test prompts are made of them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safety.seeds import uniform
+
+TEST_SHARE = 0.1
+
+
+def is_reserved(concepts: Sequence[str], background: str) -> bool:
+    """Say whether a combination (its concepts in any order) belongs to the test scenes."""
+    return uniform(0, "|".join([*sorted(concepts), background]), "test-split") < TEST_SHARE

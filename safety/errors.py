@@ -1,0 +1,53 @@
+"""Errors a user can mend: each names the field that is wrong and the fix.
+
+    SafetyError
+    +-- ConfigError          a setting is wrong
+    +-- PromptError          a prompt is refused (too long, empty)
+    +-- ImageError           an image cannot be read
+    +-- ArtifactFormatError  a file is not what it says it is
+    +-- EmptyDatasetError    filtering left no row
+    +-- TrainingHealthError  a run does not learn or blows up
+"""
+
+from __future__ import annotations
+
+
+class SafetyError(Exception):
+    """A mistake with a known cause: ``field`` is what is wrong, ``fix`` is what to do."""
+
+    def __init__(self, message: str, *, field: str, fix: str) -> None:
+        """Compose "field: message. Fix: fix"."""
+        super().__init__(f"{field}: {message}. Fix: {fix}")
+        self.message, self.field, self.fix = message, field, fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the parts, so that the error crosses process borders whole."""
+        return _rebuild, (type(self), self.message, self.field, self.fix)
+
+
+def _rebuild(kind: type[SafetyError], message: str, field: str, fix: str) -> SafetyError:
+    return kind(message, field=field, fix=fix)
+
+
+class ConfigError(SafetyError):
+    """A setting is wrong."""
+
+
+class PromptError(SafetyError):
+    """A prompt is refused."""
+
+
+class ImageError(SafetyError):
+    """An image cannot be read."""
+
+
+class ArtifactFormatError(SafetyError):
+    """A file is not what it says it is, or not one this project loads."""
+
+
+class EmptyDatasetError(SafetyError):
+    """Filtering left no row to work with."""
+
+
+class TrainingHealthError(SafetyError):
+    """A training run does not learn, or blows up."""

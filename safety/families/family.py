@@ -1,0 +1,111 @@
+"""The protocol of a base-model family, and the registry that loads a model by its family's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from safety.errors import ConfigError
+from safety.registry import Registry
+
+EMBEDDED_MODEL = "emoji"
+
+Conditioning = dict[str, Tensor]
+"""Encoded prompts, tensors with the batch first: ``{"states": [B, T, D], ...}``."""
+
+
+class ModelConfig(BaseModel):
+    """Which base model is aligned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = Field("stable-diffusion", description="a name in the families' registry")
+    path: str = Field(EMBEDDED_MODEL, description="'emoji' for the embedded model, or a diffusers-format folder")
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class ModelFamily(Protocol):
+    """One loaded text-to-image model, seen the same way whatever its family.
+
+    Latents are [B, C, h, w] as the denoiser takes them (scaling factor applied); images are [B, 3, H, W] in
+    [-1, 1]; timesteps are int64 [B].
+    """
+
+    denoiser: nn.Module
+    """The network that LoRA experts adapt."""
+    lora_targets: tuple[str, ...]
+    """Module name suffixes that experts adapt by default."""
+    train_timesteps: int
+    """Timesteps are in [0, train_timesteps)."""
+    default_size: int
+    """Side in pixels of the model's native square image."""
+    size_multiple: int
+    """Height and width must be multiples of this."""
+    max_tokens: int
+    """Longest prompt in tokens, begin and end marks included."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the denoiser lives."""
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) for an image size; raise ConfigError when a side is not a multiple of the model's."""
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise PromptError when a prompt has more tokens than the model reads."""
+
+    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the prompts' conditioning; raise PromptError for a prompt over the token limit."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return the latents of images (the distribution's mode, so that it is deterministic)."""
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return the images of latents, clamped to [-1, 1]."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the noised latents at ``timesteps``."""
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what ``predict`` should return: noise, velocity or flow, by the model's parametrisation."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the denoiser's prediction [B, C, h, w]."""
+
+    def sample(
+        self, conditioning: Conditioning, noise: Tensor, *, steps: int, guidance: float, negative: Conditioning | None = None
+    ) -> Tensor:
+        """Return images [B, 3, H, W] sampled from initial noise [B, C, h, w] (unit variance), deterministically."""
+
+
+class FamilyLoader(Protocol):
+    """What the registry holds: a callable that loads a model of its family."""
+
+    def __call__(self, path: Path, *, device: str, dtype: torch.dtype) -> ModelFamily:
+        """Load the model in ``path``, a diffusers-format folder of safetensors."""
+
+
+families: Registry[FamilyLoader] = Registry("base-model family")
+
+
+def model_folder(path: str) -> Path:
+    """Return the folder of a model path; raise ConfigError when there is none."""
+    folder = Path(__file__).parent.parent / "emoji" / "zoo" if path == EMBEDDED_MODEL else Path(path)
+    if not (folder / "model_index.json").is_file():
+        raise ConfigError(
+            f"no diffusers-format model in {folder}", field="model.path", fix="name a folder that holds model_index.json"
+        )
+    return folder
+
+
+def load_model(config: ModelConfig) -> ModelFamily:
+    """Load the configured model, frozen and in evaluation mode."""
+    return families[config.family](
+        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype)
+    )

@@ -1,0 +1,139 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet that predicts noise or velocity, a KL VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from safety.errors import ArtifactFormatError, ConfigError, PromptError
+from safety.families.family import Conditioning, families
+
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
+
+
+class StableDiffusion:
+    """A loaded Stable Diffusion 1.x or 2.x model (see ``ModelFamily``)."""
+
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        """Freeze a pipeline's networks and read its sizes; sampling uses DDIM, which is deterministic."""
+        self.pipeline = pipeline
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        self.denoiser = pipeline.unet
+        self.train_timesteps = int(self.pipeline.scheduler.config.num_train_timesteps)
+        self.size_multiple = int(pipeline.vae_scale_factor)
+        self.default_size = int(pipeline.unet.config.sample_size) * self.size_multiple
+        self.max_tokens = int(pipeline.tokenizer.model_max_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the denoiser lives."""
+        device: torch.device = next(self.denoiser.parameters()).device
+        return device
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) for an image size."""
+        for name, side in (("height", height), ("width", width)):
+            if side <= 0 or side % self.size_multiple:
+                raise ConfigError(
+                    f"{side} is not a positive multiple of {self.size_multiple}",
+                    field=name,
+                    fix=f"use a multiple of {self.size_multiple}, such as {self.default_size}",
+                )
+        return int(self.denoiser.config.in_channels), height // self.size_multiple, width // self.size_multiple
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise PromptError when a prompt has more tokens than the model reads."""
+        count = len(self.pipeline.tokenizer(prompt, truncation=False).input_ids)
+        if count > self.max_tokens:
+            raise PromptError(
+                f"the prompt has {count} tokens and the model reads {self.max_tokens}",
+                field="prompt",
+                fix=f"shorten the prompt to at most {self.max_tokens - 2} tokens of text",
+            )
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+        """Return ``{"states": [B, T, D]}``."""
+        for prompt in prompts:
+            self.check_prompt(prompt)
+        tokens = self.pipeline.tokenizer(
+            list(prompts), padding="max_length", max_length=self.max_tokens, return_tensors="pt"
+        ).input_ids.to(self.device)
+        return {"states": self.pipeline.text_encoder(tokens).last_hidden_state}
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
+        vae = self.pipeline.vae
+        latents: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+        return latents * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return images [B, 3, H, W], clamped to [-1, 1]."""
+        vae = self.pipeline.vae
+        images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        return images.clamp(-1.0, 1.0)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the noised latents at ``timesteps``."""
+        noised: Tensor = self.pipeline.scheduler.add_noise(latents, noise, timesteps)
+        return noised
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the noise, or the velocity for a v-prediction model."""
+        kind = self.pipeline.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            velocity: Tensor = self.pipeline.scheduler.get_velocity(latents, noise, timesteps)
+            return velocity
+        raise ConfigError(
+            f"the scheduler predicts {kind!r}", field="model.path", fix="use a model with epsilon or v_prediction"
+        )
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the UNet's prediction [B, C, h, w]."""
+        predicted: Tensor = self.denoiser(noisy, timesteps, encoder_hidden_states=conditioning["states"]).sample
+        return predicted
+
+    @torch.no_grad()
+    def sample(
+        self, conditioning: Conditioning, noise: Tensor, *, steps: int, guidance: float, negative: Conditioning | None = None
+    ) -> Tensor:
+        """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
+        against = (self.encode_text([""]) if negative is None else negative)["states"]
+        latents: Tensor = self.pipeline(
+            prompt_embeds=conditioning["states"],
+            negative_prompt_embeds=against.expand(len(noise), -1, -1),
+            latents=noise.to(self.device, self.denoiser.dtype),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        ).images
+        return self.decode_latents(latents)
+
+
+@families.register("stable-diffusion")
+def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
+    """Load a diffusers-format folder; raise ArtifactFormatError when it holds pickled weights only."""
+    pickled = [f.name for f in path.rglob("*") if f.suffix in UNSAFE_SUFFIXES]
+    if pickled:
+        raise ArtifactFormatError(
+            f"{path} holds weights in an unsafe format: {', '.join(sorted(pickled)[:3])}",
+            field="model.path",
+            fix="convert the weights to safetensors and remove the others",
+        )
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        path, use_safetensors=True, safety_checker=None, requires_safety_checker=False, dtype=dtype, local_files_only=True
+    )
+    return StableDiffusion(pipeline.to(device))

@@ -1,0 +1,1 @@
+"""The images endpoint: a Ray Serve application over a released model."""

@@ -1,0 +1,66 @@
+"""The Stable Diffusion family against the stock pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from safety.errors import ArtifactFormatError, ConfigError, PromptError
+from safety.families import ModelConfig, ModelFamily, load_model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> ModelFamily:
+    return load_model(ModelConfig(path=str(tiny_model_dir)))
+
+
+def test_sample_is_the_stock_pipelines_image(model: ModelFamily, tiny_model_dir: Path) -> None:
+    stock = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
+    noise = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(5))
+    expected = stock(
+        "a knife", num_inference_steps=4, guidance_scale=3.0, output_type="pt", generator=torch.Generator().manual_seed(5)
+    ).images
+    got = model.sample(model.encode_text(["a knife"]), noise, steps=4, guidance=3.0)
+    assert torch.allclose((got + 1) / 2, expected, atol=1e-5)
+
+
+def test_target_is_the_velocity_in_closed_form(model: ModelFamily) -> None:
+    latents, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    timesteps = torch.tensor([10, 900])
+    noised = model.add_noise(latents, noise, timesteps)
+    target = model.target(latents, noise, timesteps)
+    # v = a eps - s x and z = a x + s eps, with a^2 + s^2 = 1, give x = a z - s v.
+    alphas = model.pipeline.scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]  # type: ignore[attr-defined]
+    assert torch.allclose(alphas * noised - (1 - alphas**2).sqrt() * target, latents, atol=1e-4)
+
+
+def test_latents_survive_a_round_through_the_scaling_factor(model: ModelFamily) -> None:
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    raw = model.pipeline.vae.encode(images).latent_dist.mode()  # type: ignore[attr-defined]
+    assert torch.allclose(model.encode_images(images), raw * 0.5)
+
+
+def test_too_long_a_prompt_names_the_limit(model: ModelFamily) -> None:
+    with pytest.raises(PromptError, match=r"prompt: the prompt has \d+ tokens and the model reads 32"):
+        model.encode_text(["house " * 60])
+
+
+@pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 0), (16, -4)])
+def test_size_must_be_a_multiple(model: ModelFamily, height: int, width: int) -> None:
+    with pytest.raises(ConfigError, match="not a positive multiple of 4"):
+        model.latent_shape(height, width)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(ArtifactFormatError, match="unsafe format"):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_missing_model_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model.path"):
+        load_model(ModelConfig(path=str(tmp_path / "absent")))
