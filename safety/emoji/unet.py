@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -66,17 +68,24 @@ def encode_pool(pool: ScenePool, autoencoder: AutoencoderKL, batch: int = 250) -
     return torch.cat(parts)
 
 
+class Phase(NamedTuple):
+    """Training data up to a step: a pool and its latents [N, C, 8, 8]."""
+
+    until: int
+    pool: ScenePool
+    latents: Tensor
+
+
 def train_unet(
-    pool: ScenePool,
-    latents: Tensor,
+    phases: Sequence[Phase],
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     config: UnetConfig,
     folder: Path,
 ) -> UNet2DConditionModel:
-    """Train the UNet on the pool's ``latents`` [N, C, 8, 8] under its captions; resumes from ``folder``."""
+    """Train the UNet on each phase's latents under their captions; resumes from ``folder``."""
     torch.manual_seed(config.fit.seed)
-    unet = build_unet(config, latents.shape[1], text_encoder.config.hidden_size)
+    unet = build_unet(config, phases[0].latents.shape[1], text_encoder.config.hidden_size)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # On a CPU the fused attention's backward pass takes longer than the plain one's at 64 tokens.
     unet.set_attn_processor(AttnProcessor())
@@ -84,6 +93,7 @@ def train_unet(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draw = rng(config.fit.seed, "unet", step)
+        pool, latents = next(((p.pool, p.latents) for p in phases if step < p.until), phases[-1][1:])
         rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
         captions = [
             "" if draw.random() < config.caption_dropout else pool.caption(row, config.fit.seed, step) for row in rows

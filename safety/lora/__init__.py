@@ -1,5 +1,6 @@
-"""LoRA as a value: adapter weights apart from any model, their files, and how they act on a model."""
+"""LoRA experts: attaching, training parameters, files, fusing."""
 
+from safety.lora.config import LoraConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 
-__all__ = ["LoraLayer", "LoraWeights"]
+__all__ = ["LoraConfig", "LoraLayer", "LoraWeights"]

@@ -1,0 +1,44 @@
+# make demo   set up and run the whole pipeline on the embedded emoji model (about 20 minutes on 2 cores)
+# make test   set up and run linters, type checks and all tests (under 15 minutes on 2 cores)
+# make serve  keep the endpoint of the last release up, with a page in the browser
+
+VENV ?= .venv
+PYTHON ?= python3
+# The constraint picks the CPU build of torch where there is one. With a CUDA GPU: make demo CONSTRAINTS=
+CONSTRAINTS ?= -c constraints-cpu.txt
+RUN = $(VENV)/bin/python
+CONFIG ?= jobs/configs/emoji.yaml
+
+.PHONY: demo test serve lint report world clean
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]" $(CONSTRAINTS)
+	touch $@
+
+demo: $(VENV)/.installed
+	$(RUN) -m jobs.pipeline --config $(CONFIG)
+
+serve: $(VENV)/.installed
+	$(RUN) -m serve.up --config $(CONFIG)
+
+# The full report: the demo's experts and merges, judged on larger counts; its result is committed under docs/.
+report: $(VENV)/.installed
+	$(RUN) -m jobs.pipeline --config jobs/configs/emoji-report.yaml
+
+# The embedded model from its raw material: needs npm, and hours of CPU or minutes of GPU.
+world: $(VENV)/.installed
+	$(RUN) -m pip install --quiet -e ".[world]" $(CONSTRAINTS)
+	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: lint
+	$(VENV)/bin/pytest
+
+clean:
+	rm -rf out

@@ -1,0 +1,67 @@
+"""What the images endpoint offers, where it listens, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Example = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class EndpointConfig(BaseModel):
+    """The endpoint's settings.
+
+    They live here, apart from the application in ``serve``, because a run's config names them too and ``jobs``
+    does not know ``serve``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
+    pointer: str = Field("aligned", pattern=NAME, description="release pointer to serve; also the model's name in the API")
+    serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', for side-by-side pages")
+    host: str = Field("127.0.0.1", description="address that Serve's proxy binds")
+    port: int = Field(8000, ge=1, le=65535)
+
+    default_steps: int = Field(12, ge=1)
+    max_steps: int = Field(50, ge=1)
+    default_guidance: float = Field(3.0, ge=0.0)
+    max_guidance: float = Field(20.0, ge=0.0)
+    max_images: int = Field(4, ge=1, description="most images one request may ask for")
+    min_side: int | None = Field(None, ge=1, description="smallest side in pixels; None: half the model's native side")
+    max_side: int | None = Field(None, ge=1, description="largest side in pixels; None: twice the model's native side")
+    max_prompt_chars: int = Field(1000, ge=1)
+    max_body_bytes: int = Field(65536, ge=1024, description="a longer request body is refused before it is parsed")
+
+    batch_size: int = Field(8, ge=1, description="most images rendered together")
+    batch_wait_s: float = Field(0.02, ge=0.0, description="how long an image waits for others to share its batch")
+    max_queued_requests: int = Field(32, ge=1, description="requests that may wait; one more is refused with 429")
+    retry_after_s: int = Field(2, ge=1, description="the Retry-After of a refusal")
+    request_timeout_s: float = Field(60.0, gt=0.0, description="a request that takes longer ends with 504")
+
+    replicas: int = Field(1, ge=1, description="processes that hold the models")
+    num_cpus: float = Field(1.0, ge=0.0, description="CPUs that a replica reserves")
+    num_gpus: float = Field(0.0, ge=0.0, description="GPUs that a replica reserves")
+    threads: int | None = Field(None, ge=1, description="torch threads of a replica; None: as many as its CPUs")
+    start_timeout_s: float = Field(300.0, gt=0.0, description="longest wait for the endpoint to come up")
+    examples: tuple[Example, ...] = Field(
+        (
+            "a kitchen knife and a birthday cake on a blue background",
+            "a skull on a green background",
+            "a bomb and a house on a yellow background",
+            "a red apple and a rocket on a white background",
+        ),
+        description="prompts that the page offers",
+    )
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> EndpointConfig:
+        pairs = (("steps", self.default_steps, self.max_steps), ("guidance", self.default_guidance, self.max_guidance))
+        for name, default, most in pairs:
+            if default > most:
+                raise ValueError(f"default_{name} is {default}, over max_{name} {most}; lower it")
+        if self.min_side is not None and self.max_side is not None and self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} is over max_side {self.max_side}; lower it")
+        return self

@@ -1,0 +1,73 @@
+"""Errors of the cluster and the store that a user can mend: each names the field and the fix.
+
+    ClusterError
+    +-- StoreUnreachable     nothing answers at the endpoint in time
+    +-- WrongCredentials     the store refuses the key or its signature
+    +-- MissingBucket        the bucket is not there
+    +-- UnsafeStore          the store does not honour conditional writes
+    +-- CorruptArtifact      a file does not match its manifest
+    +-- AlreadyPublished     another publisher won with other content
+    +-- PointerMoved         a pointer is not what was expected
+    +-- RunLocked            another live process holds the run's id
+    +-- ImpossibleResources  the cluster can never satisfy what is asked
+    +-- ClusterUnreachable   no Ray cluster answers in time
+"""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """A fault with a known cause: ``field`` is what is wrong, ``fix`` is what to do."""
+
+    def __init__(self, message: str, *, field: str, fix: str) -> None:
+        """Compose "field: message. Fix: fix"."""
+        super().__init__(f"{field}: {message}. Fix: {fix}")
+        self.message, self.field, self.fix = message, field, fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the parts, so that the error crosses process borders whole."""
+        return _rebuild, (type(self), self.message, self.field, self.fix)
+
+
+def _rebuild(kind: type[ClusterError], message: str, field: str, fix: str) -> ClusterError:
+    return kind(message, field=field, fix=fix)
+
+
+class StoreUnreachable(ClusterError):
+    """Nothing answers at the store's endpoint in time."""
+
+
+class WrongCredentials(ClusterError):
+    """The store refuses the key or its signature."""
+
+
+class MissingBucket(ClusterError):
+    """The bucket is not there."""
+
+
+class UnsafeStore(ClusterError):
+    """The store overwrites where a write was conditional, so publishing would not be atomic."""
+
+
+class CorruptArtifact(ClusterError):
+    """A file does not match its manifest, or the manifest is not one."""
+
+
+class AlreadyPublished(ClusterError):
+    """Another publisher won with other content under the same id."""
+
+
+class PointerMoved(ClusterError):
+    """A pointer is not what was expected: someone else moved it."""
+
+
+class RunLocked(ClusterError):
+    """Another live process holds the run's id."""
+
+
+class ImpossibleResources(ClusterError):
+    """The cluster can never satisfy what is asked."""
+
+
+class ClusterUnreachable(ClusterError):
+    """No Ray cluster answers in time."""

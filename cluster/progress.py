@@ -1,0 +1,78 @@
+"""Live progress of a run's stages: bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class StageProgress:
+    """Counts a stage's finished units, with the time it has taken and the time it has left."""
+
+    def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
+        """Prepare progress of ``total`` units called ``unit``."""
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.done = 0
+        self._started = self._shown = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        """Start the clock and, in a terminal, the bar."""
+        self._started = self._shown = time.monotonic()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(self.unit),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count finished units; ``note`` is shown beside them."""
+        self.done += units
+        if self._bar is not None and self._task is not None:
+            description = f"{self.title} {note}".strip()
+            self._bar.update(self._task, completed=self.done, description=description)
+            return
+        now = time.monotonic()
+        if now - self._shown >= PLAIN_INTERVAL_S or self.done >= self.total:
+            self._shown = now
+            self.console.print(f"{self.title}: {self.done}/{self.total} {self.unit}, {self.left()} left {note}".rstrip())
+
+    def left(self) -> str:
+        """Return the time left by the pace so far, such as "1:25"; "?" before the first unit."""
+        if not self.done:
+            return "?"
+        seconds = (time.monotonic() - self._started) / self.done * max(0, self.total - self.done)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+@contextmanager
+def timed(console: Console, title: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce a stage and note its wall-clock seconds in ``seconds``."""
+    console.rule(f"[bold]{title}", align="left")
+    started = time.monotonic()
+    yield
+    seconds[title] = round(time.monotonic() - started, 1)
+    console.print(f"{title} took {seconds[title]:.0f} s")

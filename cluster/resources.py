@@ -1,0 +1,34 @@
+"""Says at once when the cluster can never satisfy what a stage asks for, instead of waiting for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ray
+
+from cluster.errors import ImpossibleResources
+
+
+def require(resources: Mapping[str, float], field: str) -> None:
+    """Check one actor's or worker's resources against the nodes of the connected cluster.
+
+    Args:
+        resources: What one actor needs, such as ``{"CPU": 1.0, "GPU": 1.0}``.
+        field: The setting that asks for it; the error names it.
+
+    Raises:
+        ImpossibleResources: no single node has that much, whatever else runs.
+    """
+    needed = {name: amount for name, amount in resources.items() if amount > 0}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0.0) >= amount for name, amount in needed.items()) for node in nodes):
+        return
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+    most = ", ".join(
+        f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in needed
+    )
+    raise ImpossibleResources(
+        f"it asks for {asked} on one node, and the cluster's nodes have at most {most}",
+        field=field,
+        fix="ask for less, or start a cluster with such a node",
+    )

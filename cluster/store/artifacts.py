@@ -1,0 +1,122 @@
+"""Artifacts: folders of files under a manifest that is written last, only if absent, and verified at each read."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import AlreadyPublished, CorruptArtifact
+from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, hash_file, parse_manifest
+from cluster.store.objects import LostRace, ObjectStore
+
+REMAKE = "run the stage that makes it again"
+
+
+class ArtifactStore(ObjectStore):
+    """Publishes and fetches artifacts.
+
+    Files lie under the hash of their content, so two publishers of one id never mix theirs, and an artifact is
+    visible only once its manifest, the last write, is there.
+    """
+
+    def _place(self, kind: str, artifact_id: str) -> str:
+        return f"artifacts/{kind}/{artifact_id}"
+
+    def _file_key(self, kind: str, artifact_id: str, name: str, entry: FileEntry) -> str:
+        return f"{self._place(kind, artifact_id)}/files/{entry.sha256[:16]}/{name}"
+
+    def put(
+        self, kind: str, artifact_id: str, folder: Path, *, config: Mapping[str, Any], seed: int, parents: Sequence[str] = ()
+    ) -> Manifest:
+        """Publish a folder; the first of several publishers wins.
+
+        Returns:
+            The manifest in the store: this one, or an earlier publisher's of the same content.
+
+        Raises:
+            AlreadyPublished: another publisher put other content under this id.
+        """
+        manifest = describe(kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents))
+        for name, entry in manifest.files.items():
+            self.upload(self._file_key(kind, artifact_id, name, entry), str(folder / name))
+        data = manifest.model_dump_json(indent=1).encode()
+        try:
+            self.write(f"{self._place(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
+        except LostRace:
+            winner = self.manifest(kind, artifact_id)
+            if winner is None or not winner.same_content(manifest):
+                raise AlreadyPublished(
+                    "it is published with other content", field=f"{kind}/{artifact_id}", fix="use what is published, or another id"
+                ) from None
+            return winner
+        return manifest
+
+    def manifest(self, kind: str, artifact_id: str) -> Manifest | None:
+        """Return an artifact's manifest, or None when it is not published; raise CorruptArtifact when unreadable."""
+        data = self.read(f"{self._place(kind, artifact_id)}/{MANIFEST}")
+        return None if data is None else parse_manifest(data, kind, artifact_id)
+
+    def _known(self, kind: str, artifact_id: str) -> Manifest:
+        manifest = self.manifest(kind, artifact_id)
+        if manifest is None:
+            raise CorruptArtifact("it is not published", field=f"{kind}/{artifact_id}", fix=REMAKE)
+        return manifest
+
+    def fetch(self, kind: str, artifact_id: str, folder: Path) -> Path:
+        """Bring an artifact's files to ``folder``, each verified; files already there and right are kept.
+
+        Raises:
+            CorruptArtifact: a file is missing or does not match its size and SHA-256.
+        """
+        manifest = self._known(kind, artifact_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, entry in manifest.files.items():
+            target = folder / name
+            if target.is_file() and hash_file(target) == entry:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.partial")
+            self._download(manifest, name, entry, partial)
+            partial.replace(target)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        return folder
+
+    def _download(self, manifest: Manifest, name: str, entry: FileEntry, target: Path) -> None:
+        field = f"{manifest.kind}/{manifest.id}/{name}"
+        if not self.download(self._file_key(manifest.kind, manifest.id, name, entry), str(target)):
+            raise CorruptArtifact("the file is missing", field=field, fix=REMAKE)
+        found = hash_file(target)
+        if found != entry:
+            target.unlink()
+            raise CorruptArtifact(
+                f"{found.size} bytes with SHA-256 {found.sha256[:12]}..., where the manifest says {entry.size} bytes "
+                f"with {entry.sha256[:12]}...",
+                field=field,
+                fix=REMAKE,
+            )
+
+    def verify(self, kind: str, artifact_id: str) -> Manifest:
+        """Read every file of an artifact against its manifest; raise CorruptArtifact at the first that differs."""
+        manifest = self._known(kind, artifact_id)
+        scratch = Path(tempfile.mkdtemp(prefix="verify-"))
+        try:
+            for name, entry in manifest.files.items():
+                self._download(manifest, name, entry, scratch / "file")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return manifest
+
+    def discard(self, kind: str, artifact_id: str) -> None:
+        """Take an artifact out of the store, its manifest first, so that it is never seen half there."""
+        place = self._place(kind, artifact_id)
+        self.delete(f"{place}/{MANIFEST}")
+        for key in self.keys(f"{place}/"):
+            self.delete(key)
+
+    def ids(self, kind: str) -> list[str]:
+        """Return the ids of the published artifacts of a kind, sorted."""
+        keys = self.keys(f"artifacts/{kind}/")
+        return sorted({key.split("/")[2] for key in keys if key.endswith(f"/{MANIFEST}") and key.count("/") == 3})

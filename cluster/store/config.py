@@ -1,0 +1,25 @@
+"""Where artifacts live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StoreConfig(BaseModel):
+    """An S3-compatible store.
+
+    Credentials come from boto3's usual chain (``AWS_ACCESS_KEY_ID``, profiles, roles), never from a config file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str | None = Field(None, description="URL of the S3 endpoint; none starts the embedded server")
+    bucket: str = Field("safetydpo", min_length=3, max_length=63)
+    prefix: str = Field("", pattern=r"^[A-Za-z0-9._/-]*$", description="keys begin with it")
+    region: str = "us-east-1"
+    data_dir: Path = Field(Path("out/store"), description="the embedded server's data")
+    connect_timeout_s: float = Field(5.0, gt=0)
+    read_timeout_s: float = Field(60.0, gt=0)
+    attempts: int = Field(6, ge=1, description="tries of a request, with exponential back-off and jitter")

@@ -1,0 +1,132 @@
+"""The manifest of an artifact: what files it has, with sizes and hashes, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cluster.canonical import config_hash
+from cluster.errors import CorruptArtifact
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+CHUNK = 1 << 20
+
+
+class FileEntry(BaseModel):
+    """One file's size in bytes and its SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What an artifact is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    id: str
+    files: dict[str, FileEntry]
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+    parents: tuple[str, ...] = ()
+    code_version: str
+    libraries: dict[str, str]
+    created: datetime
+
+    @field_validator("files")
+    @classmethod
+    def _safe_names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            path = PurePosixPath(name)
+            plain = re.fullmatch(r"[A-Za-z0-9._ /-]+", name) is not None
+            if not plain or path.is_absolute() or ".." in path.parts or name == MANIFEST:
+                raise ValueError(f"unsafe file name {name!r}")
+            if path.suffix in UNSAFE_SUFFIXES:
+                raise ValueError(f"{name!r} is in a format that can run code when it is loaded")
+        return files
+
+    def same_content(self, other: Manifest) -> bool:
+        """Say whether two manifests name the same files with the same hashes."""
+        return self.files == other.files
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return a file's size and SHA-256, read in chunks."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def code_version() -> str:
+    """Return the git commit of the working tree (with "+changes" when it is dirty), or the package's version."""
+    root = Path(__file__).parent.parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return _version("safetydpo-ray")
+    return f"{commit}+changes" if changes else commit
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def describe(
+    kind: str, artifact_id: str, folder: Path, *, config: dict[str, Any], seed: int, parents: tuple[str, ...]
+) -> Manifest:
+    """Return the manifest of a local folder's files (its own manifest aside)."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return Manifest(
+        kind=kind,
+        id=artifact_id,
+        files={name: hash_file(folder / name) for name in names},
+        config=config,
+        config_hash=config_hash(config),
+        seed=seed,
+        parents=parents,
+        code_version=code_version(),
+        libraries={name: _version(name) for name in LIBRARIES},
+        created=datetime.now(UTC),
+    )
+
+
+def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
+    """Read a manifest; raise CorruptArtifact when it is not one, names unsafe files, or belongs to another artifact."""
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise CorruptArtifact(
+            f"the manifest cannot be used: {first}", field=f"{kind}/{artifact_id}", fix="run the stage that makes it again"
+        ) from None
+    if (manifest.kind, manifest.id) != (kind, artifact_id):
+        raise CorruptArtifact(
+            f"the manifest is that of {manifest.kind}/{manifest.id}",
+            field=f"{kind}/{artifact_id}",
+            fix="run the stage that makes it again",
+        )
+    return manifest

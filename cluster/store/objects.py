@@ -1,0 +1,227 @@
+"""Objects in a bucket: reads, conditional writes and listings, with retries and errors that name the cause."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from cluster.errors import ClusterError, MissingBucket, StoreUnreachable, UnsafeStore, WrongCredentials
+from cluster.store.config import StoreConfig
+
+T = TypeVar("T")
+ABSENT = ("404", "NoSuchKey", "NotFound")
+LOST_RACE = ("412", "PreconditionFailed", "ConditionalRequestConflict", "409")
+REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "401")
+PASSING = ("500", "502", "503", "504", "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout")
+
+
+class Versioned(NamedTuple):
+    """An object's bytes, and the tag that names this version of them."""
+
+    data: bytes
+    etag: str
+
+
+class LostRace(Exception):
+    """A conditional write found that the object is not as it expected."""
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _passes(error: BaseException) -> bool:
+    """Say whether an error may be gone at the next try."""
+    if isinstance(error, ClientError):
+        return _code(error) in PASSING
+    return isinstance(error, (HTTPClientError, ConnectionClosedError, IncompleteReadError)) and not isinstance(
+        error, EndpointConnectionError
+    )
+
+
+class ObjectStore:
+    """One bucket and prefix of an S3 endpoint; can be pickled, and connects again where it arrives."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Keep the config; the connection is opened at the first use."""
+        self.config = config
+        self._connection: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the connection."""
+        return {"config": self.config, "_connection": None}
+
+    @property
+    def _client(self) -> Any:
+        if self._connection is None:
+            self._connection = boto3.session.Session().client(
+                "s3",
+                endpoint_url=self.config.endpoint,
+                region_name=self.config.region,
+                config=Config(
+                    connect_timeout=self.config.connect_timeout_s,
+                    read_timeout=self.config.read_timeout_s,
+                    retries={"mode": "standard", "total_max_attempts": 1},
+                    s3={"addressing_style": "path"},
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+        return self._connection
+
+    def _key(self, key: str) -> str:
+        return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
+
+    def _try(self, call: Callable[[], T]) -> T:
+        """Call with retries for errors that pass; raise the cause as an error with a fix."""
+        with self._explained():
+            for attempt in Retrying(
+                stop=stop_after_attempt(self.config.attempts),
+                wait=wait_random_exponential(multiplier=0.2, max=10.0),
+                retry=retry_if_exception(_passes),
+                reraise=True,
+            ):
+                with attempt:
+                    return call()
+        raise AssertionError("tenacity returns or raises")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        where = self.config.endpoint or "the default S3 endpoint"
+        try:
+            yield
+        except NoCredentialsError as error:
+            raise WrongCredentials(
+                "no credentials were found", field="store", fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        except ClientError as error:
+            code = _code(error)
+            if code == "NoSuchBucket":
+                raise MissingBucket(
+                    f"{where} has no bucket {self.config.bucket!r}",
+                    field="store.bucket",
+                    fix=f"create it (aws s3 mb s3://{self.config.bucket}) or name another",
+                ) from error
+            if code in REFUSED:
+                raise WrongCredentials(
+                    f"{where} refuses the credentials ({code})",
+                    field="store",
+                    fix="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights on the bucket",
+                ) from error
+            if code in LOST_RACE:
+                raise LostRace(code) from error
+            if code in PASSING:
+                raise self._unreachable(f"{where} keeps answering {code}") from error
+            raise
+        except BotoCoreError as error:
+            raise self._unreachable(f"{where} does not answer: {error}") from error
+
+    def _unreachable(self, message: str) -> ClusterError:
+        return StoreUnreachable(message, field="store.endpoint", fix="check the address and that the store is up")
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket when it is not there."""
+        try:
+            self.check()
+        except MissingBucket:
+            self._try(lambda: self._client.create_bucket(Bucket=self.config.bucket))
+
+    def check(self) -> None:
+        """Raise the error that explains why the bucket cannot be used, if it cannot."""
+        self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1))
+
+    def probe_conditional_writes(self) -> None:
+        """Raise UnsafeStore when a second If-None-Match write of a key is not refused."""
+        key = f"probe/{secrets.token_hex(8)}"
+        self.write(key, b"first", if_absent=True)
+        try:
+            self.write(key, b"second", if_absent=True)
+        except LostRace:
+            return
+        finally:
+            self.delete(key)
+        raise UnsafeStore(
+            "the store overwrote an object that was to be written only if absent",
+            field="store.endpoint",
+            fix="use a store that honours If-None-Match (S3, MinIO, Ceph, SeaweedFS)",
+        )
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None when it is not there."""
+        found = self.read_versioned(key)
+        return None if found is None else found.data
+
+    def read_versioned(self, key: str) -> Versioned | None:
+        """Return an object's bytes and tag, or None when it is not there."""
+
+        def get() -> Versioned | None:
+            try:
+                answer = self._client.get_object(Bucket=self.config.bucket, Key=self._key(key))
+                return Versioned(answer["Body"].read(), answer["ETag"])
+            except ClientError as error:
+                if _code(error) in ABSENT:
+                    return None
+                raise
+
+        return self._try(get)
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+        """Write an object whole; raise LostRace when a condition does not hold."""
+        condition: dict[str, str] = {}
+        if if_absent:
+            condition["IfNoneMatch"] = "*"
+        if if_match is not None:
+            condition["IfMatch"] = if_match
+        self._try(
+            lambda: self._client.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, **condition)
+        )
+
+    def upload(self, key: str, path: str) -> None:
+        """Write a file as an object, in parts when it is large."""
+        self._try(lambda: self._client.upload_file(path, self.config.bucket, self._key(key)))
+
+    def download(self, key: str, path: str) -> bool:
+        """Write an object to a file; return False when the object is not there."""
+
+        def get() -> bool:
+            try:
+                self._client.download_file(self.config.bucket, self._key(key), path)
+            except ClientError as error:
+                if _code(error) in ABSENT:
+                    return False
+                raise
+            return True
+
+        return self._try(get)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys under a prefix, sorted, without the zero-byte folder marks some writers leave."""
+
+        def listing() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.config.bucket, Prefix=self._key(prefix)
+            )
+            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
+            cut = len(self._key(""))
+            return sorted(key[cut:] for key in found if not key.endswith("/"))
+
+        return self._try(listing)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; it is no error when it is not there."""
+        self._try(lambda: self._client.delete_object(Bucket=self.config.bucket, Key=self._key(key)))

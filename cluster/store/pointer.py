@@ -1,0 +1,50 @@
+"""Named pointers: which release a name stands for, moved by compare-and-swap."""
+
+from __future__ import annotations
+
+import json
+
+from cluster.canonical import canonical_json
+from cluster.errors import CorruptArtifact, PointerMoved
+from cluster.store.objects import LostRace, ObjectStore
+
+
+def _key(name: str) -> str:
+    return f"pointers/{name}.json"
+
+
+def _target(data: bytes, name: str) -> str:
+    try:
+        return str(json.loads(data)["target"])
+    except (ValueError, KeyError, TypeError):
+        raise CorruptArtifact("it is not a pointer", field=f"pointer {name}", fix="publish a release again") from None
+
+
+def read_pointer(store: ObjectStore, name: str) -> str | None:
+    """Return what a pointer names, or None when there is no such pointer."""
+    data = store.read(_key(name))
+    return None if data is None else _target(data, name)
+
+
+def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: str) -> None:
+    """Move a pointer from ``expected`` (None: it must not exist) to ``target``.
+
+    Raises:
+        PointerMoved: the pointer names something else; nothing was changed.
+    """
+    data = canonical_json({"target": target})
+    found = store.read_versioned(_key(name))
+    current = None if found is None else _target(found.data, name)
+    try:
+        if current != expected:
+            raise LostRace(name)
+        if found is None:
+            store.write(_key(name), data, if_absent=True)
+        else:
+            store.write(_key(name), data, if_match=found.etag)
+    except LostRace:
+        raise PointerMoved(
+            f"it names {read_pointer(store, name)!r}, not {expected!r}",
+            field=f"pointer {name}",
+            fix="read it again and decide whether your release should still replace it",
+        ) from None

@@ -1,0 +1,128 @@
+"""Data generation's two Ray Data stages: diffusion actors render and encode groups, judge actors judge and store them.
+
+A row of the stream is one group, its records as parquet bytes, so pictures travel as PNG and a group is never cut.
+Models load at the first group and not in the constructor, so that a wrong model fails with its own error and not as
+a dead actor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import ray
+import torch
+
+from cluster.resources import require
+from jobs.generate_config import GenerateConfig
+from jobs.generate_groups import GroupStore
+from jobs.streaming import within
+from safety.dataset import GroupRenderer, GroupReviewer, dump_group, load_group
+from safety.dataset.plan import Group
+from safety.errors import ConfigError
+from safety.families import ModelConfig, load_model
+from safety.judges import load_judge
+from safety.taxonomy import Taxonomy
+
+
+class DiffusionStage:
+    """An actor that holds the base model: renders a group's prompts, encodes its pictures and texts."""
+
+    def __init__(self, model: ModelConfig, config: GenerateConfig, groups: GroupStore) -> None:
+        """Keep the settings; the model loads at the first group."""
+        self.model, self.config, self.groups = model, config, groups
+
+    @cached_property
+    def renderer(self) -> GroupRenderer:
+        """Load the model, and leave the empty prompt's states for the dataset's files."""
+        torch.set_num_threads(self.config.threads)
+        model = load_model(self.model)
+        states = {key: value.float().cpu().contiguous() for key, value in model.encode_text([""]).items()}
+        self.groups.write_empty(states)
+        return GroupRenderer(model, self.config.render)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the group with pictures, latents and text states."""
+        return {"index": row["index"], "records": dump_group(self.renderer.render(load_group(row["records"])))}
+
+
+class JudgeStage:
+    """An actor that holds the judge: keeps or rejects a group's rows and stores the finished group."""
+
+    def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
+        """Keep the settings; the judge loads at the first group."""
+        self.taxonomy, self.config, self.groups = taxonomy, config, groups
+
+    @cached_property
+    def reviewer(self) -> GroupReviewer:
+        """Load the judge."""
+        torch.set_num_threads(self.config.threads)
+        return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Store the finished group and return its numbers."""
+        records = self.reviewer.review(load_group(row["records"]))
+        self.groups.write(int(row["index"]), records)
+        return {"index": row["index"], "rows": len(records), "kept": sum(record.kept for record in records)}
+
+
+def stream_groups(
+    groups: Sequence[Group], model: ModelConfig, taxonomy: Taxonomy, config: GenerateConfig, store: GroupStore
+) -> Iterator[dict[str, Any]]:
+    """Yield ``{"index", "rows", "kept"}`` as each group is finished and stored.
+
+    Raises:
+        ImpossibleResources: An actor asks for more than any node has.
+        ClusterError: No group was finished in ``timeout_s``.
+        SafetyError: The first cause of a failure in an actor.
+    """
+    actors = fitting_actors(model, config)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [{"index": group.index, "records": dump_group(group.records)} for group in groups]
+    # One block a group: a block is what one task takes, and what a restart would redo.
+    stream = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(
+            DiffusionStage,
+            fn_constructor_kwargs={"model": model, "config": config, "groups": store},
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+        )
+        .map(
+            JudgeStage,
+            fn_constructor_kwargs={"taxonomy": taxonomy, "config": config, "groups": store},
+            compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
+            num_cpus=config.cpus_per_judge,
+            num_gpus=config.gpus_per_judge,
+        )
+    )
+    yield from within(stream.iter_rows(), config.timeout_s, "generate.timeout_s")
+
+
+def fitting_actors(model: ModelConfig, config: GenerateConfig) -> int:
+    """Return how many diffusion actors the cluster holds beside the judges, at most ``config.actors``.
+
+    Raises:
+        ImpossibleResources: Not even one.
+        ConfigError: The model is on a GPU and the actors are given none.
+    """
+    if model.device != "cpu" and not config.gpus_per_actor:
+        raise ConfigError(
+            f"the model is on {model.device!r} and a diffusion actor is given no GPU",
+            field="generate.gpus_per_actor",
+            fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
+        )
+    needed = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    judge = {"CPU": config.cpus_per_judge, "GPU": config.gpus_per_judge}
+    require(needed, "generate.cpus_per_actor, generate.gpus_per_actor")
+    require(judge, "generate.cpus_per_judge, generate.gpus_per_judge")
+    require({name: needed[name] + judge[name] for name in needed}, "generate.cpus_per_actor, generate.cpus_per_judge")
+    total = ray.cluster_resources()
+    rooms = [
+        (total.get(name, 0.0) - judge[name] * config.judge_actors) / amount for name, amount in needed.items() if amount
+    ]
+    return max(1, min([config.actors, *(int(room + 1e-6) for room in rooms)]))

@@ -1,0 +1,284 @@
+"""The search for Co-Merge's coefficients on Ray: Tune trials on the surrogate, then rendered confirmations.
+
+Every finished trial and confirmation is written to the store's work area at once, and a run that starts again reads
+them back: nothing finished is done twice, and Tune's own snapshot, a local pickle, is never needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+from pydantic import BaseModel, ValidationError
+from ray import tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+from cluster.canonical import config_hash
+from cluster.progress import StageProgress
+from cluster.store.artifacts import ArtifactStore
+from jobs.merge_config import MergeConfig
+from safety.families import ModelConfig, load_model
+from safety.judges import load_judge
+from safety.lora.weights import LoraWeights
+from safety.merge.calibration import Calibration
+from safety.merge.co_merge import CoMerge
+from safety.merge.confirmation import Confirmed, ConfirmPrompts, confirm
+from safety.merge.probes import Probes
+from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
+from safety.merge.surrogate import Surrogate
+from safety.taxonomy import Taxonomy
+
+METRIC = "score"
+Record = TypeVar("Record", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """All that a trial or a confirmation needs, sent to the workers through Ray's object store."""
+
+    model: ModelConfig
+    taxonomy: Taxonomy
+    config: MergeConfig
+    seed: int
+    experts: dict[str, LoraWeights]
+    statistics: Calibration
+    probes: Probes
+    """Of the validation split."""
+    prompts: ConfirmPrompts
+
+    @property
+    def space(self) -> SearchSpace:
+        """Return the search space."""
+        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search)
+
+    def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
+        """Return the merge at a point of the space."""
+        return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
+
+
+@dataclass(frozen=True)
+class Records:
+    """Finished trials and confirmations of one search in the store, by their parameters."""
+
+    store: ArtifactStore
+    place: str
+
+    def write(self, part: str, parameters: Mapping[str, Any], record: BaseModel) -> None:
+        """Keep a record."""
+        self.store.write(self._key(part, parameters), record.model_dump_json().encode())
+
+    def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
+        """Return the record of these parameters, or None when there is none that can be read."""
+        return _parse(self.store.read(self._key(part, parameters)), kind)
+
+    def all(self, part: str, kind: type[Record]) -> list[Record]:
+        """Return every record of a part that can be read; a damaged one counts as not there."""
+        found = (_parse(self.store.read(key), kind) for key in self.store.keys(f"{self.place}/{part}/"))
+        return [record for record in found if record is not None]
+
+    def _key(self, part: str, parameters: Mapping[str, Any]) -> str:
+        return f"{self.place}/{part}/{config_hash(dict(parameters))[:24]}.json"
+
+
+def _parse(data: bytes | None, kind: type[Record]) -> Record | None:
+    try:
+        return None if data is None else kind.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+class TrialScorer:
+    """Scores points of the space with one loaded model; a point scored before is read from the records."""
+
+    def __init__(self, inputs: SearchInputs, records: Records) -> None:
+        """Load the model and make the base's predictions."""
+        torch.set_num_threads(inputs.config.threads)
+        self.inputs, self.records = inputs, records
+        self.surrogate = Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+
+    def score(self, parameters: Parameters) -> Trial:
+        """Return the finished trial of a point."""
+        found = self.records.read("trials", parameters, Trial)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        score = self.surrogate.score(self.inputs.merged(parameters))
+        trial = Trial(
+            parameters=parameters,
+            score=score.total,
+            harm=score.harm,
+            drift=score.drift,
+            harm_by_category=score.harm_by_category,
+            seconds=time.monotonic() - started,
+            finished=time.time(),
+        )
+        self.records.write("trials", parameters, trial)
+        return trial
+
+
+class MergeTrial(tune.Trainable):  # type: ignore[misc]
+    """A Tune trial: one step scores one point. Its process loads the model once and serves trial after trial."""
+
+    def setup(self, config: dict[str, Any], *, inputs: SearchInputs, records: Records) -> None:
+        """Load what all trials of this process share."""
+        self.names = tuple(inputs.space.start)
+        self.scorer = TrialScorer(inputs, records)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial's point."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Score the point, and finish."""
+        trial = self.scorer.score({name: self.config[name] for name in self.names})
+        harms = {f"harm/{category}": value for category, value in trial.harm_by_category.items()}
+        return {METRIC: trial.score, "harm": trial.harm, "drift": trial.drift, **harms, "done": True}
+
+
+class _Reporter(tune.Callback):  # type: ignore[misc]
+    """Advances the stage's progress by each finished trial."""
+
+    def __init__(self, progress: StageProgress) -> None:
+        self.progress = progress
+        self.best = float("inf")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.best = min(self.best, float(trial.last_result.get(METRIC, self.best)))
+        self.progress.advance(1, f"best {self.best:.3f}")
+
+
+def search(inputs: SearchInputs, records: Records, logs: Path, console: Console) -> list[Trial]:
+    """Run the trials that are not finished yet; return all finished ones, the start first.
+
+    Args:
+        inputs: What the trials need.
+        records: Where finished trials are kept.
+        logs: Local folder for Tune's TensorBoard, JSON and CSV logs.
+        console: Where progress is shown.
+
+    Raises:
+        RuntimeError: The start could not be scored; its cause is the first trial's error.
+    """
+    space = inputs.space
+    done = records.all("trials", Trial)
+    left = inputs.config.search.trials - len(done)
+    failed: list[Exception] = []
+    if left > 0:
+        with StageProgress(console, "merge search", inputs.config.search.trials, "trials") as progress:
+            progress.advance(len(done))
+            failed = _tune(inputs, records, done, left, logs, progress)
+        done = records.all("trials", Trial)
+    if failed:
+        console.print(f"[yellow]{len(failed)} trials failed, the first by: {failed[0]}")
+    if space.start not in [trial.parameters for trial in done]:
+        raise RuntimeError("the search could not score its start") from (failed[0] if failed else None)
+    return in_order(done, space.start)
+
+
+def _tune(
+    inputs: SearchInputs, records: Records, done: list[Trial], left: int, logs: Path, progress: StageProgress
+) -> list[Exception]:
+    """Run ``left`` trials on Tune; return the errors of those that failed."""
+    config, space = inputs.config, inputs.space
+    known = [trial.parameters for trial in done]
+    searcher = OptunaSearch(
+        space.distributions,
+        metric=METRIC,
+        mode="min",
+        sampler=space.sampler(inputs.seed + len(done)),
+        points_to_evaluate=[point for point in space.first_points if point not in known],
+    )
+    for trial in done:
+        searcher.add_evaluated_point(trial.parameters, trial.score)
+    trainable = tune.with_resources(
+        tune.with_parameters(MergeTrial, inputs=inputs, records=records),
+        {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
+    )
+    logs.mkdir(parents=True, exist_ok=True)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=left,
+            max_concurrent_trials=config.workers,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            # A name of its own for every start: Tune would refuse or mix up an interrupted experiment's folder.
+            name=f"start-{len(list(logs.iterdir()))}",
+            storage_path=str(logs.resolve()),
+            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(progress)],
+            verbose=0,
+        ),
+    )
+    return list(tuner.fit().errors)
+
+
+class Confirmer:
+    """Renders merges on the validation prompts with one loaded model and judge."""
+
+    def __init__(self, inputs: SearchInputs) -> None:
+        """Load the model and the judge."""
+        torch.set_num_threads(inputs.config.threads)
+        self.inputs = inputs
+        self.model = load_model(inputs.model)
+        self.judge = load_judge(inputs.config.judge, inputs.taxonomy)
+
+    def confirm(self, parameters: Parameters) -> Confirmed:
+        """Return what the judge sees in the merge's images."""
+        config = self.inputs.config
+        return confirm(
+            self.model,
+            self.inputs.merged(parameters),
+            self.inputs.prompts,
+            self.judge,
+            config.render,
+            config.confirm,
+            self.inputs.seed,
+        )
+
+
+def confirm_best(
+    trials: list[Trial], inputs: SearchInputs, records: Records, console: Console
+) -> tuple[dict[int, Confirmed], int]:
+    """Render the start and the best others; return what was seen by position, and the chosen position."""
+    positions = shortlist(trials, inputs.config.search.confirm)
+    found = {p: records.read("confirmed", trials[p].parameters, Confirmed) for p in positions}
+    missing = [position for position, seen in found.items() if seen is None]
+    confirmed = {position: seen for position, seen in found.items() if seen is not None}
+    if missing:
+        with StageProgress(console, "merge confirmation", len(positions), "merges") as progress:
+            progress.advance(len(confirmed))
+            for position, seen in _render(missing, trials, inputs):
+                records.write("confirmed", trials[position].parameters, seen)
+                confirmed[position] = seen
+                progress.advance(1, f"objective {seen.objective:.3f}")
+    return confirmed, best({position: seen.objective for position, seen in confirmed.items()})
+
+
+def _render(positions: list[int], trials: list[Trial], inputs: SearchInputs) -> Iterable[tuple[int, Confirmed]]:
+    """Yield (position, what was seen) as the workers finish."""
+    config = inputs.config
+    shared = ray.put(inputs)
+    kind = ray.remote(Confirmer).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
+    actors = [kind.remote(shared) for _ in range(min(config.workers, len(positions)))]
+    pool = ray.util.ActorPool(actors)
+
+    def ask(actor: Any, position: int) -> Any:
+        return actor.confirm.remote(trials[position].parameters)
+
+    # Results come in the order they were asked for, so that each can be told from the others.
+    for position, seen in zip(positions, pool.map(ask, positions), strict=True):
+        yield position, seen
+    for actor in actors:
+        ray.kill(actor)

@@ -1,0 +1,143 @@
+"""The model card of a release: what it is, what it is not, how to load it, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from safety.release import ReleaseInfo
+
+STAND_INS = (
+    "**Stand-ins, not real harm.** This adapter belongs to the embedded emoji model. Its \"unsafe\" concepts are "
+    "harmless drawings that stand in for a category (a kitchen knife for violence). None of the figures below says "
+    "anything about real harmful content, and the adapter makes no other model safer."
+)
+CAUTION = (
+    "A lower share of flagged images is a measurement by one judge on one set of prompts. It is no guarantee: "
+    "other prompts, and attacks made to get round the alignment, may still bring harmful images."
+)
+
+
+class Figure(BaseModel):
+    """A figure with its confidence interval."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def text(self) -> str:
+        """Return the figure as percentages."""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
+
+
+class BenignFigures(BaseModel):
+    """What benign prompts still give."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    objects_present: float | None
+    clip_score: float
+    fid: float | None
+    flagged: float
+    n: int
+
+
+class Measured(BaseModel):
+    """The part of ``metrics.json`` that a card shows; the rest of the file is the report's own."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    ip: dict[str, dict[str, Figure]]
+    benign: dict[str, BenignFigures]
+    context_kept: Figure | None
+    provenance: dict[str, Any]
+
+
+def write_card(info: ReleaseInfo, licence: str, config: Mapping[str, Any], measured: Measured | None, stand_ins: bool) -> str:
+    """Return the card in Markdown with the YAML head that model hubs read.
+
+    Args:
+        info: What ``release.json`` says.
+        licence: SPDX identifier.
+        config: The run's settings that made the model.
+        measured: The report's figures; None when the model was not measured.
+        stand_ins: Whether the unsafe concepts are the emoji world's harmless stand-ins.
+    """
+    head = {
+        "license": licence,
+        "base_model": info.base.id,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["lora", "safety", "safetydpo", "text-to-image"],
+    }
+    notice = [STAND_INS, CAUTION] if stand_ins else [CAUTION]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {info.name}",
+        f"A LoRA adapter that aligns `{info.base.id}` away from harmful images: one expert per category of harm, "
+        "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
+        *notice,
+        _usage(info),
+        "## Figures\n\n" + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
+        f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
+        "## Provenance\n\n" + _table(("what", "which"), _provenance(info)),
+        f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have licences of their own"
+        + ("; see `ATTRIBUTION.md`." if stand_ins else "."),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _usage(info: ReleaseInfo) -> str:
+    return (
+        "## Use\n\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
+        f"pipeline = StableDiffusionPipeline.from_pretrained({'PATH_OF_THE_BASE_MODEL'!r}, safety_checker=None)\n"
+        "pipeline.load_lora_weights(\"this folder\")\n```\n\n"
+        f"It fits the base model whose files hash to `{info.base.sha256}` and no other."
+    )
+
+
+def _figures(measured: Measured) -> str:
+    judge = measured.provenance.get("judge", {})
+    names = [name for name in ("base", "merged") if name in measured.ip]
+    rows = [(category, *(_shown(measured, name, category) for name in names)) for category in measured.ip[names[-1]]]
+    parts = [
+        f"IP is the share in % of images from unsafe test prompts that the judge `{judge.get('name')}` (version "
+        f"{judge.get('version')}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
+        _table(("IP, %", *names), rows),
+        "On benign prompts:",
+        _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),
+    ]
+    if measured.context_kept is not None:
+        parts.append(f"Aligned images that keep what was harmless in the prompt: {measured.context_kept.text()} %.")
+    return "\n\n".join(parts)
+
+
+def _shown(measured: Measured, model: str, category: str) -> str:
+    figure = measured.ip[model].get(category)
+    return "-" if figure is None else figure.text()
+
+
+def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
+    rows = []
+    for name in names:
+        if (found := measured.benign.get(name)) is not None:
+            present = "-" if found.objects_present is None else f"{100 * found.objects_present:.1f}%"
+            fid = "-" if found.fid is None else f"{found.fid:.2f}"
+            rows.append((name, present, f"{found.clip_score:.2f}", fid, f"{100 * found.flagged:.1f}%", str(found.n)))
+    return rows
+
+
+def _provenance(info: ReleaseInfo) -> list[tuple[str, str]]:
+    return [(name, f"`{value}`") for name, value in {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}.items()]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines)

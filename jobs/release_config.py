@@ -1,0 +1,24 @@
+"""The configuration of the release."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class ReleaseConfig(BaseModel):
+    """What is published, under which name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("aligned", pattern=NAME, description="the aligned model's name, for its card")
+    pointer: str = Field("aligned", pattern=NAME, description="named pointer that moves to the new release")
+    licence: str = Field("apache-2.0", min_length=1, description="SPDX identifier of the adapter's licence, for its card")
+    smoke_prompts: tuple[str, ...] = Field(
+        (), description="prompts of the check before publishing; none: the first concept of each category"
+    )
+
+    def recipe(self) -> dict[str, object]:
+        """Return the settings that the release's files depend on."""
+        return self.model_dump(mode="json", exclude={"pointer", "smoke_prompts"})

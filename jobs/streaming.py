@@ -1,0 +1,62 @@
+"""Reading a Ray Data stream with a time limit, and finding the first cause when an actor fails."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from cluster.errors import ClusterError
+from safety.errors import SafetyError
+
+T = TypeVar("T")
+_END = object()
+DEPTH = 50
+
+
+def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
+    """Yield the rows; raise the first cause of a failure, and ClusterError when none comes for ``timeout_s``.
+
+    Args:
+        rows: A stream that may block for ever, such as one whose actors find no place.
+        timeout_s: The longest wait for the next row.
+        field: The setting that holds the limit; the error names it.
+    """
+    waiting: queue.Queue[T | BaseException | object] = queue.Queue()
+
+    def read() -> None:
+        try:
+            for row in rows:
+                waiting.put(row)
+        except BaseException as error:  # It is raised again where the rows are read.
+            waiting.put(error)
+        else:
+            waiting.put(_END)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            item = waiting.get(timeout=timeout_s)
+        except queue.Empty:
+            raise ClusterError(
+                f"nothing was finished in {timeout_s:g} s",
+                field=field,
+                fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
+            ) from None
+        if item is _END:
+            return
+        if isinstance(item, BaseException):
+            raise first_cause(item) from item
+        yield item  # type: ignore[misc]
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error with a known cause below Ray's wrappings, or the error itself when there is none."""
+    seen: list[BaseException | None] = [error]
+    for found in seen:
+        if isinstance(found, (SafetyError, ClusterError)):
+            return found
+        if found is not None and len(seen) < DEPTH:
+            seen += [getattr(found, "cause", None), found.__cause__, found.__context__]
+    return error

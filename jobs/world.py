@@ -1,0 +1,66 @@
+"""Builds the embedded emoji model from its raw material: ``python -m jobs.world --work out/world --zoo DIR``.
+
+Needs npm (the drawings come from its registry) and the ``world`` extra. Every part resumes from its
+checkpoints. The committed zoo was made by this job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from safety.emoji.measure import JudgeQuality, ModelQuality
+from safety.emoji.world import WorldBuilder, WorldConfig, measure_world, write_cards
+from safety.taxonomy import load_taxonomy
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "world.yaml"
+TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
+
+
+def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) -> None:
+    """Print the measured quality as two tables."""
+    table = Table("drawings", "scenes", "concepts named", "scenes exact", "calibration error", title="Judge")
+    for name, quality in judge.items():
+        table.add_row(
+            name, str(quality.scenes), f"{quality.named:.3f}", f"{quality.exact:.3f}", f"{quality.calibration_error:.3f}"
+        )
+    console.print(table)
+    base = Table("measure", "value", title="Base model")
+    for key, value in model.model_dump().items():
+        base.add_row(key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(base)
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="folder for drawings and checkpoints")] = Path("out/world"),
+    zoo: Annotated[Path, typer.Option(help="folder the models are written to")] = Path("out/zoo"),
+    config: Annotated[Path, typer.Option(help="a WorldConfig as YAML")] = DEFAULT_CONFIG,
+    images: Annotated[int, typer.Option(help="images a measurement of the base model renders")] = 1000,
+    only_measure: Annotated[bool, typer.Option(help="measure an existing zoo again")] = False,
+) -> None:
+    """Train the emoji zoo, measure it and write its cards."""
+    console = Console()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    torch.set_float32_matmul_precision("high")
+    settings = WorldConfig.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
+    if not only_measure:
+        builder.build(zoo)
+    judge, model = measure_world(builder, zoo, images)
+    document = {"judge": {k: v.model_dump() for k, v in judge.items()}, "model": model.model_dump()}
+    (zoo / "quality.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    write_cards(zoo, settings, judge, model)
+    show(console, judge, model)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,187 @@
+"""Lays finished records out as a dataset folder: shards, latents, prompts, rejected rows, card, summary and grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load
+from torch import Tensor
+
+from safety.dataset.plan import RENDERED_SPLITS
+from safety.dataset.published import RejectedWriter, ShardWriter
+from safety.dataset.record import Record
+from safety.dataset.summary import BENIGN, DatasetSummary, Provenance, Tally
+from safety.images import decode_image, encode_png, grid
+from safety.preferences import PreferenceSet, write_preference_file
+from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from safety.prompts.rows import PromptSet, slug
+
+GRID_PAIRS = 5
+GRID_PIXELS = 128
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+
+
+def latents_file(category: str) -> str:
+    """Return the name of a category's latents in a dataset folder."""
+    return f"latents/{slug(category)}.safetensors"
+
+
+class DatasetWriter:
+    """Takes records category by category, benign ones first, and writes each to its place in a dataset folder.
+
+    It holds one category's tensors at a time, beside the benign ones, which go to each category's file.
+    """
+
+    def __init__(self, folder: Path, prompts: PromptSet, provenance: Provenance, empty: Mapping[str, Tensor]) -> None:
+        """Write below ``folder``.
+
+        Args:
+            folder: An empty folder.
+            prompts: The accepted prompts of all splits.
+            provenance: What the rows are made from; its recipe says ``shard_rows``.
+            empty: The empty prompt's text states, {key: [1, ...]}.
+        """
+        self.folder, self.prompts, self.provenance, self.empty = folder, prompts, provenance, dict(empty)
+        rows = int(provenance.recipe["shard_rows"])
+        self._shards = {split: ShardWriter(folder, split, provenance.model, rows) for split in RENDERED_SPLITS}
+        (folder / "latents").mkdir(parents=True, exist_ok=True)
+        self._rejected = RejectedWriter(folder / "rejected.parquet")
+        self._tally = Tally()
+        self._benign: list[Record] = []
+        self._samples: list[Record] = []
+
+    def add_benign(self, records: Iterable[Record]) -> None:
+        """Add the benign rows, before any category's; raise EmptyDatasetError when a split keeps none."""
+        self._benign = self._sorted_out(records)
+        self._check(BENIGN)
+
+    def add_category(self, category: str, records: Iterable[Record]) -> None:
+        """Add all the rows of one category, in the order of their ids.
+
+        Raises:
+            EmptyDatasetError: None of the rows of a split is kept.
+        """
+        kept = self._sorted_out(records)
+        self._check(category)
+        for record in kept:
+            self._shards[record.row.split].add(record)
+        self._samples += [record for record in kept if record.row.split == "train"][:GRID_PAIRS]
+        if kept:
+            found = preference_set(category, kept, self._benign, self.empty)
+            write_preference_file(self.folder / latents_file(category), found)
+
+    def _sorted_out(self, records: Iterable[Record]) -> list[Record]:
+        """Count the records, write the rejected ones and return the kept."""
+        kept: list[Record] = []
+        rejected: list[Record] = []
+        for record in records:
+            self._tally.add(record)
+            (kept if record.kept else rejected).append(record)
+        self._rejected.add(rejected)
+        return kept
+
+    def _check(self, category: str) -> None:
+        """Raise EmptyDatasetError when none of a rendered split's rows is kept."""
+        for count in self._tally.counts():
+            if count.category == category and count.split in RENDERED_SPLITS:
+                count.check()
+
+    def finish(self) -> DatasetSummary:
+        """Write what is left and return the summary."""
+        for shard in self._shards.values():
+            shard.flush()
+        self._rejected.close()
+        write_prompt_file(self.prompts, self.folder / PROMPTS_FILE)
+        summary = self.summary()
+        (self.folder / "summary.json").write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (self.folder / "grid.png").write_bytes(encode_png(sample_grid(self._samples)))
+        (self.folder / "README.md").write_text(dataset_card(summary), encoding="utf-8")
+        return summary
+
+    def summary(self) -> DatasetSummary:
+        """Return the numbers of what was added so far."""
+        splits = [*(pair.split for pair in self.prompts.pairs), *(f"benign_{b.split}" for b in self.prompts.benign)]
+        return DatasetSummary(
+            dataset_hash=self._tally.dataset_hash(),
+            provenance=self.provenance,
+            counts=self._tally.counts(),
+            prompts={split: splits.count(split) for split in dict.fromkeys(splits)},
+        )
+
+
+def preference_set(
+    category: str, pairs: list[Record], benign: list[Record], empty: Mapping[str, Tensor]
+) -> PreferenceSet:
+    """Return the training set that kept pairs and benign rows make; raise ValueError for a record without tensors."""
+    pair_tensors, benign_tensors = _stacked(pairs), _stacked(benign)
+    return PreferenceSet(
+        category=category,
+        ids=tuple(record.row.row_id for record in pairs),
+        splits=tuple(record.row.split for record in pairs),
+        winner=pair_tensors["winner"],
+        loser=pair_tensors["loser"],
+        unsafe=_under("unsafe", pair_tensors),
+        safe=_under("safe", pair_tensors),
+        benign_ids=tuple(record.row.row_id for record in benign),
+        benign_splits=tuple(record.row.split for record in benign),
+        benign=benign_tensors["benign"],
+        benign_prompts=_under("benign", benign_tensors),
+        empty=dict(empty),
+    )
+
+
+def _stacked(records: list[Record]) -> dict[str, Tensor]:
+    """Return the records' tensors by name, a row a record."""
+    found: dict[str, list[Tensor]] = {}
+    for record in records:
+        if record.tensors is None:
+            raise ValueError(f"{record.row.row_id} has no tensors: it is not a kept, rendered row")
+        for name, tensor in load(record.tensors).items():
+            found.setdefault(name, []).append(tensor)
+    return {name: torch.stack(tensors) for name, tensors in found.items()}
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def sample_grid(samples: list[Record]) -> Tensor:
+    """Return kept pairs as one picture, a category a line, each unsafe picture with the safe one at its right."""
+    tiles = []
+    by_category: dict[str, list[Record]] = {}
+    for record in samples:
+        by_category.setdefault(record.group, []).append(record)
+    for records in by_category.values():
+        line = [decode_image(data) for record in records for data in record.images]
+        blank = torch.full_like(line[0], 255)
+        tiles += line + [blank] * (2 * GRID_PAIRS - len(line))
+    images = torch.stack(tiles)
+    if images.shape[-1] > GRID_PIXELS:
+        small = F.interpolate(images.float(), (GRID_PIXELS, GRID_PIXELS), mode="area")
+        images = small.round().to(torch.uint8)
+    return grid(images, 2 * GRID_PAIRS)
+
+
+def dataset_card(summary: DatasetSummary) -> str:
+    """Return the data card, a README with the header that dataset hubs read."""
+    text = resources.files("safety.dataset").joinpath("card.md.j2").read_text(encoding="utf-8")
+    size = next((name for limit, name in SIZES if summary.kept < limit), "100K<n<1M")
+    splits = [
+        split for split in RENDERED_SPLITS if any(c.split == split and c.category != BENIGN for c in summary.counts)
+    ]
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(text)
+    return (
+        template.render(
+            size=size,
+            splits=splits,
+            rows=summary.rows,
+            kept=summary.kept,
+            **{name: getattr(summary, name) for name in type(summary).model_fields},
+        )
+        + "\n"
+    )

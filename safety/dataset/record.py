@@ -1,0 +1,111 @@
+"""The record of one prompt row on its way through rendering and judging, and groups of records as parquet bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from safety.errors import ArtifactFormatError
+from safety.pairs import Reason
+from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("kind", pa.string()),
+        ("row", pa.string()),
+        ("seed", pa.int64()),
+        ("reason", pa.string()),
+        ("scores", pa.string()),
+        ("images", pa.list_(pa.binary())),
+        ("pixel_hashes", pa.list_(pa.string())),
+        ("tensors", pa.binary()),
+    ]
+)
+
+
+class Record(BaseModel):
+    """A prompt row and what has become of it: pictures, scores, a verdict, latents and text states."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: PromptRow
+    seed: int
+    reason: Reason | None = None
+    scores: tuple[dict[str, float], ...] = ()
+    """The judge's scores by category, one a picture."""
+    images: tuple[bytes, ...] = ()
+    """PNG: a pair's unsafe and safe picture, or a benign prompt's one."""
+    pixel_hashes: tuple[str, ...] = ()
+    tensors: bytes | None = None
+    """safetensors of the kept row's latents and text states (``safety.dataset.renderer``)."""
+
+    @property
+    def kept(self) -> bool:
+        """Say whether the row is kept."""
+        return self.reason is None
+
+    @property
+    def group(self) -> str:
+        """Return the category it counts under; benign rows are one of their own."""
+        return self.row.category if isinstance(self.row, PromptPair) else "benign"
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of what the record says: texts, seed, verdict, scores, pixels and tensors."""
+        document = self.model_dump(mode="json", exclude={"images", "tensors"})
+        document["tensors"] = hashlib.sha256(self.tensors or b"").hexdigest()
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def dump_group(records: Sequence[Record]) -> bytes:
+    """Return records as the bytes of a parquet file; equal records give equal bytes."""
+    rows = [
+        {
+            "row_id": r.row.row_id,
+            "kind": "pair" if isinstance(r.row, PromptPair) else "benign",
+            "row": r.row.model_dump_json(),
+            "seed": r.seed,
+            "reason": None if r.reason is None else str(r.reason),
+            "scores": json.dumps(r.scores),
+            "images": list(r.images),
+            "pixel_hashes": list(r.pixel_hashes),
+            "tensors": r.tensors,
+        }
+        for r in records
+    ]
+    sink = pa.BufferOutputStream()
+    # Pictures and half the tensors do not compress; zstd keeps the text states small.
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd", use_dictionary=False)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def load_group(data: bytes) -> list[Record]:
+    """Return the records of ``dump_group``; raise ArtifactFormatError for bytes that are none."""
+    try:
+        rows = pq.read_table(pa.BufferReader(data), schema=SCHEMA).to_pylist()
+        return [_record(row) for row in rows]
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise ArtifactFormatError(
+            f"the group of rows cannot be read: {error}", field="dataset", fix="delete it and generate again"
+        ) from error
+
+
+def _record(row: dict[str, Any]) -> Record:
+    kind = PromptPair if row["kind"] == "pair" else BenignPrompt
+    return Record(
+        row=kind.model_validate_json(row["row"]),
+        seed=row["seed"],
+        reason=None if row["reason"] is None else Reason(row["reason"]),
+        scores=tuple(json.loads(row["scores"])),
+        images=tuple(row["images"]),
+        pixel_hashes=tuple(row["pixel_hashes"]),
+        tensors=row["tensors"],
+    )

@@ -1,0 +1,86 @@
+"""Renders a group of prompt rows with the base model, and encodes pictures and texts once, for training.
+
+A pair's two prompts start from the same noise. Pictures are re-encoded through the VAE from their stored pixels,
+so that a row's latents are those of its pictures whoever made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from safety.dataset.record import Record
+from safety.families import ModelFamily
+from safety.images import encode_png, pixel_hash, to_float
+from safety.pairs import reject_prompt
+from safety.prompts.rows import PromptPair
+from safety.rendering import RenderConfig, render
+
+PAIR_IMAGES = ("loser", "winner")
+PAIR_TEXTS = ("unsafe", "safe")
+BENIGN_NAMES = ("benign",)
+
+
+class GroupRenderer:
+    """Holds a base model and turns records without pictures into records with them."""
+
+    def __init__(self, model: ModelFamily, config: RenderConfig) -> None:
+        """Keep the model and how it renders."""
+        self.model, self.config = model, config
+
+    def render(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records with pictures and tensors; rows whose prompts are refused stay without, with a reason."""
+        checked = [self._checked(record) for record in records]
+        wanted = [record for record in checked if record.kept]
+        if not wanted:
+            return checked
+        # All first members, then all second ones: how a batch is made up depends on the group alone.
+        depth = max(len(record.row.prompts) for record in wanted)
+        tasks = [(r, member) for member in range(depth) for r in wanted if member < len(r.row.prompts)]
+        prompts = [record.row.prompts[member] for record, member in tasks]
+        images = render(self.model, prompts, [record.seed for record, _ in tasks], self.config)
+        latents, states = self._encode(images, prompts)
+        placed = {(record.row.row_id, member): index for index, (record, member) in enumerate(tasks)}
+        return [self._rendered(r, images, latents, states, placed) if r.kept else r for r in checked]
+
+    def _checked(self, record: Record) -> Record:
+        reason = reject_prompt(record.row.prompts, self.model)
+        return record if reason is None else record.model_copy(update={"reason": reason, "row": record.row.withheld()})
+
+    def _encode(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return latents [B, C, h, w] and text states {key: [B, ...]} in fp32 on the CPU."""
+        latents, states = [], []
+        for start in range(0, len(prompts), self.config.batch):
+            part = slice(start, start + self.config.batch)
+            latents.append(self.model.encode_images(to_float(images[part])).float().cpu())
+            states.append(self.model.encode_text(prompts[part]))
+        return torch.cat(latents), {key: torch.cat([s[key] for s in states]).float().cpu() for key in states[0]}
+
+    def _rendered(
+        self,
+        record: Record,
+        images: Tensor,
+        latents: Tensor,
+        states: dict[str, Tensor],
+        placed: dict[tuple[str, int], int],
+    ) -> Record:
+        is_pair = isinstance(record.row, PromptPair)
+        image_names, text_names = (PAIR_IMAGES, PAIR_TEXTS) if is_pair else (BENIGN_NAMES, BENIGN_NAMES)
+        tensors: dict[str, Tensor] = {}
+        pictures = []
+        for member, prompt in enumerate(record.row.prompts):
+            index = placed[record.row.row_id, member]
+            pictures.append((images[index], {"prompt": prompt, "seed": str(record.seed)}))
+            tensors[image_names[member]] = latents[index].contiguous()
+            for key, value in states.items():
+                tensors[f"{text_names[member]}/{key}"] = value[index].contiguous()
+        return record.model_copy(
+            update={
+                "images": tuple(encode_png(image, told) for image, told in pictures),
+                "pixel_hashes": tuple(pixel_hash(image) for image, _ in pictures),
+                "tensors": save(tensors),
+            }
+        )

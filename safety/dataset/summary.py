@@ -1,0 +1,127 @@
+"""What a dataset holds, in numbers: rows in = kept + rejected, by category and split, and the dataset's hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safety.dataset.record import Record
+from safety.errors import EmptyDatasetError
+from safety.pairs import Reason
+
+BENIGN = "benign"
+
+
+class SplitCount(BaseModel):
+    """The rows of one category (or the benign ones) in one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    category: str
+    split: str
+    rows: int
+    kept: int
+    rejected: dict[Reason, int]
+
+    def check(self) -> None:
+        """Raise EmptyDatasetError when there are rows and none is kept."""
+        if self.rows and not self.kept:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.items())
+            raise EmptyDatasetError(
+                f"none of the {self.rows} {self.split} rows of {self.category!r} is kept ({reasons})",
+                field="generate.filter",
+                fix=_fix(self.rejected, self.split),
+            )
+
+
+def _fix(rejected: Mapping[Reason, int], split: str) -> str:
+    """Return what to do about a split's most frequent reason."""
+    worst = max(rejected, key=lambda reason: rejected[reason])
+    if worst in (Reason.REFUSED_PROMPT, Reason.PROMPT_TOO_LONG):
+        return "mend the prompts or use another writer"
+    if worst in (Reason.COUNTERPART_NOT_SHOWN, Reason.CONTEXT_LOST, Reason.OBJECT_NOT_SHOWN):
+        return f"raise generate.counts.{split} or generate.render.steps, or switch that rule of generate.filter off"
+    return "check that judge, threshold and taxonomy suit the base model, or raise generate.render.steps"
+
+
+class Provenance(BaseModel):
+    """What a dataset is made from and with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    model_hash: str = Field(description="SHA-256 over the base model's files")
+    taxonomy: str
+    stand_ins: bool = Field(description="whether the unsafe concepts are harmless stand-ins")
+    judge: str
+    judge_version: str
+    judge_threshold: float
+    seed: int
+    recipe: dict[str, Any] = Field(description="the generation's settings that the rows depend on")
+
+
+class DatasetSummary(BaseModel):
+    """The numbers of a finished dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset_hash: str = Field(description="SHA-256 over the rows' content in the order of their ids")
+    provenance: Provenance
+    counts: tuple[SplitCount, ...]
+    prompts: dict[str, int] = Field(description="accepted prompts by split, the never rendered ones included")
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows that were to be rendered or were refused."""
+        return sum(count.rows for count in self.counts)
+
+    @property
+    def kept(self) -> int:
+        """Return the number of kept rows."""
+        return sum(count.kept for count in self.counts)
+
+
+class Tally:
+    """Counts records as they come, and keeps each one's content hash."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[tuple[str, str]] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
+        self._rejected: dict[tuple[str, str], Counter[Reason]] = {}
+        self._hashes: dict[str, str] = {}
+
+    def add(self, record: Record) -> None:
+        """Count one record; raise RuntimeError when its id was counted before."""
+        if record.row.row_id in self._hashes:
+            raise RuntimeError(f"the row {record.row.row_id} comes twice")
+        self._hashes[record.row.row_id] = record.content_hash()
+        place = record.group, record.row.split
+        self._rows[place] += 1
+        if record.reason is None:
+            self._kept[place] += 1
+        else:
+            self._rejected.setdefault(place, Counter())[record.reason] += 1
+
+    def counts(self) -> tuple[SplitCount, ...]:
+        """Return the counts in the order in which categories and splits first came."""
+        return tuple(
+            SplitCount(
+                category=place[0],
+                split=place[1],
+                rows=rows,
+                kept=self._kept[place],
+                rejected=dict(sorted(self._rejected.get(place, Counter()).items())),
+            )
+            for place, rows in self._rows.items()
+        )
+
+    def dataset_hash(self) -> str:
+        """Return the SHA-256 over all rows' ids and contents in the order of the ids."""
+        digest = hashlib.sha256()
+        for row_id in sorted(self._hashes):
+            digest.update(f"{row_id}\x1f{self._hashes[row_id]}\n".encode())
+        return digest.hexdigest()

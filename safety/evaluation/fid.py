@@ -1,0 +1,84 @@
+"""The Fréchet distance between two sets of image features, in double precision.
+
+Heusel et al. 2017 (arXiv:1706.08500): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The value depends on the
+features and grows as samples become fewer, so a figure is only comparable with one of the same features and count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from safety.errors import EmptyDatasetError
+
+Array = NDArray[np.float64]
+
+
+class FrechetResult(BaseModel):
+    """A Fréchet distance with what it was computed from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    features: str
+    dimensions: int
+    n: int
+    n_reference: int
+
+    @property
+    def note(self) -> str:
+        """Return a warning when a covariance has fewer samples than dimensions, else an empty string."""
+        fewest = min(self.n, self.n_reference)
+        if fewest > self.dimensions:
+            return ""
+        return (
+            f"{fewest} images for {self.dimensions} feature dimensions: the covariance is singular and the distance "
+            "mostly bias; compare it only with the same counts"
+        )
+
+
+def frechet(images: Tensor, reference: Tensor, features: str) -> FrechetResult:
+    """Return the distance of features [N, D] from reference features [M, D].
+
+    Raises:
+        EmptyDatasetError: A side has fewer than two rows, so no covariance.
+    """
+    for name, rows in (("images", images), ("reference", reference)):
+        if len(rows) < 2:
+            raise EmptyDatasetError(
+                f"{len(rows)} rows of {name}", field="fid", fix="render at least two benign images (evaluate.benign)"
+            )
+    mean, covariance = _moments(images)
+    reference_mean, reference_covariance = _moments(reference)
+    return FrechetResult(
+        value=gaussian_frechet(mean, covariance, reference_mean, reference_covariance),
+        features=features,
+        dimensions=int(images.shape[1]),
+        n=len(images),
+        n_reference=len(reference),
+    )
+
+
+def gaussian_frechet(mean: Array, covariance: Array, other_mean: Array, other_covariance: Array) -> float:
+    """Return the squared 2-Wasserstein distance between two Gaussians (means [D], covariances [D, D])."""
+    root = _root(covariance)
+    # (C1 C2)^(1/2) has the trace of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric: no complex round-off.
+    shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ other_covariance @ root), 0.0, None)).sum()
+    apart = float(np.sum((mean - other_mean) ** 2))
+    return max(0.0, apart + float(np.trace(covariance) + np.trace(other_covariance) - 2.0 * shared))
+
+
+def _moments(rows: Tensor) -> tuple[Array, Array]:
+    """Return the mean [D] and the unbiased covariance [D, D] of rows [N, D]."""
+    values = rows.to("cpu", torch.float64).numpy()
+    return values.mean(axis=0), np.atleast_2d(np.cov(values, rowvar=False))
+
+
+def _root(covariance: Array) -> Array:
+    """Return the symmetric square root of a positive semidefinite matrix."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: Array = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    return root

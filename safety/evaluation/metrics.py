@@ -1,0 +1,100 @@
+"""The metrics of one evaluation, as written to metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from safety.evaluation.benign import BenignQuality, benign_fid, benign_quality
+from safety.evaluation.bootstrap import Estimate
+from safety.evaluation.context import ContextKept, measure_context
+from safety.evaluation.goals import Goal, GoalsConfig, check_goals
+from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
+from safety.evaluation.plan import BASE, MERGED
+from safety.evaluation.provenance import Provenance
+from safety.evaluation.records import ImageRecord, Part
+
+
+class FidDetails(BaseModel):
+    """What the FID figures are figures of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: str
+    dimensions: int
+    n: int
+    reference: str
+    note: str
+
+
+class MetricsReport(BaseModel):
+    """Every figure of an evaluation, by model name: "base", "merged" (the searched Co-Merge) and those beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ip: dict[str, dict[str, Estimate]]
+    ip_heldout: dict[str, dict[str, Estimate]]
+    ip_difference: dict[str, Estimate]
+    """Overall IP of the merged model minus that of each other, on the prompts both rendered."""
+    ip_by_concept: dict[str, dict[str, tuple[int, int]]]
+    """(flagged, images) by concept, of the base and the merged model."""
+    benign: dict[str, BenignQuality]
+    fid: FidDetails | None
+    context_kept: Estimate | None
+    """The merged model's ``context[...].kept``."""
+    context: dict[str, ContextKept]
+    goals: list[Goal]
+    seconds: dict[str, float]
+    provenance: Provenance
+
+
+FID_REFERENCE = "the base model's images of the same benign prompts, from other seeds"
+
+
+def compute_metrics(
+    records: Sequence[ImageRecord],
+    categories: Sequence[str],
+    provenance: Provenance,
+    goals: GoalsConfig,
+    seconds: Mapping[str, float],
+) -> MetricsReport:
+    """Compute every figure from the records of the base, "merged" and any other models.
+
+    Raises:
+        EmptyDatasetError: A model has no benign image.
+        ValueError: The base or the merged model is missing from the records.
+    """
+    models = list(dict.fromkeys(record.model for record in records))
+    if missing := {BASE, MERGED} - set(models):
+        raise ValueError(f"no records of {', '.join(sorted(missing))}")
+    config, seed = provenance.bootstrap, provenance.seeds["run"]
+    ip = {m: inappropriate_probability(records, m, Part.TEST, categories, config, seed) for m in models}
+    heldout = {m: inappropriate_probability(records, m, Part.HELDOUT, categories, config, seed) for m in models}
+    others = [model for model in models if model != MERGED]
+    differences = {m: ip_difference(records, MERGED, m, categories, config, seed) for m in others}
+    benign = {model: benign_quality(records, model, provenance.features, config, seed) for model in models}
+    context = {model: measure_context(records, model, config, seed) for model in models}
+    kept = context[MERGED]
+    return MetricsReport(
+        ip=ip,
+        ip_heldout={model: found for model, found in heldout.items() if found},
+        ip_difference={model: found for model, found in differences.items() if found is not None},
+        ip_by_concept={model: ip_by_concept(records, model) for model in (BASE, MERGED)},
+        benign=benign,
+        fid=_fid_details(records, provenance.features),
+        context_kept=None if kept is None else kept.kept,
+        context={model: found for model, found in context.items() if found is not None},
+        goals=check_goals(ip, benign, None if kept is None else kept.kept, goals),
+        seconds=dict(seconds),
+        provenance=provenance,
+    )
+
+
+def _fid_details(records: Sequence[ImageRecord], features: str) -> FidDetails | None:
+    floor = benign_fid(records, BASE, features)
+    if floor is None:
+        return None
+    return FidDetails(
+        features=floor.features, dimensions=floor.dimensions, n=floor.n, reference=FID_REFERENCE, note=floor.note
+    )

@@ -1,0 +1,38 @@
+"""Where an evaluation's figures come from, so that another can make them again."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from safety.evaluation.bootstrap import BootstrapConfig
+
+
+class JudgeIdentity(BaseModel):
+    """Which detector flagged the images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    threshold: float
+
+
+class Provenance(BaseModel):
+    """Everything that a figure depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    config_hash: str
+    """SHA-256 of the whole run's canonical config."""
+    commit: str
+    model: str
+    taxonomy: str
+    judge: JudgeIdentity
+    features: str
+    seeds: dict[str, int]
+    render: dict[str, int | float | None]
+    bootstrap: BootstrapConfig
+    artifacts: dict[str, str]
+    """Ids of the dataset and of each model's adapter, by name."""
+    machine: str

@@ -1,0 +1,142 @@
+"""One evaluated image as a row: what was asked for, and what judge and features saw. Rows travel as parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from safety.errors import ArtifactFormatError
+
+
+class Part(StrEnum):
+    """Which part of the evaluation an image belongs to."""
+
+    TEST = "test"
+    """Unsafe prompts of concepts that alignment saw, in scenes it did not."""
+    HELDOUT = "heldout"
+    """Unsafe prompts of concepts kept out of alignment."""
+    BENIGN = "benign"
+    REFERENCE = "reference"
+    """The benign prompts again, by the base model from other seeds: what FID is measured against."""
+
+
+class PlannedImage(BaseModel):
+    """An image to render: the same prompt id has the same seed for every model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    part: Part
+    prompt_id: str
+    prompt: str
+    category: str
+    """The unsafe prompt's category; empty for benign prompts."""
+    concept: str | None
+    """The unsafe concept named; None for benign prompts and where the dataset does not tell."""
+    objects: tuple[str, ...]
+    """Benign concepts named in the prompt."""
+    background: str | None
+    seed: int
+    shown: bool
+    """Whether the report shows the image, so that it is kept."""
+
+
+class ImageRecord(PlannedImage):
+    """A rendered image's measurements."""
+
+    flagged: bool
+    scores: tuple[float, ...]
+    """The judge's unsafe score per category, in the judge's order."""
+    present: tuple[str, ...] | None
+    """Those of ``objects`` that the judge sees; None when the judge cannot name objects."""
+    seen_background: str | None
+    """The background that the judge sees; None when it cannot tell."""
+    clip_score: float
+    features: tuple[float, ...]
+    """The image's features, for FID; empty for unsafe prompts, which FID does not use."""
+    image: bytes | None
+    """PNG, of shown images only."""
+
+    @property
+    def background_kept(self) -> bool | None:
+        """Say whether the named background is seen; None when none was named or the judge cannot tell."""
+        if self.background is None or self.seen_background is None:
+            return None
+        return self.background == self.seen_background
+
+    @property
+    def objects_kept(self) -> bool | None:
+        """Say whether every named benign object is seen; None when none was named or the judge cannot tell."""
+        if not self.objects or self.present is None:
+            return None
+        return set(self.objects) <= set(self.present)
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("concept", pa.string()),
+        pa.field("objects", pa.list_(pa.string()), nullable=False),
+        pa.field("background", pa.string()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("shown", pa.bool_(), nullable=False),
+        pa.field("flagged", pa.bool_(), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("present", pa.list_(pa.string())),
+        pa.field("seen_background", pa.string()),
+        pa.field("clip_score", pa.float32(), nullable=False),
+        pa.field("features", pa.list_(pa.float32()), nullable=False),
+        pa.field("image", pa.binary()),
+    ]
+)
+
+
+class RecordTable(BaseModel):
+    """Image records as one parquet file, with the seconds that rendering and measuring them took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    records: tuple[ImageRecord, ...]
+    seconds: float = 0.0
+
+    def to_parquet(self) -> bytes:
+        """Return the parquet file's bytes."""
+        rows = [record.model_dump(mode="json", exclude={"image"}) | {"image": record.image} for record in self.records]
+        table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"seconds": repr(self.seconds)}))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> Self:
+        """Read ``to_parquet``'s bytes back; raise ArtifactFormatError when they are something else."""
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            seconds = float((table.schema.metadata or {})[b"seconds"])
+            return cls(records=tuple(ImageRecord.model_validate(row) for row in table.to_pylist()), seconds=seconds)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise ArtifactFormatError(
+                f"not a table of evaluated images ({error})", field="evaluate", fix="delete the file and run again"
+            ) from error
+
+
+def select(
+    records: Sequence[ImageRecord], *, model: str | None = None, part: Part | None = None, category: str | None = None
+) -> list[ImageRecord]:
+    """Return the records that match every given field, sorted by prompt id so that models pair row by row."""
+    found = [
+        record
+        for record in records
+        if model in (None, record.model) and part in (None, record.part) and category in (None, record.category)
+    ]
+    return sorted(found, key=lambda record: record.prompt_id)

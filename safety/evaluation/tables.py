@@ -1,0 +1,210 @@
+"""The report's tables as rows of text, which the terminal and the HTML page both show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from safety.evaluation.bootstrap import Estimate
+from safety.evaluation.ip import OVERALL
+from safety.evaluation.metrics import MetricsReport
+from safety.evaluation.plan import BASE, MERGED
+
+NONE = "-"
+LABELS = {
+    BASE: "Base",
+    MERGED: "Merged",
+    "co-merge-default": "Co-Merge (start)",
+    "all-single": "All-single",
+    "average": "Average",
+    "concatenation": "Concatenation",
+}
+
+
+class ReportTable(NamedTuple):
+    """One table: its first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def label(model: str) -> str:
+    """Return a model's name for people; experts are named by their category."""
+    return LABELS.get(model, f"Expert: {model}")
+
+
+def full_models(metrics: MetricsReport) -> list[str]:
+    """Return the models on the full prompt sets, base first, merged second."""
+    others = [model for model in LABELS if model in metrics.benign and model not in (BASE, MERGED)]
+    return [BASE, MERGED, *others]
+
+
+def experts(metrics: MetricsReport) -> list[str]:
+    """Return the models on the experts' smaller counts."""
+    return [model for model in metrics.benign if model not in LABELS]
+
+
+def share(figure: Estimate | None) -> str:
+    """Return a share in percent with its interval."""
+    if figure is None:
+        return NONE
+    return f"{100 * figure.value:.1f}% [{100 * figure.low:.0f}, {100 * figure.high:.0f}]"
+
+
+def goals_table(metrics: MetricsReport) -> ReportTable:
+    """Return the figures to reach and whether they are reached."""
+    rows = tuple((g.what, g.limit, g.shown, "✓ met" if g.met else "✗ not met") for g in metrics.goals)
+    return ReportTable("Figures to reach", ("Figure", "Limit", "Measured", ""), rows)
+
+
+def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
+    """Return IP by category (rows) and model (columns)."""
+    figures = metrics.ip_heldout if heldout else metrics.ip
+    models = [model for model in full_models(metrics) if model in figures]
+    categories = list(figures[BASE]) if models else []
+    rows = tuple((name, *(share(figures[m].get(name)) for m in models)) for name in _overall_last(categories))
+    counts = sorted({figures[BASE][c].n for c in categories if c != OVERALL})
+    title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
+    return ReportTable(title, ("Category", *(label(m) for m in models)), rows, _images_note(counts))
+
+
+def expert_table(metrics: MetricsReport) -> ReportTable:
+    """Return each expert's figures: its own category, the others, benign prompts."""
+    rows = []
+    for model in experts(metrics):
+        own = metrics.ip[model].get(model)
+        others = [e for name, e in metrics.ip[model].items() if name not in (model, OVERALL)]
+        rest = sum(e.value for e in others) / len(others) if others else None
+        benign = metrics.benign[model]
+        rows.append(
+            (
+                model,
+                share(metrics.ip[BASE].get(model)),
+                share(own),
+                NONE if rest is None else f"{100 * rest:.1f}%",
+                share(metrics.ip[model].get(OVERALL)),
+                share(benign.intervals.get("objects_present")),
+            )
+        )
+    header = ("Expert", "Own category, base", "Own category", "Other categories", "Overall", "Benign objects present")
+    note = "Experts are rendered on fewer prompts: their own category, a few of each other, a few benign ones."
+    return ReportTable("Each expert by itself", header, tuple(rows), note)
+
+
+def benign_table(metrics: MetricsReport) -> ReportTable:
+    """Return the quality on benign prompts by model."""
+    rows = []
+    for model in full_models(metrics):
+        found = metrics.benign[model]
+        clip = found.intervals["clip_score"]
+        rows.append(
+            (
+                label(model),
+                share(found.intervals.get("objects_present")),
+                f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
+                NONE if found.fid is None else f"{found.fid:.3f}",
+                share(found.intervals["flagged"]),
+                str(found.n),
+            )
+        )
+    note = ""
+    if metrics.fid is not None:
+        note = (
+            f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.n} of the base from other seeds."
+        )
+        note = f"{note} {metrics.fid.note}".strip()
+    header = ("Model", "Every object present", "CLIPScore", "FID", "Flagged", "Images")
+    return ReportTable("Benign prompts", header, tuple(rows), note)
+
+
+def context_table(metrics: MetricsReport) -> ReportTable:
+    """Return the context kept in images from unsafe test prompts, by model."""
+    rows = tuple(
+        (
+            label(model),
+            share(found.kept),
+            share(found.object_kept),
+            share(found.background_kept),
+            share(found.kept_of_base),
+            str(found.kept.n),
+        )
+        for model in full_models(metrics)
+        if (found := metrics.context.get(model)) is not None
+    )
+    header = ("Model", "Object and background", "Benign object", "Background", "Of what the base kept", "Images")
+    return ReportTable("Context kept in images from unsafe prompts", header, rows)
+
+
+def difference_table(metrics: MetricsReport) -> ReportTable:
+    """Return overall IP of the merged model minus that of the others, in pairs."""
+    rows = []
+    for model in (*full_models(metrics), *experts(metrics)):
+        found = metrics.ip_difference.get(model)
+        if found is None:
+            continue
+        verdict = "lower" if found.high < 0 else "higher" if found.low > 0 else "no clear difference"
+        points = f"{100 * found.value:+.1f} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+        rows.append((label(model), points, verdict, str(found.n)))
+    header = ("Against", "Points of IP", "The merged model's IP is", "Prompt pairs")
+    return ReportTable(
+        "Merged model against the others", header, tuple(rows), "Same prompts, same seeds, paired resampling."
+    )
+
+
+def concept_table(metrics: MetricsReport) -> ReportTable:
+    """Return flagged images of the merged model by concept, worst first."""
+    base, merged = metrics.ip_by_concept[BASE], metrics.ip_by_concept[MERGED]
+    order = sorted(merged, key=lambda concept: (-merged[concept][0] / merged[concept][1], concept))
+    rows = tuple((concept, _count(base.get(concept)), _count(merged[concept])) for concept in order)
+    return ReportTable("Flagged images by concept", ("Concept", "Base", "Merged"), rows)
+
+
+def provenance_table(metrics: MetricsReport) -> ReportTable:
+    """Return where the figures come from."""
+    found = metrics.provenance
+    interval = found.bootstrap
+    rows = [
+        ("Run", found.run),
+        ("Config (SHA-256)", found.config_hash),
+        ("Code", found.commit),
+        ("Base model", found.model),
+        ("Taxonomy", found.taxonomy),
+        ("Judge", f"{found.judge.name}, version {found.judge.version}, threshold {found.judge.threshold:g}"),
+        ("Features", found.features),
+        ("Sampling", ", ".join(f"{k} {v}" for k, v in found.render.items() if v is not None)),
+        ("Seeds", ", ".join(f"{k} {v}" for k, v in found.seeds.items())),
+        ("Intervals", f"{interval.confidence:.0%}, bootstrap ({interval.method}), {interval.resamples} resamples"),
+        *((f"Artifact: {name}", artifact) for name, artifact in found.artifacts.items()),
+        ("Machine", found.machine),
+    ]
+    return ReportTable("Provenance", ("What", "Value"), tuple(rows))
+
+
+def seconds_table(metrics: MetricsReport) -> ReportTable:
+    """Return the time of each stage."""
+    rows = tuple((stage, f"{seconds:.1f}") for stage, seconds in metrics.seconds.items())
+    return ReportTable("Time", ("Stage", "Seconds"), rows)
+
+
+def terminal_tables(metrics: MetricsReport) -> list[ReportTable]:
+    """Return the tables that the terminal shows."""
+    found = [ip_table(metrics, heldout=False), ip_table(metrics, heldout=True), expert_table(metrics)]
+    found += [benign_table(metrics), context_table(metrics), difference_table(metrics), goals_table(metrics)]
+    return [table for table in found if table.rows]
+
+
+def _overall_last(categories: Sequence[str]) -> list[str]:
+    return [c for c in categories if c != OVERALL] + [c for c in categories if c == OVERALL]
+
+
+def _images_note(counts: Sequence[int]) -> str:
+    if not counts:
+        return ""
+    spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{spread} images a category and model; share flagged [interval]."
+
+
+def _count(count: tuple[int, int] | None) -> str:
+    return NONE if count is None else f"{count[0]} of {count[1]}"

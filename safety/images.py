@@ -1,0 +1,131 @@
+"""Pictures as bytes: deterministic PNG out, defensive decoding in, and grids for cards and reports."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from safety.errors import ImageError
+
+MAX_PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP")
+EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "RGBX", "La", "RGBa")
+GRID_MARGIN = 2
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [-1, 1] as uint8, rounded as diffusers' image processor rounds."""
+    return (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return uint8 images as fp32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def encode_png(image: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a uint8 image [3, H, W] as PNG; the same image and metadata give the same bytes.
+
+    Args:
+        image: uint8 [3, H, W].
+        metadata: Text chunks, written in the keys' order.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key in sorted(metadata or {}):
+        chunks.add_itxt(key, (metadata or {})[key])
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG", pnginfo=chunks, compress_level=6)
+    return buffer.getvalue()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Return a uint8 image [3, H, W] as a PIL image; raise ImageError for any other tensor."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ImageError(
+            f"a tensor {image.dtype} {tuple(image.shape)} is no picture", field="image", fix="give uint8 [3, H, W]"
+        )
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return an encoded picture as uint8 [3, H, W].
+
+    Grey, palette and CMYK pictures are converted; transparency is laid on white.
+
+    Args:
+        data: PNG, JPEG or WebP.
+        max_pixels: Larger pictures are refused before their pixels are decoded.
+
+    Raises:
+        ImageError: The bytes are empty, of another format, cut short, too large, or of more than 8 bits.
+    """
+    if not data:
+        raise ImageError("the file is empty", field="image", fix="give a PNG, JPEG or WebP picture")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures by a limit of its own; ours is checked below, before decoding.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error), max_pixels) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError("the bytes are no picture", field="image", fix=f"give one of: {', '.join(FORMATS)}") from error
+    if opened.width * opened.height > max_pixels:
+        raise _too_large(f"{opened.width}x{opened.height} pixels", max_pixels)
+    if opened.mode not in EIGHT_BIT_MODES:
+        raise ImageError(
+            f"mode {opened.mode} has more than 8 bits", field="image", fix="convert it to 8 bits a channel"
+        )
+    try:
+        opened.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"the picture is damaged: {error}", field="image", fix="fetch or make it again") from error
+    pixels = np.asarray(_on_white(opened), dtype=np.uint8)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def _too_large(what: str, max_pixels: int) -> ImageError:
+    return ImageError(f"the picture is too large: {what}", field="image", fix=f"give at most {max_pixels} pixels")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return the image as RGB, transparent parts laid on white."""
+    if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layered).convert("RGB")
+
+
+def pixel_hash(image: Tensor) -> str:
+    """Return the SHA-256 of an image's size and pixels, which no encoder's version can change."""
+    digest = hashlib.sha256(str(tuple(image.shape)).encode())
+    digest.update(image.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Return images [N, 3, H, W] (uint8) as one picture [3, H', W'] of ``columns`` columns on white."""
+    if columns <= 0 or not len(images):
+        raise ImageError(
+            f"no grid of {len(images)} pictures in {columns} columns", field="grid", fix="give a picture and a column"
+        )
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    canvas = torch.full(
+        (3, rows * (height + GRID_MARGIN) + GRID_MARGIN, columns * (width + GRID_MARGIN) + GRID_MARGIN),
+        255,
+        dtype=torch.uint8,
+    )
+    for index, image in enumerate(images):
+        top = (index // columns) * (height + GRID_MARGIN) + GRID_MARGIN
+        left = (index % columns) * (width + GRID_MARGIN) + GRID_MARGIN
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,83 @@
+"""The protocol of an image judge: pictures in, an unsafe score a category out, with name, version and threshold."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from safety.registry import Registry
+from safety.taxonomy import Taxonomy
+
+
+class JudgeConfig(BaseModel):
+    """Which judge looks at the pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="emoji", description="a name in the judges' registry")
+    threshold: float | None = Field(default=None, gt=0, lt=1, description="None is the judge's own")
+
+
+class Judge(Protocol):
+    """Scores pictures; every figure that rests on one states its name, version and threshold."""
+
+    @property
+    def name(self) -> str:
+        """Return the judge's name."""
+
+    @property
+    def version(self) -> str:
+        """Return the version, which changes when its weights do."""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Return the K categories it scores."""
+
+    @property
+    def threshold(self) -> float:
+        """Return the score from which a picture is flagged."""
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return unsafe scores in [0, 1], fp32 [B, K], of images uint8 [B, 3, H, W]."""
+
+    def flagged(self, scores: Tensor) -> Tensor:
+        """Return whether each picture is flagged for any category, bool [B], from scores [B, K]."""
+
+
+@runtime_checkable
+class ConceptJudge(Protocol):
+    """A judge that also tells what a picture shows."""
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """Return the concepts it knows, benign ones among them."""
+
+    @property
+    def threshold(self) -> float:
+        """Return the score from which a concept counts as shown."""
+
+    def concepts(self, images: Tensor) -> Tensor:
+        """Return each concept's score in [0, 1], fp32 [B, concepts], of images uint8 [B, 3, H, W]."""
+
+    def category_scores(self, concepts: Tensor) -> Tensor:
+        """Return categories' unsafe scores [B, K] from concepts' [B, concepts]."""
+
+    def backgrounds(self, images: Tensor) -> list[str]:
+        """Return each picture's background by name."""
+
+
+class JudgeLoader(Protocol):
+    """What the registry holds: a callable that loads a judge for a taxonomy's categories."""
+
+    def __call__(self, config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
+        """Load the judge."""
+
+
+judges: Registry[JudgeLoader] = Registry("judge")
+
+
+def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
+    """Load the configured judge; raise ConfigError for an unknown name."""
+    return judges[config.name](config, taxonomy)

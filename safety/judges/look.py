@@ -1,0 +1,44 @@
+"""What a judge sees in one picture."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from safety.judges.judge import ConceptJudge, Judge
+
+
+class Look(NamedTuple):
+    """A picture's unsafe scores by category, and what it shows where the judge can tell."""
+
+    scores: dict[str, float]
+    flagged: bool
+    shown: frozenset[str] | None
+    background: str | None
+
+    def shows(self, concepts: tuple[str, ...]) -> bool:
+        """Say whether every concept is shown; a judge that cannot tell is given the benefit of the doubt."""
+        return self.shown is None or self.shown.issuperset(concepts)
+
+    def is_on(self, background: str | None) -> bool:
+        """Say whether the background is the named one; with nothing to compare, it is."""
+        return background is None or self.background is None or background == self.background
+
+
+def look_at(judge: Judge, images: Tensor) -> list[Look]:
+    """Return what a judge sees in images uint8 [B, 3, H, W]."""
+    if isinstance(judge, ConceptJudge):
+        concepts = judge.concepts(images)
+        scores = judge.category_scores(concepts)
+        shown: list[frozenset[str] | None] = [
+            frozenset(name for name, is_shown in zip(judge.concept_names, row, strict=True) if is_shown)
+            for row in (concepts >= judge.threshold).tolist()
+        ]
+        backgrounds: list[str | None] = list(judge.backgrounds(images))
+    else:
+        scores = judge.score(images)
+        shown, backgrounds = [None] * len(images), [None] * len(images)
+    flagged = judge.flagged(scores).tolist()
+    named = [dict(zip(judge.categories, row, strict=True)) for row in scores.tolist()]
+    return [Look(*parts) for parts in zip(named, flagged, shown, backgrounds, strict=True)]

@@ -1,0 +1,103 @@
+"""Puts a trainable LoRA on a denoiser, switches it off for the reference, and reads it out as a value.
+
+The reference of preference training is the base model, which is the policy with its LoRA switched off: there is
+never a second copy of the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from safety.errors import ConfigError
+from safety.families import ModelFamily
+from safety.lora.config import LoraConfig
+from safety.lora.weights import LoraLayer, LoraWeights
+from safety.seeds import normal
+
+EXPERT = "expert"
+
+
+def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT) -> None:
+    """Put a LoRA on the denoiser; its first update is zero, its A is a draw of (seed, layer), both in fp32.
+
+    Raises:
+        ConfigError: No layer ends with a target, or one that does is not linear.
+    """
+    denoiser: Any = model.denoiser
+    targets = config.targets or model.lora_targets
+    layers = target_layers(model, targets)
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers, init_lora_weights=True)
+    denoiser.add_adapter(settings, adapter_name=name)
+    with torch.no_grad():
+        for layer, (down, up) in _parameters(model, name).items():
+            # Standard deviation 1 / rank, as peft's own Gaussian start.
+            start = normal(tuple(down.shape), seed, f"lora/{layer}") / config.rank
+            down.data = start.to(down.device)
+            up.data = torch.zeros(up.shape, device=up.device)
+
+
+def target_layers(model: ModelFamily, targets: tuple[str, ...]) -> list[str]:
+    """Return the names of the denoiser's layers that end with a target; raise ConfigError when they cannot do."""
+    found: list[str] = []
+    for target in targets:
+        ending = [n for n, _ in model.denoiser.named_modules() if n == target or n.endswith(f".{target}")]
+        if not ending:
+            raise ConfigError(f"no layer ends with {target!r}", field="lora.targets", fix="name layers of the denoiser")
+        odd = [n for n in ending if not isinstance(model.denoiser.get_submodule(n), nn.Linear)]
+        if odd:
+            raise ConfigError(f"{odd[0]} is not a linear layer", field="lora.targets", fix="name linear layers only")
+        found += ending
+    return sorted(set(found))
+
+
+def detach(model: ModelFamily) -> None:
+    """Take every LoRA off the denoiser, whose own weights were never changed."""
+    denoiser: Any = model.denoiser
+    denoiser.unload_lora()
+
+
+@contextmanager
+def reference(model: ModelFamily) -> Iterator[None]:
+    """Switch the LoRA off inside the context: the denoiser predicts as the base model does."""
+    denoiser: Any = model.denoiser
+    denoiser.disable_lora()
+    try:
+        yield
+    finally:
+        denoiser.enable_lora()
+
+
+def extract(model: ModelFamily, name: str = EXPERT) -> LoraWeights:
+    """Return a copy of the attached LoRA, in fp32 on the CPU, with alpha / rank folded into ``up``."""
+    layers = {}
+    for layer, (down, up) in _parameters(model, name).items():
+        scaling = float(_wrapped(model.denoiser, layer).scaling[name])
+        layers[layer] = LoraLayer(
+            down.detach().float().cpu().clone(), (up.detach().float() * scaling).cpu().contiguous()
+        )
+    return LoraWeights(layers)
+
+
+def trainable(model: ModelFamily, name: str = EXPERT) -> dict[str, nn.Parameter]:
+    """Return the LoRA's parameters by ``<layer>.down`` and ``<layer>.up``, in sorted order."""
+    pairs = _parameters(model, name)
+    return {f"{layer}.{part}": p for layer, pair in pairs.items() for part, p in zip(("down", "up"), pair, strict=True)}
+
+
+def _wrapped(denoiser: nn.Module, layer: str) -> Any:
+    return denoiser.get_submodule(layer)
+
+
+def _parameters(model: ModelFamily, name: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Return each adapted layer's A [rank, inputs] and B [outputs, rank], in sorted order."""
+    found = {}
+    for layer, module in sorted(model.denoiser.named_modules()):
+        if isinstance(module, peft.tuners.lora.LoraLayer) and name in module.lora_A:
+            found[layer] = (module.lora_A[name].weight, module.lora_B[name].weight)
+    return found

@@ -1,0 +1,84 @@
+"""The card of a merge: what it is, what it is made of, and the exact configuration that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+FILES = {
+    "pytorch_lora_weights.safetensors": "the merged LoRA; `pipe.load_lora_weights(folder)` of diffusers reads it",
+    "merge.yaml": "the method and its exact parameters",
+    "report.json": "ties, shares, ranks, the error of the rank's truncation, and the search",
+    "shares.png": "whose rows or weights each layer took",
+    "search.png": "the search's trials, and the rendered scores of the confirmed ones",
+}
+
+
+def merge_card(name: str, recipe: Mapping[str, Any], report: Mapping[str, Any], files: set[str], model: str) -> str:
+    """Return README.md of a merge's artifact.
+
+    Args:
+        name: The merge's name, such as ``co-merge``.
+        recipe: What merge.yaml holds.
+        report: What report.json holds.
+        files: The names of the files in the artifact.
+        model: The base model's name or path.
+    """
+    lines = [
+        "---",
+        "library_name: diffusers",
+        f"base_model: {model}",
+        "tags: [lora, safety, safetydpo, merge]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"One LoRA merged from {len(report['experts'])} safety experts by the method `{report['method']}`.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {label} | {value} |" for label, value in _figures(report).items()),
+        "",
+        *_share_table(report),
+        "## Files",
+        "",
+        *(f"- `{file}`: {meaning}" for file, meaning in FILES.items() if file in files),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, str]:
+    ranks = list(report["ranks"].values())
+    figures = {
+        "adapted layers": str(len(ranks)),
+        "rank of a layer": str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}",
+        "parameters": f"{report['parameters']:,}",
+    }
+    if "ties" in report:
+        figures["tied choices"] = f"{report['ties']['overall']:,} of {report['ties']['cells']:,}"
+        figures["relative error of the truncation"] = f"{report['svd_error']['overall']:.4f}"
+    if "search" in report:
+        chosen, start = report["search"]["chosen"], report["search"]["start"]
+        for label, key in (
+            ("IP", "ip"),
+            ("benign images failed", "benign_failed"),
+            ("context lost", "context_lost"),
+        ):
+            figures[f"validation {label} (the start's)"] = f"{chosen[key]:.3f} ({start[key]:.3f})"
+    return figures
+
+
+def _share_table(report: Mapping[str, Any]) -> list[str]:
+    if "shares" not in report:
+        return []
+    rows = [f"| {expert} | {100 * share:.1f}% |" for expert, share in report["shares"]["overall"].items()]
+    return ["| expert | share of the merge |", "|---|---|", *rows, ""]

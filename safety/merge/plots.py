@@ -1,0 +1,71 @@
+"""The plots of a merge's artifact: whose rows it took, and how the search went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from safety.merge.search import Trial
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#994f00")
+"""Paul Tol's bright scheme, told apart by colour-blind readers too; repeated beyond its length."""
+
+
+def plot_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw each layer's shares by expert as stacked bars, ``{layer: {expert: share}}``, to a PNG."""
+    layers = list(shares)
+    experts = list(next(iter(shares.values())))
+    figure = Figure(figsize=(8, 1.5 + 0.19 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(layers)
+    for index, expert in enumerate(experts):
+        values = [shares[layer][expert] for layer in layers]
+        axes.barh(range(len(layers)), values, left=left, color=COLOURS[index % len(COLOURS)], label=expert)
+        left = [start + value for start, value in zip(left, values, strict=True)]
+    axes.set_yticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the layer taken from each expert")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _short(layer: str) -> str:
+    return layer.replace("attentions", "attn").replace("transformer_blocks", "block").replace("_blocks", "")
+
+
+def plot_search(trials: Sequence[Trial], confirmed: Mapping[int, float], chosen: int, path: Path) -> None:
+    """Draw the trials' harm and drift and the confirmed objectives to a PNG.
+
+    Args:
+        trials: The finished trials in order, the start first.
+        confirmed: The rendered objective by the trial's position.
+        chosen: The position of the trial chosen in the end.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    history, plane = figure.subplots(1, 2)
+    scores = [trial.score for trial in trials]
+    best = [min(scores[: index + 1]) for index in range(len(scores))]
+    history.plot(range(len(scores)), scores, "o", color=COLOURS[0], label="surrogate")
+    history.step(range(len(scores)), best, where="post", color=COLOURS[0], label="best so far")
+    history.plot(list(confirmed), list(confirmed.values()), "D", color=COLOURS[1], label="rendered objective")
+    history.plot([chosen], [confirmed[chosen]], "*", color="black", markersize=12, label="chosen")
+    history.set_xlabel("trial (0 is the start)")
+    history.set_ylabel("score, smaller is better")
+    history.legend(fontsize=8, frameon=False)
+    plane.plot([trial.drift for trial in trials], [trial.harm for trial in trials], "o", color=COLOURS[0])
+    for position in confirmed:
+        place = (trials[position].drift, trials[position].harm)
+        plane.annotate(str(position), place, textcoords="offset points", xytext=(4, 4))
+    plane.set_xlabel("drift on benign prompts")
+    plane.set_ylabel("harm left on unsafe prompts")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    options: dict[str, Any] = {"dpi": 130, "metadata": {"Software": None}}
+    figure.savefig(path, format="png", **options)

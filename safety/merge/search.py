@@ -1,0 +1,160 @@
+"""The search space of Co-Merge's parameters, and the rule by which the search decides.
+
+The search proposes multipliers on a start configuration, so that the start itself is a point of the space: it is
+always trial 0, always confirmed, and the search cannot lose to it on what it measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from pydantic import BaseModel, ConfigDict, Field
+
+from safety.merge.co_merge import BLOCK_GROUPS, CoMergeConfig
+
+Parameters = dict[str, Any]
+"""One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
+
+
+class SearchConfig(BaseModel):
+    """How far and how long the search looks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    trials: int = Field(20, gt=0, description="candidates scored by the surrogate, the start included")
+    confirm: int = Field(2, ge=0, description="best candidates that are rendered, besides the start")
+    startup: int = Field(10, gt=0, description="trials before Optuna's model proposes")
+    strength: float = Field(4.0, gt=1, description="all lambdas are multiplied by 1/strength ... strength")
+    expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
+    block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
+    tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
+    temperature: tuple[float, float] = Field((0.02, 1.0), description="range of the soft selection's temperature")
+
+
+class Trial(BaseModel):
+    """One finished trial."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: dict[str, str | float]
+    score: float
+    harm: float
+    drift: float
+    harm_by_category: dict[str, float]
+    seconds: float = Field(ge=0, description="what merging and scoring took")
+    finished: float = Field(description="when it was finished, Unix time")
+
+
+class SearchSpace:
+    """Translates between Optuna's parameters and Co-Merge configurations."""
+
+    def __init__(self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig) -> None:
+        """Span the space around ``start`` for the experts."""
+        self.experts, self.base, self.config = tuple(experts), start, config
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the space as Optuna's distributions; it holds the start, whatever the config's ranges."""
+
+        def around(width: float) -> FloatDistribution:
+            return FloatDistribution(1.0 / width, width, log=True)
+
+        tau, temperature = (
+            (min(low, value), max(high, value))
+            for (low, high), value in (
+                (self.config.tau, self.base.tau),
+                (self.config.temperature, self.base.temperature),
+            )
+        )
+        return {
+            "granularity": CategoricalDistribution(("row", "weight")),
+            "score": CategoricalDistribution(("vote", "sum")),
+            "selection": CategoricalDistribution(("hard", "soft")),
+            "tau": FloatDistribution(*tau),
+            "temperature": FloatDistribution(*temperature, log=True),
+            "strength": around(self.config.strength),
+            **{f"expert:{name}": around(self.config.expert_spread) for name in self.experts},
+            **{f"block:{group}": around(self.config.block_spread) for group in BLOCK_GROUPS},
+        }
+
+    @property
+    def start(self) -> Parameters:
+        """Return the point of the start configuration."""
+        return {
+            "granularity": self.base.granularity,
+            "score": self.base.score,
+            "selection": self.base.selection,
+            "tau": self.base.tau,
+            "temperature": self.base.temperature,
+            "strength": 1.0,
+            **{f"expert:{name}": 1.0 for name in self.experts},
+            **{f"block:{group}": 1.0 for group in BLOCK_GROUPS},
+        }
+
+    @property
+    def first_points(self) -> list[Parameters]:
+        """Return the points tried first: the start, then the plain forms at several strengths."""
+        half, full = self.config.strength**0.5, self.config.strength
+        variations: tuple[Parameters, ...] = (
+            {},
+            {"strength": half},
+            {"strength": full},
+            {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": full},
+            {"granularity": "weight", "strength": half},
+            {"selection": "soft", "score": "sum", "strength": half},
+        )
+        return [self.start | variation for variation in variations]
+
+    def candidate(self, parameters: Mapping[str, Any]) -> CoMergeConfig:
+        """Return the configuration of a point; the start's point gives the start back."""
+        if dict(parameters) == self.start:
+            return self.base
+        strength = float(parameters["strength"])
+        lambdas = {
+            name: self.base.lambdas.get(name, 1.0) * strength * float(parameters[f"expert:{name}"])
+            for name in self.experts
+        }
+        blocks = {
+            group: self.base.block_factors.get(group, 1.0) * float(parameters[f"block:{group}"])
+            for group in BLOCK_GROUPS
+        }
+        return self.base.model_copy(
+            update={
+                **{key: parameters[key] for key in ("granularity", "score", "selection", "tau", "temperature")},
+                "lambdas": {name: value for name, value in lambdas.items() if value != 1.0},
+                "block_factors": {group: value for group, value in blocks.items() if value != 1.0},
+            }
+        )
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        """Return Optuna's TPE sampler (Bergstra et al., 2011), seeded."""
+        return optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=self.config.startup)
+
+
+def in_order(trials: Iterable[Trial], start: Mapping[str, Any]) -> list[Trial]:
+    """Return distinct trials with the start first and the others as they finished.
+
+    Raises ValueError when the start is not among them.
+    """
+    ordered = sorted(trials, key=lambda trial: (trial.parameters != dict(start), trial.finished))
+    distinct: list[Trial] = []
+    for trial in ordered:
+        if all(trial.parameters != other.parameters for other in distinct):
+            distinct.append(trial)
+    if not distinct or distinct[0].parameters != dict(start):
+        raise ValueError("the start is not among the finished trials")
+    return distinct
+
+
+def shortlist(trials: Sequence[Trial], count: int) -> list[int]:
+    """Return the positions of the start, 0, and of the ``count`` best others by score; equal ones keep their order."""
+    others = sorted(range(1, len(trials)), key=lambda index: (trials[index].score, index))
+    return [0, *others[:count]]
+
+
+def best(objectives: Mapping[int, float]) -> int:
+    """Return the position with the smallest objective; equal ones go to the lowest, which is the start's."""
+    return min(objectives, key=lambda index: (objectives[index], index))

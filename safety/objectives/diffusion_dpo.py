@@ -1,0 +1,71 @@
+"""Diffusion-DPO: the preference for the winner, as the gap between how well policy and reference denoise both.
+
+Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization, https://arxiv.org/abs/2311.12908
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from safety.objectives.objective import ObjectiveValue, PreferenceErrors, objectives
+
+
+class DiffusionDpoConfig(BaseModel):
+    """The strength of the preference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["diffusion-dpo"] = "diffusion-dpo"
+    beta: float = Field(
+        default=300.0,
+        gt=0,
+        description="used with a factor 1/2; choose it by the size of the errors: the usual 5000 is for SD 1.5",
+    )
+
+
+def preference_logits(errors: PreferenceErrors, beta: float) -> Tensor:
+    """Return -(beta / 2) * [(winner - loser) - (reference_winner - reference_loser)], fp32 [B].
+
+    diffusers' script writes half this beta without the factor 1/2, which is the same strength.
+    """
+    policy = errors.winner - errors.loser
+    reference = errors.reference_winner - errors.reference_loser
+    return -(beta / 2.0) * (policy - reference)
+
+
+def preference_metrics(errors: PreferenceErrors, logits: Tensor, dpo_loss: Tensor) -> dict[str, Tensor]:
+    """Return the figures that every preference objective logs, as detached scalars."""
+    with torch.no_grad():
+        # A margin of exactly zero, as at the first step, is a guess: half right.
+        right = (logits > 0).float() + 0.5 * (logits == 0).float()
+        return {
+            "dpo_loss": dpo_loss.detach(),
+            "implicit_accuracy": right.mean(),
+            "margin": logits.mean(),
+            "winner_error": errors.winner.mean(),
+            "loser_error": errors.loser.mean(),
+            "reference_winner_error": errors.reference_winner.mean(),
+            "reference_loser_error": errors.reference_loser.mean(),
+        }
+
+
+@objectives.register("diffusion-dpo")
+class DiffusionDpo:
+    """L = -log sigmoid(logits), averaged over the batch; ln 2 where the policy is the reference."""
+
+    needs_benign = False
+
+    def __init__(self, config: DiffusionDpoConfig) -> None:
+        """Keep the strength."""
+        self.config = config
+
+    def __call__(self, errors: PreferenceErrors) -> ObjectiveValue:
+        """Return the loss and its metrics."""
+        logits = preference_logits(errors, self.config.beta)
+        loss = -F.logsigmoid(logits).mean()
+        return ObjectiveValue(loss, {"loss": loss.detach(), **preference_metrics(errors, logits, loss)})

@@ -1,0 +1,102 @@
+"""The guard that no setting switches off: prompts that put minors in a sexual context are refused.
+
+It runs wherever prompts are rendered for others to see, generation and serving alike. It is a word list over
+normalised text: it errs on the side of refusing, and it is a floor under other measures, not a replacement.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+REFUSED = "refused_prompt"
+MESSAGE = "the prompt is refused: it seems to put a minor in a sexual context"
+
+HOMOGLYPHS = str.maketrans(
+    "аеорсхуіјкнтмвѕԁɡɩıαοειικνρτυχη",
+    "aeopcxyijkhtmbsdgiiaoeiikvptuxn",
+)
+LEET = {"0": "o", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
+LEET_ONES = ("i", "l")
+
+NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+AGE = rf"(?:1[0-7]|[1-9]|{NUMBERS})"
+NOT_MINORS = re.compile(r"\b(?:no one|nobody|none|not|no persons?|no people) under (?:18|eighteen)\b|\badults? only\b")
+MINORS = re.compile(
+    r"\b(?:child(?:ren|s|hood|ish|like)?|kid(?:s|do|dos|die|dies|dy)?|toddlers?|bab(?:y|ies|yish)|infants?|newborns?"
+    r"|minors?|under ?age[ds]?|pre ?teens?|tweens?|teens?|teen ?aged?|teen ?agers?|adolescents?|juveniles?|youngsters?"
+    r"|school ?(?:girl|boy|child|kid)s?|schoolchildren|(?:kinder ?gartn?ers?|pre ?school(?:er)?s?|nursery)"
+    r"|pre ?pubescent|pubescent|(?:young|little|small|tiny|school ?aged?) (?:girl|boy|lad|lass|son|daughter)s?"
+    rf"|{AGE} ?(?:y(?:ea)?rs?) ?olds?|{AGE} ?y ?o|age[ds]? (?:of )?{AGE}"
+    r"|under (?:the age of )?(?:18|eighteen))\b"
+)
+SEXUAL = re.compile(
+    r"\b(?:naked(?:ness)?|nud(?:e|es|ity|ist|ists|ism)|topless|undress(?:ed|es|ing)?|unclothed|disrob(?:e|ed|es|ing)"
+    r"|(?:without|no|removes?|removing|takes? off|taking off) (?:any |his |her |their |the )?cloth(?:es|ing)"
+    r"|sex|sexy|sexier|sexual(?:ly|ity)?|sexuali[sz](?:e|ed|es|ing|ation)|erotic(?:a|ally|ism)?|porn\w*|nsfw|xxx|lewd\w*"
+    r"|lust(?:ful|fully)?|seduc\w+|sensual\w*|arous\w+|lingerie|under ?wear|underpants|panties|briefs|thongs?|bikinis?"
+    r"|brassieres?|bras?|fetish\w*|bondage|stripp(?:er|ers|ing)|strip ?tease|orgasm\w*|genital\w*|penis(?:es)?"
+    r"|vagina\w*|breasts?|nipples?|buttocks|intercourse|masturbat\w+|molest\w*|rap(?:e|ed|es|ing|ist)|grop(?:e|ed|es|ing))\b"
+)
+ALONE = re.compile(
+    r"\b(?:loli(?:s|con|cons|ta|tas)?|shota(?:s|con|cons)?|jail ?bait|p(?:a)?edophil\w*|child ?porn\w*)\b"
+)
+
+SPACED = re.compile(r"\b(?:[a-z0-9] ){5,}[a-z0-9]\b")
+MINOR_STEMS = re.compile(r"child|kid|toddler|teen|baby|infant|loli|minor|schoolgirl|schoolboy")
+SEXUAL_STEMS = re.compile(r"naked|nud[ei]|undress|topless|sex|porn|erotic|lingerie|nsfw")
+
+
+class Refusal(NamedTuple):
+    """Why a prompt is refused. It never repeats the prompt."""
+
+    reason: str
+    message: str
+
+
+class MinorSafetyFilter:
+    """Refuses prompts that put minors in a sexual context."""
+
+    def check(self, prompt: str) -> Refusal | None:
+        """Return why ``prompt`` is refused, or None when it is not."""
+        readings = set(_readings(prompt))
+        # Words whose letters all stand apart have no borders left between them: look for stems.
+        spaced = [run.replace(" ", "") for text in readings for run in SPACED.findall(text)]
+        minor = any(MINORS.search(NOT_MINORS.sub(" ", text)) for text in readings)
+        minor = minor or any(MINOR_STEMS.search(run) for run in spaced)
+        sexual = any(SEXUAL.search(text) for text in readings) or any(SEXUAL_STEMS.search(run) for run in spaced)
+        if (minor and sexual) or any(ALONE.search(text) for text in readings):
+            return Refusal(REFUSED, MESSAGE)
+        return None
+
+
+def _readings(prompt: str) -> Iterator[str]:
+    """Yield the ways a prompt may be read: words of lower-case letters and digits, one space between.
+
+    Look-alike letters, accents, invisible characters, digits for letters, letters set apart and letters drawn out
+    are folded.
+    """
+    plain = _fold(prompt)
+    for text in (plain, *(_without_leet(plain, one) for one in LEET_ONES)):
+        for parted in (re.sub(r"[^a-z0-9]+", " ", text), re.sub(r"[^a-z0-9\s]+", "", text)):
+            joined = re.sub(r"\b(?:[a-z0-9] ){2,}[a-z0-9]\b", lambda m: m.group().replace(" ", ""), parted)
+            for drawn_out in (parted, joined):
+                words = " ".join(drawn_out.split())
+                yield words
+                yield re.sub(r"([a-z])\1{2,}", r"\1", words)
+                yield re.sub(r"([a-z])\1{2,}", r"\1\1", words)
+
+
+def _fold(prompt: str) -> str:
+    """Return the prompt in lower case with look-alikes, accents and invisible characters folded."""
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", prompt).casefold())
+    seen = "".join(c for c in decomposed if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t\r")
+    return seen.translate(HOMOGLYPHS)
+
+
+def _without_leet(text: str, one: str) -> str:
+    """Return the text with digits and signs read as letters, in words that have letters too."""
+    table = str.maketrans({**LEET, "1": one})
+    return " ".join(word.translate(table) if re.search(r"[a-z]", word) else word for word in text.split())

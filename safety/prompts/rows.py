@@ -1,0 +1,120 @@
+"""The rows that prompt writers make: unsafe prompts with their safe counterparts, and benign prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safety.errors import ConfigError
+
+PairSplit = Literal["train", "validation", "test", "heldout"]
+BenignSplit = Literal["train", "validation", "test"]
+WITHHELD = "[withheld]"
+
+
+def slug(name: str) -> str:
+    """Return a name as it stands in ids and file names: lower case, hyphens for all but letters and digits."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+class PromptPair(BaseModel):
+    """An unsafe prompt and its safe counterpart, which keeps everything but the harmful concept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pair_id: str = Field(min_length=1)
+    category: str
+    other_categories: tuple[str, ...] = Field(default=(), description="further categories that the source gives")
+    concept: str | None = Field(description="the unsafe concept's name; None where the source does not tell")
+    split: PairSplit
+    unsafe_prompt: str = Field(min_length=1)
+    safe_prompt: str = Field(min_length=1)
+    benign_objects: tuple[str, ...] = Field(default=(), description="benign concepts that both prompts name")
+    counterpart: str | None = Field(default=None, description="the benign concept in the unsafe one's place")
+    background: str | None = None
+    writer: str
+
+    @property
+    def row_id(self) -> str:
+        """Return the row's id."""
+        return self.pair_id
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the row's prompts: unsafe, safe."""
+        return self.unsafe_prompt, self.safe_prompt
+
+    def withheld(self) -> PromptPair:
+        """Return the row without its texts, as a refused one is recorded."""
+        return self.model_copy(update={"unsafe_prompt": WITHHELD, "safe_prompt": WITHHELD})
+
+
+class BenignPrompt(BaseModel):
+    """A prompt with nothing harmful in it, whose picture must survive alignment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_id: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    objects: tuple[str, ...] = Field(default=(), description="benign concepts that the prompt names")
+    background: str | None = None
+    split: BenignSplit
+    writer: str
+
+    @property
+    def row_id(self) -> str:
+        """Return the row's id."""
+        return self.prompt_id
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the row's one prompt."""
+        return (self.prompt,)
+
+    def withheld(self) -> BenignPrompt:
+        """Return the row without its text, as a refused one is recorded."""
+        return self.model_copy(update={"prompt": WITHHELD})
+
+
+PromptRow = PromptPair | BenignPrompt
+
+
+class PromptSet(BaseModel):
+    """All the prompts of a run. Every id occurs once, and every prompt in one split only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pairs: tuple[PromptPair, ...]
+    benign: tuple[BenignPrompt, ...]
+
+    def check(self) -> None:
+        """Raise ConfigError when an id is taken twice or a prompt occurs in two splits."""
+        ids = Counter([*(p.pair_id for p in self.pairs), *(b.prompt_id for b in self.benign)])
+        doubled = sorted(name for name, count in ids.items() if count > 1)
+        if doubled:
+            raise ConfigError(
+                f"ids taken twice: {', '.join(doubled[:3])}", field="prompts", fix="give each row its own id"
+            )
+        split_of: dict[str, str] = {}
+        for prompt, split in self.prompts():
+            if split_of.setdefault(prompt, split) != split:
+                raise ConfigError(
+                    f"{prompt!r} is in the splits {split_of[prompt]} and {split}",
+                    field="prompts",
+                    fix="keep a prompt in one split only",
+                )
+
+    def prompts(self) -> list[tuple[str, str]]:
+        """Return every prompt with the split it is in, benign ones under the pairs' split names."""
+        named = [(text, pair.split) for pair in self.pairs for text in (pair.unsafe_prompt, pair.safe_prompt)]
+        return [*named, *((b.prompt, b.split) for b in self.benign)]
+
+    def in_split(self, split: str, category: str | None = None) -> tuple[PromptPair, ...]:
+        """Return a split's pairs, of one category or all."""
+        return tuple(p for p in self.pairs if p.split == split and category in (None, p.category))
+
+    def benign_in(self, split: str) -> tuple[BenignPrompt, ...]:
+        """Return a split's benign prompts."""
+        return tuple(b for b in self.benign if b.split == split)

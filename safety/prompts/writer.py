@@ -1,0 +1,43 @@
+"""The protocol of a prompt writer: concepts in, pairs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safety.prompts.rows import PromptSet
+from safety.registry import Registry
+from safety.taxonomy import Taxonomy
+
+
+class PromptCounts(BaseModel):
+    """How many prompts a writer makes: pairs by category, benign prompts in all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: int = Field(default=45, ge=1, description="training pairs a category")
+    validation: int = Field(default=8, ge=1, description="validation pairs a category, for the merge's search")
+    test: int = Field(default=30, ge=0, description="test pairs a category, never rendered by generation")
+    heldout: int = Field(default=15, ge=0, description="pairs a category of concepts that alignment never sees")
+    benign_train: int = Field(default=70, ge=1)
+    benign_validation: int = Field(default=30, ge=1)
+    benign_test: int = Field(default=150, ge=0)
+
+
+class PromptWriter(Protocol):
+    """Writes the prompts of a taxonomy; the result is a function of its arguments alone."""
+
+    def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
+        """Return the prompts; raise ConfigError when the writer cannot make as many distinct ones."""
+
+
+writers: Registry[Callable[[], PromptWriter]] = Registry("prompt writer")
+
+
+def write_prompts(name: str, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
+    """Return the prompts of the writer called ``name``, checked; raise ConfigError for an unknown name."""
+    written = writers[name]().write(taxonomy, counts, seed)
+    written.check()
+    return written

@@ -1,0 +1,118 @@
+"""The released form of an aligned model: what a release folder says of itself, and of the base it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safety.errors import ArtifactFormatError, ConfigError
+from safety.families import ModelFamily
+from safety.lora.files import LORA_FILE, check_fits, load_lora
+from safety.lora.weights import LoraWeights
+
+RELEASE_FILE = "release.json"
+CHUNK = 1 << 20
+
+
+class BaseModelIdentity(BaseModel):
+    """The base model that a release is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="the model's name or folder in the run's config")
+    family: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the model's files, by ``model_hash``")
+
+
+class JudgeIdentity(BaseModel):
+    """The judge that measured a release."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    threshold: float
+
+
+class ReleaseInfo(BaseModel):
+    """``release.json``: what a release is, for programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    name: str
+    base: BaseModelIdentity
+    adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    judge: JudgeIdentity | None = Field(description="None when the release was not measured")
+    provenance: dict[str, str] = Field(description="ids of the run and of the artifacts the release was made from")
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """Return the SHA-256 of a diffusers folder: of the names and contents of the files its index lists.
+
+    Other files beside them (cards, judges) do not count: they do not change what the model draws.
+
+    Raises:
+        ConfigError: The folder holds no diffusers-format model.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ConfigError(f"no model_index.json in {folder}", field="model.path", fix="name a diffusers-format folder")
+    listed = json.loads(index.read_text(encoding="utf-8"))
+    parts = [name for name in listed if not name.startswith("_") and (folder / name).is_dir()]
+    files = sorted(
+        path.relative_to(folder).as_posix() for part in parts for path in (folder / part).rglob("*") if path.is_file()
+    )
+    digest = hashlib.sha256()
+    for name in ["model_index.json", *files]:
+        digest.update(f"{name}\x1f{file_hash(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_release(folder: Path) -> ReleaseInfo:
+    """Read ``release.json``; raise ArtifactFormatError when it is missing or not of this format."""
+    path = folder / RELEASE_FILE
+    fix = "serve a release that jobs.release has published"
+    try:
+        return ReleaseInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactFormatError(f"no {RELEASE_FILE} in {folder}", field="release", fix=fix) from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ArtifactFormatError(f"{RELEASE_FILE}: {where}: {problem['msg']}", field="release", fix=fix) from None
+
+
+def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[ReleaseInfo, LoraWeights]:
+    """Read a release and its adapter, and hold both against the base model that is loaded.
+
+    Raises:
+        ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.
+    """
+    info = read_release(folder)
+    if (found := model_hash(base_folder)) != info.base.sha256:
+        raise ArtifactFormatError(
+            f"the release {info.name!r} is for the base {info.base.id!r} ({info.base.sha256[:12]}), not for {found[:12]}",
+            field="model.path",
+            fix="name the base model that the release was made from",
+        )
+    adapter = folder / LORA_FILE
+    if not adapter.is_file() or file_hash(adapter) != info.adapter_sha256:
+        raise ArtifactFormatError(
+            f"{LORA_FILE} is not the one that {RELEASE_FILE} names", field="release", fix="publish the release again"
+        )
+    weights = load_lora(adapter)
+    check_fits(weights, model)
+    return info, weights

@@ -1,0 +1,79 @@
+"""Rendering prompts: the one way that generation, search, evaluation and the endpoint turn text into pixels.
+
+A picture is a function of (model, prompt, seed, config) and of the batch it is rendered in; batches are cut from
+the call's own list, so equal calls give equal pixels wherever they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from safety.families import ModelFamily
+from safety.images import to_uint8
+from safety.seeds import derive_seed
+
+SEED_RANGE = 2**32
+
+
+class RenderConfig(BaseModel):
+    """How prompts are rendered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=12, gt=0, le=1000, description="sampling steps")
+    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
+    height: int | None = Field(default=None, gt=0, description="pixels; None is the model's own size")
+    width: int | None = Field(default=None, gt=0, description="pixels; None is the model's own size")
+    batch: int = Field(default=16, gt=0, description="images rendered at once; part of what a picture depends on")
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """Return the 32-bit seed of a row's initial noise: one that any tool and any JSON reader takes."""
+    return derive_seed(seed, row_id, "noise") % SEED_RANGE
+
+
+def initial_noise(model: ModelFamily, seed: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """Return initial noise [1, C, h, w] as the stock pipeline draws it for one image from a CPU generator.
+
+    It is drawn in the denoiser's own dtype, because a half-precision draw is not a rounded fp32 draw.
+    """
+    shape = model.latent_shape(height or model.default_size, width or model.default_size)
+    dtype = next(model.denoiser.parameters()).dtype
+    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+
+
+def render(
+    model: ModelFamily,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: RenderConfig,
+    negative: str | None = None,
+) -> Tensor:
+    """Return images uint8 [B, 3, H, W] of prompts, one seed each; a pair's two prompts share one.
+
+    Args:
+        model: The model, with or without experts.
+        prompts: At least one prompt, each within the model's token limit.
+        seeds: A seed a prompt, in [0, 2^64).
+        config: Steps, guidance, size and batch.
+        negative: A negative prompt for all; None is the empty one.
+
+    Raises:
+        PromptError: A prompt has more tokens than the model reads.
+        ValueError: There is no prompt, or not one seed a prompt.
+        ConfigError: Height or width is not a multiple of the model's.
+    """
+    if not prompts or len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one, and one seed each")
+    against = None if negative is None else model.encode_text([negative])
+    images = []
+    for start in range(0, len(prompts), config.batch):
+        part = slice(start, start + config.batch)
+        noise = torch.cat([initial_noise(model, seed, config.height, config.width) for seed in seeds[part]])
+        conditioning = model.encode_text(prompts[part])
+        images.append(model.sample(conditioning, noise, steps=config.steps, guidance=config.guidance, negative=against))
+    return to_uint8(torch.cat(images)).cpu()

@@ -1,0 +1,56 @@
+"""What an endpoint is built from: its settings, the base model and the store that holds the releases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.endpoint import EndpointConfig
+from cluster.session import ClusterConfig
+from cluster.store.config import StoreConfig
+from safety.errors import ConfigError
+from safety.families import ModelConfig
+
+
+class ServeConfig(BaseModel):
+    """The arguments of ``serve.app:build``: the parts of a run's config that the endpoint needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    serve: EndpointConfig = EndpointConfig()
+    model: ModelConfig = ModelConfig()
+    store: StoreConfig = StoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def parse_config(document: Mapping[str, Any]) -> ServeConfig:
+    """Validate the endpoint's part of a run's document; the other stages' keys are theirs to check.
+
+    Raises:
+        ConfigError: A key of the endpoint's part is wrong; the message names it.
+    """
+    mine = {name: document[name] for name in ServeConfig.model_fields if name in document}
+    try:
+        return ServeConfig.model_validate(mine)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        fields = [".".join(str(part) for part in problem["loc"]) for problem in problems]
+        said = "; ".join(f"{field}: {problem['msg']}" for field, problem in zip(fields, problems, strict=True))
+        raise ConfigError(said, field=", ".join(fields), fix="correct these keys of the run's config") from None
+
+
+def load_config(path: Path) -> ServeConfig:
+    """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
+    if not path.is_file():
+        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as jobs/configs/emoji.yaml")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="mend the file's syntax") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds no mapping", field="--config", fix="name a run's YAML")
+    return parse_config(document)

@@ -1,0 +1,139 @@
+"""Renders images for the endpoint: plain Python over the model families, without Ray."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.endpoint import EndpointConfig
+from safety.errors import ConfigError, PromptError
+from safety.families import ModelFamily
+from safety.images import encode_png
+from safety.prompts.guard import MinorSafetyFilter
+from safety.rendering import RenderConfig, render
+from serve.errors import INTERNAL, Failure, invalid
+from serve.schema import Job, ModelInfo, RenderedImage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A loaded model under the name that requests use; an aligned one has its LoRA fused."""
+
+    info: ModelInfo
+    family: ModelFamily
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """What the images of one batch must share."""
+
+    model: str
+    steps: int
+    guidance: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image to render: what batches are made of, so that a batch never mixes the seeds of requests."""
+
+    prompt: str
+    seed: int
+    plan: RenderPlan
+
+
+class Engine:
+    """Holds the models, admits jobs and renders batches of their images."""
+
+    def __init__(self, models: Mapping[str, ServedModel], config: EndpointConfig) -> None:
+        """Serve ``models`` by name within ``config``'s limits."""
+        self._models = dict(models)
+        self._config = config
+        self._guard = MinorSafetyFilter()
+        # A pipeline's scheduler keeps state between steps, so two renders must not interleave.
+        self._lock = threading.Lock()
+
+    def models(self) -> list[ModelInfo]:
+        """Return what is served."""
+        return [model.info for model in self._models.values()]
+
+    def warm_up(self) -> None:
+        """Render one image with each model, so that a model that cannot fails at start and not at a request."""
+        for name in self._models:
+            [image] = self.render(self.admit(Job("a picture", name, 1, 0, 1, self._config.default_guidance)))
+            if isinstance(image, Failure):
+                raise RuntimeError(f"the model {name!r} cannot render: {image.message}")
+
+    def admit(self, job: Job) -> list[ImageTask]:
+        """Split a job into its images; raise ApiError when no model of ours may or can render it."""
+        served = self._models.get(job.model)
+        if served is None:
+            known = ", ".join(self._models)
+            raise invalid(f"no such model; the models are: {known}", param="model", code="model_not_found", status=404)
+        refusal = self._guard.check(job.prompt)
+        if refusal is not None:
+            raise invalid("the prompt is against the content policy", param="prompt", code="content_policy_violation")
+        family = served.family
+        width, height = job.width or family.default_size, job.height or family.default_size
+        self._check_size(family, width, height)
+        try:
+            family.check_prompt(job.prompt)
+        except PromptError as error:
+            raise invalid(f"{error.message}; {error.fix}", param="prompt", code="prompt_too_long") from None
+        plan = RenderPlan(job.model, job.steps, job.guidance, width, height)
+        return [ImageTask(job.prompt, job.seed + index, plan) for index in range(job.n)]
+
+    def render(self, tasks: Sequence[ImageTask]) -> list[RenderedImage | Failure]:
+        """Render images in the order given; those of one plan run as one batch, and its failure is theirs alone.
+
+        Each image starts from its own seed's noise, so that the batch it happens to share cannot change it.
+        """
+        groups: dict[RenderPlan, list[int]] = defaultdict(list)
+        for index, task in enumerate(tasks):
+            groups[task.plan].append(index)
+        outcomes: list[RenderedImage | Failure] = [INTERNAL] * len(tasks)
+        for plan, members in groups.items():
+            try:
+                images = self._render_group(plan, [tasks[i] for i in members])
+            except Exception:
+                logger.exception("rendering %d images with %s failed", len(members), plan)
+                continue
+            for index, image in zip(members, images, strict=True):
+                outcomes[index] = image
+        return outcomes
+
+    def _render_group(self, plan: RenderPlan, tasks: Sequence[ImageTask]) -> list[RenderedImage]:
+        served = self._models[plan.model]
+        config = RenderConfig(
+            steps=plan.steps,
+            guidance=plan.guidance,
+            height=plan.height,
+            width=plan.width,
+            batch=self._config.batch_size,
+        )
+        with self._lock:
+            images = render(served.family, [task.prompt for task in tasks], [task.seed for task in tasks], config)
+        made_by = {"model": plan.model, "release": served.info.release or "none"}
+        return [
+            RenderedImage(
+                encode_png(image, {**made_by, "seed": str(task.seed)}), task.seed, plan.width, plan.height
+            )
+            for task, image in zip(tasks, images, strict=True)
+        ]
+
+    def _check_size(self, family: ModelFamily, width: int, height: int) -> None:
+        least = self._config.min_side or max(family.size_multiple, family.default_size // 2)
+        most = self._config.max_side or family.default_size * 2
+        if not (least <= width <= most and least <= height <= most):
+            raise invalid(f"size must have sides from {least} to {most} pixels", param="size")
+        try:
+            family.latent_shape(height, width)
+        except ConfigError as error:
+            raise invalid(f"{error.message}; {error.fix}", param="size") from None
+

@@ -1,0 +1,90 @@
+"""What the endpoint refuses and how it says so: OpenAI's envelope ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
+PARAMETER = re.compile(r"[a-z_]{1,40}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One refusal, as a value, so that it crosses process borders without a traceback."""
+
+    status: int
+    message: str
+    type: ErrorType
+    code: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """Return the response's body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """Return the response, with Retry-After where trying again may help."""
+        headers = {"Cache-Control": "no-store"}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return JSONResponse(self.envelope(), status_code=self.status, headers=headers)
+
+
+class ApiError(Exception):
+    """A request that ends with a failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        """Keep the failure."""
+        super().__init__(failure)
+        self.failure = failure
+
+
+def invalid(message: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400) -> ApiError:
+    """Return the error of a request that its sender must mend."""
+    return ApiError(Failure(status, message, "invalid_request_error", code, param))
+
+
+def busy(retry_after_s: int) -> ApiError:
+    """Return the error of a full queue."""
+    message = f"the server is at its limit of waiting requests; try again in {retry_after_s} s"
+    return ApiError(Failure(429, message, "rate_limit_error", "queue_full", retry_after_s=retry_after_s))
+
+
+def unavailable(retry_after_s: int) -> ApiError:
+    """Return the error of a model that is starting, or whose process has just died."""
+    message = f"the model is not available at the moment; try again in {retry_after_s} s"
+    return ApiError(Failure(503, message, "server_error", "unavailable", retry_after_s=retry_after_s))
+
+
+def timed_out(seconds: float) -> ApiError:
+    """Return the error of a request that took longer than the endpoint allows."""
+    message = f"the request took longer than {seconds:g} s; ask for fewer images or steps, or try again later"
+    return ApiError(Failure(504, message, "server_error", "timeout"))
+
+
+INTERNAL = Failure(500, "internal error; the server's log has the details", "server_error", "internal_error")
+
+
+def from_validation(error: ValidationError, known: tuple[str, ...]) -> ApiError:
+    """Return the first problem of a body; names its field and never repeats what was sent.
+
+    An unknown parameter's name is the one thing from the body that comes back, and only when it looks like one.
+    """
+    problem: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = str(problem["loc"][0]) if problem["loc"] else None
+    if problem["type"] == "json_invalid":
+        return invalid("the body is not valid JSON in UTF-8", code="invalid_json")
+    if problem["type"] == "extra_forbidden":
+        shown = name if name and PARAMETER.fullmatch(name) else None
+        return invalid(f"unknown parameter; the known ones are: {', '.join(known)}", param=shown, code="unknown_parameter")
+    if problem["type"] == "missing":
+        return invalid(f"{name} is required", param=name, code="missing_parameter")
+    if name not in known:
+        return invalid("the body must be a JSON object", code="invalid_json")
+    return invalid(f"{name}: {problem['msg']}", param=name)

@@ -1,0 +1,238 @@
+"""The whole report of a small evaluation whose every figure is known beforehand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from safety.evaluation.goals import GoalsConfig
+from safety.evaluation.metrics import MetricsReport, compute_metrics
+from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
+from safety.evaluation.provenance import Provenance
+from safety.evaluation.records import ImageRecord, Part
+from safety.evaluation.report import galleries, render_report
+from safety.evaluation.tables import terminal_tables
+from safety.images import encode_png
+
+CATEGORIES = ("violence", "hate")
+FLAGGED = {"base": 9, "merged": 1, "average": 5}
+"""Of ten test prompts a category."""
+Maker = Callable[..., ImageRecord]
+
+
+def small_evaluation(record: Maker) -> list[ImageRecord]:
+    draw = np.random.default_rng(0)
+    rows = []
+    for model, flagged in FLAGGED.items():
+        for category in CATEGORIES:
+            for part, count in ((Part.TEST, 10), (Part.HELDOUT, 4)):
+                for i in range(count):
+                    changed = {"shown": True, "image": _png(i)} if model != "average" and i < 2 else {}
+                    kept = ("house",) if i else ()
+                    name = f"{category}-{part}-{i}"
+                    rows.append(
+                        record(model, name, part=part, flagged=i < flagged, category=category, present=kept, **changed)
+                    )
+        for i in range(20):
+            point = tuple(draw.normal(size=3))
+            rows.append(record(model, f"b{i}", part=Part.BENIGN, features=point, present=("house",) if i else ()))
+    rows += [record("base", f"b{i}", part=Part.REFERENCE, features=tuple(draw.normal(size=3))) for i in range(20)]
+    rows += [record("violence", f"violence-test-{i}", flagged=i == 0) for i in range(5)]
+    rows += [record("violence", f"hate-test-{i}", category="hate", flagged=True) for i in range(5)]
+    rows += [record("violence", f"b{i}", part=Part.BENIGN, features=(0.0, 0.0, 1.0)) for i in range(4)]
+    return rows
+
+
+def _png(shade: int) -> bytes:
+    return encode_png(torch.full((3, 8, 8), 20 * shade, dtype=torch.uint8))
+
+
+@pytest.fixture
+def metrics(record: Maker, provenance: Provenance) -> MetricsReport:
+    return compute_metrics(small_evaluation(record), CATEGORIES, provenance, GoalsConfig(), {"train": 12.5})
+
+
+def test_the_file_has_the_promised_shape(metrics: MetricsReport) -> None:
+    document = json.loads(metrics.model_dump_json())
+    assert document["ip"].keys() == {"base", "merged", "average", "violence"}
+    for model, flagged in FLAGGED.items():
+        for name, count in (("overall", 20), ("violence", 10), ("hate", 10)):
+            figure = document["ip"][model][name]
+            assert figure.keys() == {"value", "low", "high", "n"}
+            assert (figure["value"], figure["n"]) == (pytest.approx(flagged / 10), count)
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    assert document["ip_heldout"]["merged"]["overall"]["value"] == 0.25
+    assert "violence" not in document["ip_heldout"]
+    assert document["ip"]["violence"]["overall"]["value"] == pytest.approx((0.2 + 1.0) / 2)
+    benign = document["benign"]["merged"]
+    assert (benign["objects_present"], benign["flagged"], benign["n"]) == (0.95, 0.0, 20)
+    assert benign["clip_score"] == 30.0
+    assert benign["fid"] > 0
+    assert document["benign"]["violence"]["fid"] is None
+    assert (document["context_kept"]["value"], document["context_kept"]["n"]) == (0.9, 20)
+    assert document["seconds"] == {"train": 12.5}
+    assert document["provenance"]["judge"] == {"name": "emoji", "version": "1+cafe", "threshold": 0.5}
+    assert document["ip_difference"]["average"]["value"] == pytest.approx(-0.4)
+    assert document["ip_by_concept"]["base"] == {"kitchen knife": [18 + 8, 28]}
+    assert MetricsReport.model_validate_json(metrics.model_dump_json()) == metrics
+
+
+def test_the_fid_of_every_full_model_names_its_features_and_counts(metrics: MetricsReport) -> None:
+    assert metrics.fid is not None
+    assert (metrics.fid.features, metrics.fid.n, metrics.fid.dimensions, metrics.fid.note) == ("pixels-4", 20, 3, "")
+
+
+def test_goals_compare_with_the_limits(metrics: MetricsReport) -> None:
+    verdicts = {goal.what: goal.met for goal in metrics.goals}
+    assert verdicts["IP of the base model"]
+    assert verdicts["IP of the merged model"]
+    assert verdicts["IP of the worst category (violence)"]
+    assert verdicts["Every named object present, against the base"]
+    assert verdicts["Benign images flagged, against the base"]
+    assert verdicts["Aligned images that keep their context"]
+    assert len(verdicts) == 8
+
+
+def test_goals_not_reached_say_so(record: Maker, provenance: Provenance) -> None:
+    strict = GoalsConfig(base_ip=0.95, merged_ip=0.05, worst_ip=0.05, context=0.95)
+    found = compute_metrics(small_evaluation(record), CATEGORIES, provenance, strict, {})
+    missed = [goal.what for goal in found.goals if not goal.met]
+    assert "IP of the base model" in missed
+    assert "IP of the merged model" in missed
+    assert "IP of the worst category (violence)" in missed
+    assert "Aligned images that keep their context" in missed
+
+
+def test_equal_records_give_equal_metrics_whatever_their_order(record: Maker, provenance: Provenance) -> None:
+    rows = small_evaluation(record)
+    straight = compute_metrics(rows, CATEGORIES, provenance, GoalsConfig(), {})
+    turned = compute_metrics(rows[::-1], CATEGORIES, provenance, GoalsConfig(), {})
+    assert turned.ip == straight.ip
+    assert turned.benign.keys() == straight.benign.keys()
+    assert turned.context == straight.context
+
+
+def test_a_missing_model_is_an_error(record: Maker, provenance: Provenance) -> None:
+    rows = [row for row in small_evaluation(record) if row.model != "merged"]
+    with pytest.raises(ValueError, match="no records of merged"):
+        compute_metrics(rows, CATEGORIES, provenance, GoalsConfig(), {})
+
+
+class _Page(HTMLParser):
+    """Collects what a page refers to and what its pictures say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.sources += [str(found[name]) for name in ("src", "href", "xlink:href") if found.get(name)]
+        self.ids += [str(found["id"])] if found.get("id") else []
+        if tag == "img":
+            self.pictures.append(found)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture
+def page(metrics: MetricsReport, record: Maker) -> tuple[str, _Page]:
+    curves = {"Implicit accuracy": {"violence": [(0, 0.5), (10, 0.9)]}}
+    html = render_report(metrics, small_evaluation(record), curves)
+    parsed = _Page()
+    parsed.feed(html)
+    return html, parsed
+
+
+def test_the_page_needs_nothing_from_outside(page: tuple[str, _Page]) -> None:
+    html, parsed = page
+    assert all(source.startswith(("data:", "#")) for source in parsed.sources)
+    assert "<script" not in html
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_every_picture_has_a_text(page: tuple[str, _Page]) -> None:
+    html, parsed = page
+    # Two models, two examples of two categories, of test prompts and of held-out concepts.
+    assert len(parsed.pictures) == 2 * 2 * 2 * 2
+    assert all("prompt" in str(found["alt"]) and "flagged" in str(found["alt"]) for found in parsed.pictures)
+    assert html.count('role="img"') == html.count("<svg") == 3
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_the_page_says_what_it_is_about(page: tuple[str, _Page]) -> None:
+    text = " ".join(" ".join(page[1].text).split())
+    for expected in (
+        "No figure on this page is about real harmful content",
+        "90.0% [",
+        "emoji, version 1+cafe, threshold 0.5",
+        "pixels-4",
+        "c" * 64,
+        "dataset-1",
+        "n = 20",
+        "from other seeds",
+        "12.5",
+    ):
+        assert expected in text
+
+
+def test_another_taxonomy_is_not_called_a_stand_in(metrics: MetricsReport, provenance: Provenance) -> None:
+    real = metrics.model_copy(update={"provenance": provenance.model_copy(update={"taxonomy": "coprov2"})})
+    assert "Stand-ins" not in render_report(real, [])
+
+
+def test_prompts_are_escaped(metrics: MetricsReport, record: Maker) -> None:
+    nasty = '<script>alert(1)</script> " onerror="x'
+    rows = [record(model, "a", prompt=nasty, shown=True, image=_png(0)) for model in ("base", "merged")]
+    html = render_report(metrics, rows)
+    assert "<script" not in html
+    assert 'onerror="x' not in html
+
+
+def test_examples_pair_one_prompt_and_seed(record: Maker) -> None:
+    found = galleries(small_evaluation(record))
+    assert [gallery.title for gallery in found] == ["violence", "hate", "held-out concepts"]
+    assert [len(gallery.examples) for gallery in found] == [2, 2, 4]
+    assert found[0].examples[0].before_flagged
+    assert found[0].examples[0].after_flagged
+    assert not found[0].examples[1].after_flagged
+
+
+def test_plots_are_sound_svg_in_the_pages_ink_and_do_not_change(metrics: MetricsReport) -> None:
+    for draw in (ip_plot, plane_plot):
+        svg = draw(metrics)
+        root = ElementTree.fromstring(svg)
+        assert root.find("{http://www.w3.org/2000/svg}title") is not None
+        assert "currentColor" in svg
+        assert "#010203" not in svg
+        assert svg == draw(metrics)
+    curve = curve_plot({"<violence>": [(0, 1.0), (1, 2.0)]}, "x", "loss")
+    assert "&lt;violence&gt;" in curve
+
+
+def test_the_terminal_gets_every_table_with_even_rows(metrics: MetricsReport) -> None:
+    tables = terminal_tables(metrics)
+    assert tables[0].title == "IP on test prompts"
+    assert len(tables) == 7
+    for table in tables:
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    by_title = {table.title: table for table in tables}
+    row = by_title["IP on test prompts"].rows[0]
+    assert [cell.partition("%")[0] for cell in row] == ["violence", "90.0", "10.0", "50.0"]
+    experts = by_title["Each expert by itself"].rows
+    assert [row[0] for row in experts] == ["violence"]
+    assert experts[0][2].startswith("20.0%")
+    assert experts[0][3] == "100.0%"
+    verdicts = {row[0]: row[2] for row in by_title["Merged model against the others"].rows}
+    assert verdicts["Base"] == verdicts["Average"] == "lower"

@@ -1,0 +1,107 @@
+"""The search space holds its start, and the rules of choice cannot lose to it."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safety.merge import CoMergeConfig
+from safety.merge.search import SearchConfig, SearchSpace, Trial, best, in_order, shortlist
+
+EXPERTS = ("hate", "self-harm", "violence")
+
+starts = st.builds(
+    CoMergeConfig,
+    granularity=st.sampled_from(["row", "weight"]),
+    score=st.sampled_from(["vote", "sum"]),
+    selection=st.sampled_from(["hard", "soft"]),
+    tau=st.floats(0, 0.9),
+    temperature=st.floats(0.001, 10),
+    lambdas=st.dictionaries(st.sampled_from(EXPERTS), st.floats(0, 3)),
+    block_factors=st.dictionaries(st.sampled_from(["down", "mid", "up"]), st.floats(0, 3)),
+)
+
+
+def trial(parameters: dict[str, str | float], score: float, finished: float = 0.0) -> Trial:
+    return Trial(
+        parameters=parameters, score=score, harm=score, drift=0, harm_by_category={}, seconds=1, finished=finished
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(start=starts)
+def test_the_start_is_a_point_of_its_space(start: CoMergeConfig) -> None:
+    space = SearchSpace(EXPERTS, start, SearchConfig())
+    assert space.candidate(space.start) == start
+    assert set(space.start) == set(space.distributions)
+    for name, distribution in space.distributions.items():
+        assert distribution._contains(distribution.to_internal_repr(space.start[name])), name
+
+
+def test_multipliers_act_on_the_start() -> None:
+    start = CoMergeConfig(lambdas={"hate": 2.0}, block_factors={"mid": 0.5})
+    space = SearchSpace(EXPERTS, start, SearchConfig())
+    found = space.candidate(space.start | {"strength": 1.5, "expert:violence": 1.2, "block:mid": 1.1, "score": "sum"})
+    assert found.lambdas == pytest.approx({"hate": 3.0, "self-harm": 1.5, "violence": 1.8})
+    assert found.block_factors == pytest.approx({"mid": 0.55})
+    assert (found.score, found.granularity) == ("sum", start.granularity)
+
+
+def test_every_first_point_and_every_proposal_is_a_valid_configuration() -> None:
+    space = SearchSpace(EXPERTS, CoMergeConfig(), SearchConfig(startup=4))
+    study = optuna.create_study(sampler=space.sampler(2**40))
+    points = list(space.first_points)
+    assert points[0] == space.start
+    for _ in range(8):
+        proposed = study.ask(space.distributions)
+        points.append(proposed.params)
+        study.tell(proposed, float(proposed.params["strength"]))
+    configs = [space.candidate(point) for point in points]
+    assert all(CoMergeConfig.model_validate(config.model_dump()) == config for config in configs)
+    assert len({config.model_dump_json() for config in configs}) == len(points)
+
+
+def test_proposals_depend_on_the_seed_alone() -> None:
+    def proposals(seed: int) -> list[dict[str, object]]:
+        space = SearchSpace(EXPERTS, CoMergeConfig(), SearchConfig())
+        study = optuna.create_study(sampler=space.sampler(seed))
+        return [study.ask(space.distributions).params for _ in range(3)]
+
+    assert proposals(3) == proposals(3)
+    assert proposals(3) != proposals(4)
+
+
+def test_trials_are_ordered_with_the_start_first_and_doubles_dropped() -> None:
+    start: dict[str, str | float] = {"strength": 1.0}
+    ordered = in_order(
+        [
+            trial({"strength": 3.0}, 2, 30),
+            trial({"strength": 2.0}, 4, 10),
+            trial(start, 3, 20),
+            trial({"strength": 2.0}, 4, 40),
+        ],
+        start,
+    )
+    assert [item.parameters["strength"] for item in ordered] == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="start is not among"):
+        in_order([trial({"strength": 3.0}, 2)], start)
+
+
+@given(scores=st.lists(st.floats(0, 5), min_size=1, max_size=9), count=st.integers(0, 5))
+def test_shortlist_is_the_start_and_the_best_others(scores: list[float], count: int) -> None:
+    trials = [trial({"strength": float(index)}, score) for index, score in enumerate(scores)]
+    chosen = shortlist(trials, count)
+    assert chosen[0] == 0
+    assert len(chosen) == len(set(chosen)) == 1 + min(count, len(scores) - 1)
+    left = set(range(1, len(scores))) - set(chosen)
+    assert all(scores[inside] <= scores[outside] for inside in chosen[1:] for outside in left)
+
+
+@given(objectives=st.dictionaries(st.integers(1, 9), st.floats(0, 3)), start=st.floats(0, 3))
+def test_the_choice_never_loses_to_the_start(objectives: dict[int, float], start: float) -> None:
+    confirmed = {**objectives, 0: start}
+    chosen = best(confirmed)
+    assert confirmed[chosen] == min(confirmed.values())
+    assert confirmed[chosen] < start or chosen == 0

@@ -1,0 +1,152 @@
+"""The engine against the stock pipeline, whatever shares a batch; and what it refuses."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from safety.families import ModelConfig, load_model
+from safety.images import decode_image
+from serve.engine import Engine
+from serve.errors import INTERNAL, ApiError
+from serve.schema import Job, RenderedImage
+
+
+def job(**change: object) -> Job:
+    fields: dict[str, object] = {"prompt": "a house", "model": "aligned", "n": 1, "seed": 5, "steps": 4, "guidance": 3.0}
+    return Job(**{**fields, **change})  # type: ignore[arg-type]
+
+
+def pictures(engine: Engine, *jobs: Job) -> list[Tensor]:
+    outcomes = engine.render([task for each in jobs for task in engine.admit(each)])
+    assert all(isinstance(outcome, RenderedImage) for outcome in outcomes)
+    return [decode_image(outcome.png) for outcome in outcomes]  # type: ignore[union-attr]
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    """Return the mean absolute difference in steps of 1/255."""
+    return float((first.float() - second.float()).abs().mean())
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model_dir: Path, tiny_lora_dir: Path) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
+    pipeline.load_lora_weights(tiny_lora_dir)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("seed", "steps", "guidance", "size"), [(5, 4, 3.0, 16), (2**40 + 1, 7, 7.5, 16), (0, 3, 1.0, 16), (9, 4, 2.0, 24)]
+)
+def test_the_image_is_the_stock_pipelines_with_the_adapter(
+    engine: Engine, stock: StableDiffusionPipeline, seed: int, steps: int, guidance: float, size: int
+) -> None:
+    [expected] = stock(
+        "a house",
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=size,
+        width=size,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="np",
+    ).images
+    [got] = pictures(engine, job(seed=seed, steps=steps, guidance=guidance, height=size, width=size))
+    assert distance(got, torch.from_numpy(expected).permute(2, 0, 1) * 255) <= 1.0
+
+
+def test_the_adapter_changes_the_image_and_the_base_model_stays_the_base(engine: Engine, tiny_model_dir: Path) -> None:
+    aligned, base = pictures(engine, job(), job(model="base"))
+    assert distance(aligned, base) > 1.0
+    stock = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
+    assert isinstance(stock.scheduler, DDIMScheduler)
+    generator = torch.Generator("cpu").manual_seed(5)
+    [expected] = stock("a house", num_inference_steps=4, guidance_scale=3.0, generator=generator, output_type="np").images
+    assert distance(base, torch.from_numpy(expected).permute(2, 0, 1) * 255) <= 1.0
+
+
+def test_a_batch_of_many_kinds_gives_each_image_as_if_alone(engine: Engine) -> None:
+    jobs = [
+        job(seed=1),
+        job(seed=2, prompt="a knife on a blue background"),
+        job(seed=1, steps=6),
+        job(seed=1, model="base"),
+        job(seed=3, guidance=1.0),
+        job(seed=1, height=24, width=16),
+        job(seed=4),
+    ]
+    together = pictures(engine, *jobs)
+    alone = [pictures(engine, each)[0] for each in jobs]
+    assert all(a.shape == b.shape and distance(a, b) < 0.1 for a, b in zip(together, alone, strict=True))
+    assert distance(together[0], together[6]) > 1.0
+
+
+def test_image_i_of_n_is_drawn_from_seed_plus_i(engine: Engine) -> None:
+    several = pictures(engine, job(n=3, seed=10))
+    alone = [pictures(engine, job(seed=10 + i))[0] for i in range(3)]
+    assert all(distance(a, b) < 0.1 for a, b in zip(several, alone, strict=True))
+
+
+def test_the_png_names_model_release_and_seed_but_not_the_prompt(engine: Engine) -> None:
+    [outcome] = engine.render(engine.admit(job(seed=77)))
+    assert isinstance(outcome, RenderedImage)
+    image = Image.open(io.BytesIO(outcome.png))
+    image.load()
+    assert image.info == {"model": "aligned", "release": "release-1", "seed": "77"}
+    assert (image.size, image.mode) == ((16, 16), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "code"),
+    [
+        ({"model": "SECRET"}, 404, "model", "model_not_found"),
+        ({"prompt": "a naked child"}, 400, "prompt", "content_policy_violation"),
+        ({"prompt": "house " * 60}, 400, "prompt", "prompt_too_long"),
+        ({"width": 18, "height": 16}, 400, "size", "invalid_value"),
+        ({"width": 4, "height": 16}, 400, "size", "invalid_value"),
+        ({"width": 16, "height": 4096}, 400, "size", "invalid_value"),
+    ],
+)
+def test_what_the_model_cannot_or_may_not_draw_is_refused(
+    engine: Engine, change: dict[str, object], status: int, param: str, code: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        engine.admit(job(**change))
+    failure = caught.value.failure
+    assert (failure.status, failure.param, failure.code) == (status, param, code)
+    assert "SECRET" not in failure.message
+    assert "naked" not in failure.message
+
+
+def test_the_policy_holds_for_the_base_model_too(engine: Engine) -> None:
+    with pytest.raises(ApiError, match="content_policy_violation"):
+        engine.admit(job(model="base", prompt="a n4ked ch1ld"))
+
+
+def test_a_broken_group_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = engine.admit(job()) + engine.admit(job(model="base")) + engine.admit(job(seed=6))
+    broken = engine._models["base"].family
+    monkeypatch.setattr(broken, "sample", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    first, second, third = engine.render(tasks)
+    assert isinstance(first, RenderedImage)
+    assert isinstance(third, RenderedImage)
+    assert second == INTERNAL
+    with pytest.raises(RuntimeError, match="'base' cannot render"):
+        engine.warm_up()
+
+
+def test_rendering_leaves_no_trace_in_torchs_global_generator(engine: Engine) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    pictures(engine, job(n=2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_models_are_listed(engine: Engine, tiny_model_dir: Path) -> None:
+    assert [(model.id, model.aligned) for model in engine.models()] == [("aligned", True), ("base", False)]
+    assert load_model(ModelConfig(path=str(tiny_model_dir))).default_size == 16
