@@ -41,7 +41,8 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
     deadline = time.monotonic() + endpoint.start_timeout_s
     require({"CPU": endpoint.num_cpus}, "serve.num_cpus")
     require({"GPU": endpoint.num_gpus}, "serve.num_gpus")
-    url = f"http://{'127.0.0.1' if endpoint.host in ANY_ADDRESS else endpoint.host}:{endpoint.port}"
+    host = "127.0.0.1" if endpoint.host in ANY_ADDRESS else endpoint.host
+    url = f"http://{host}:{endpoint.port}{endpoint.route_prefix.rstrip('/')}"
     if not _serve_is_up():
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
@@ -49,7 +50,7 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
     module, _, function = import_path.partition(":")
     application = getattr(importlib.import_module(module), function)(dict(document))
     serve.run_many(
-        [serve.RunTarget(application, name=endpoint.app)],
+        [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
@@ -122,7 +123,9 @@ def _first_cause(messages: list[str]) -> str:
     """Return the line of a traceback that names the error, or the first message there is."""
     for message in messages:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Artifact", "Credentials", "Exception"))]
+        errors = [
+            line for line in lines if line.partition(":")[0].endswith(("Error", "Artifact", "Credentials", "Exception"))
+        ]
         if errors:
             return errors[-1]
     return next((message for message in messages if message), "Serve gives no reason")

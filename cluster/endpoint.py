@@ -20,7 +20,10 @@ class EndpointConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
-    pointer: str = Field("aligned", pattern=NAME, description="release pointer to serve; also the model's name in the API")
+    route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9._/-]*[A-Za-z0-9._-])?$", description="path it is mounted at")
+    pointer: str = Field(
+        "aligned", pattern=NAME, description="release pointer to serve; also the model's name in the API"
+    )
     serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', for side-by-side pages")
     host: str = Field("127.0.0.1", description="address that Serve's proxy binds")
     port: int = Field(8000, ge=1, le=65535)

@@ -58,73 +58,116 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
 
 
 @contextmanager
+def _exported(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process's environment, and put back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
-    """Open the store and the cluster, and close what this call opened.
+    """Open the store and the cluster; close what this call opened, Ray first, then the embedded store server.
+
+    A process that is connected to Ray already keeps that connection, and it stays open.
 
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     with ExitStack() as stack:
         environment: dict[str, str] = {}
-        if store.endpoint is None:
+        embedded = store.endpoint is None
+        if embedded:
+            _require_no_ray()
             server = stack.enter_context(serve_store(store.data_dir))
             store = store.model_copy(update={"endpoint": server.endpoint})
             environment = server.environment(store.region)
-            os.environ.update(environment)
-            ArtifactStore(store).ensure_bucket()
+            stack.enter_context(_exported(environment))
         artifacts = ArtifactStore(store)
+        if embedded:
+            artifacts.ensure_bucket()
         artifacts.check()
         artifacts.probe_conditional_writes()
         dashboard = stack.enter_context(_ray(cluster, worker_environment(environment, cluster)))
         yield Session(artifacts, store, dashboard)
 
 
+def _require_no_ray() -> None:
+    """Refuse to start the embedded store under a Ray whose workers could not have its credentials any more."""
+    if ray.is_initialized():
+        raise ClusterError(
+            "this process is connected to Ray already, so its workers cannot get the embedded store's credentials",
+            field="store.endpoint",
+            fix="call ray.shutdown() first, or name the endpoint of a store that is up",
+        )
+
+
 @contextmanager
 def _ray(config: ClusterConfig, environment: dict[str, str]) -> Iterator[str | None]:
-    os.environ.update({k: v for k, v in environment.items() if k.startswith(("RAY_", "DS_"))})
+    if ray.is_initialized():
+        yield None
+        return
     if config.address not in (LOCAL, "auto"):
         _check_reachable(config)
+    exported = {name: value for name, value in environment.items() if name.startswith(("RAY_", "DS_"))}
+    with _exported(exported):
+        try:
+            yield _init(config, environment)
+        finally:
+            ray.shutdown()
+
+
+def _init(config: ClusterConfig, environment: dict[str, str]) -> str | None:
+    """Connect, and return the dashboard's URL if there is one."""
+    settings: dict[str, object] = {"address": config.address}
+    if config.address == LOCAL:
+        settings |= {
+            "num_cpus": config.num_cpus,
+            "num_gpus": config.num_gpus,
+            "object_store_memory": config.object_store_mb * 2**20,
+            "include_dashboard": config.dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            context = _init(config, environment)
+            context = ray.init(
+                runtime_env={"env_vars": environment}, logging_level=logging.ERROR, log_to_driver=False, **settings
+            )
         except (ConnectionError, TimeoutError, RuntimeError) as error:
             raise ClusterUnreachable(
-                f"no Ray cluster answers: {error}", field="cluster.address", fix="start one with 'ray start --head', or use 'local'"
+                f"no Ray cluster answers: {error}", field="cluster.address", fix=f"{START_ONE}, or use 'local'"
             ) from error
-    try:
-        url = getattr(context, "dashboard_url", None)
-        yield f"http://{url}" if url else None
-    finally:
-        ray.shutdown()
-
-
-def _init(config: ClusterConfig, environment: dict[str, str]) -> object:
-    common = {
-        "runtime_env": {"env_vars": environment},
-        "configure_logging": True,
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-    }
-    if config.address != LOCAL:
-        return ray.init(address=config.address, **common)
-    return ray.init(
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
-        object_store_memory=config.object_store_mb * 2**20,
-        include_dashboard=config.dashboard,
-        dashboard_host="127.0.0.1",
-        **common,
-    )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
 def _check_reachable(config: ClusterConfig) -> None:
-    """Fail within the time limit when nothing listens at the address: Ray itself would wait for minutes."""
-    host, _, port = config.address.removeprefix("ray://").rpartition(":")
+    """Fail within the time limit when no head node answers at the address: Ray itself would wait for minutes."""
+    deadline = time.monotonic() + config.start_timeout_s
+    host, _, port = config.address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=config.start_timeout_s):
-            return
-    except (OSError, ValueError) as error:
-        raise ClusterUnreachable(
-            f"nothing answers at {config.address}: {error}", field="cluster.address", fix="check the address and that the head node is up"
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(config, f"nothing answers at {config.address}: {error}") from error
+    probe = [sys.executable, "-c", PROBE, config.address]
+    try:
+        subprocess.run(probe, capture_output=True, check=True, timeout=max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        raise _unreachable(
+            config, f"what listens at {config.address} did not answer as a Ray head node within {config.start_timeout_s:g} s"
         ) from error
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise _unreachable(config, f"what listens at {config.address} is no Ray head node: {' '.join(last)}") from error
+
+
+def _unreachable(config: ClusterConfig, message: str) -> ClusterUnreachable:
+    return ClusterUnreachable(message, field="cluster.address", fix=f"check the address and that the head node is up ({START_ONE})")

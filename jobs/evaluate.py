@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import typer
 from rich.table import Table
 
 from cluster.canonical import config_hash
@@ -17,9 +18,11 @@ from cluster.progress import StageProgress
 from cluster.store.manifest import code_version
 from jobs.evaluate_config import EvaluateConfig
 from jobs.evaluate_groups import EvaluationInputs, FinishedGroups, evaluate_groups
+from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.errors import ConfigError
 from safety.evaluation.features import feature_extractors
+from safety.evaluation.learning import Curves, read_curves
 from safety.evaluation.metrics import MetricsReport, compute_metrics
 from safety.evaluation.plan import MERGED, RenderGroup, plan_evaluation
 from safety.evaluation.provenance import JudgeIdentity, Provenance
@@ -78,7 +81,8 @@ def run(
     table = render_all(context, ref, dataset, adapters, taxonomy)
     spent = {**(seconds or {}), "evaluate": time.monotonic() - started, "evaluate (all actors)": table.seconds}
     metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, spent)
-    publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table))
+    curves = read_curves({name: context.folder(expert) for name, expert in experts.items()})
+    publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table, curves))
     FinishedGroups(context.store, ref).clear()
     _deliver(context, ref)
     return ref
@@ -151,9 +155,9 @@ def _share(context: StageContext, adapters: Mapping[str, ArtifactRef], groups: l
     return {name: ray.put(load_lora(context.folder(ref))) for name, ref in adapters.items() if name in needed}
 
 
-def _fill(folder: Path, metrics: MetricsReport, table: RecordTable) -> None:
+def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curves) -> None:
     (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / REPORT_FILE).write_text(render_report(metrics, table.records), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(render_report(metrics, table.records, curves), encoding="utf-8")
     (folder / IMAGES_FILE).write_bytes(table.to_parquet())
 
 
@@ -189,3 +193,19 @@ def _machine() -> str:
     resources = ray.cluster_resources()
     found = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)]
     return f"{', '.join(found)}, {platform.machine()}"
+
+
+def main(config: ConfigOption) -> None:
+    """Evaluate a run's models; stages before that are not finished are run first."""
+    # The stages import this job.
+    from jobs.stages import Stages
+
+    with opened(config) as context:
+        stages = Stages(context)
+        dataset = stages.dataset()
+        experts = stages.experts(dataset)
+        stages.report(dataset, experts, stages.merges(dataset, experts))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +25,9 @@ from cluster.canonical import config_hash
 from cluster.progress import StageProgress
 from cluster.store.artifacts import ArtifactStore
 from jobs.merge_config import MergeConfig
-from safety.families import ModelConfig, load_model
-from safety.judges import load_judge
+from jobs.streaming import first_cause
+from safety.families import ModelConfig, ModelFamily, load_model
+from safety.judges import Judge, load_judge
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.co_merge import CoMerge
@@ -95,21 +97,31 @@ def _parse(data: bytes | None, kind: type[Record]) -> Record | None:
 
 
 class TrialScorer:
-    """Scores points of the space with one loaded model; a point scored before is read from the records."""
+    """Scores points of the space with one loaded model; a point scored before is read from the records.
+
+    The model loads at the first score and not in the constructor, so that a wrong one fails with its own error and
+    not as a dead actor.
+    """
 
     def __init__(self, inputs: SearchInputs, records: Records) -> None:
-        """Load the model and make the base's predictions."""
-        torch.set_num_threads(inputs.config.threads)
+        """Keep what to score with."""
         self.inputs, self.records = inputs, records
-        self.surrogate = Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+
+    @cached_property
+    def surrogate(self) -> Surrogate:
+        """Load the model and make the base's predictions."""
+        torch.set_num_threads(self.inputs.config.threads)
+        inputs = self.inputs
+        return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""
         found = self.records.read("trials", parameters, Trial)
         if found is not None:
             return found
+        surrogate = self.surrogate
         started = time.monotonic()
-        score = self.surrogate.score(self.inputs.merged(parameters))
+        score = surrogate.score(self.inputs.merged(parameters))
         trial = Trial(
             parameters=parameters,
             score=score.total,
@@ -126,8 +138,8 @@ class TrialScorer:
 class MergeTrial(tune.Trainable):  # type: ignore[misc]
     """A Tune trial: one step scores one point. Its process loads the model once and serves trial after trial."""
 
-    def setup(self, config: dict[str, Any], *, inputs: SearchInputs, records: Records) -> None:
-        """Load what all trials of this process share."""
+    def setup(self, _config: dict[str, Any], *, inputs: SearchInputs, records: Records) -> None:
+        """Keep what all trials of this process share."""
         self.names = tuple(inputs.space.start)
         self.scorer = TrialScorer(inputs, records)
 
@@ -150,7 +162,7 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         self.progress = progress
         self.best = float("inf")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self.best = min(self.best, float(trial.last_result.get(METRIC, self.best)))
         self.progress.advance(1, f"best {self.best:.3f}")
 
@@ -165,7 +177,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
         console: Where progress is shown.
 
     Raises:
-        RuntimeError: The start could not be scored; its cause is the first trial's error.
+        SafetyError: The start could not be scored; this is the first cause.
     """
     space = inputs.space
     done = records.all("trials", Trial)
@@ -176,10 +188,10 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
             progress.advance(len(done))
             failed = _tune(inputs, records, done, left, logs, progress)
         done = records.all("trials", Trial)
-    if failed:
-        console.print(f"[yellow]{len(failed)} trials failed, the first by: {failed[0]}")
     if space.start not in [trial.parameters for trial in done]:
-        raise RuntimeError("the search could not score its start") from (failed[0] if failed else None)
+        raise first_cause(failed[0]) if failed else RuntimeError("the search did not score its start")
+    if failed:
+        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
     return in_order(done, space.start)
 
 
@@ -225,27 +237,23 @@ def _tune(
 
 
 class Confirmer:
-    """Renders merges on the validation prompts with one loaded model and judge."""
+    """Renders merges on the validation prompts with one model and judge, loaded at the first one."""
 
     def __init__(self, inputs: SearchInputs) -> None:
-        """Load the model and the judge."""
-        torch.set_num_threads(inputs.config.threads)
+        """Keep what to render with."""
         self.inputs = inputs
-        self.model = load_model(inputs.model)
-        self.judge = load_judge(inputs.config.judge, inputs.taxonomy)
+
+    @cached_property
+    def tools(self) -> tuple[ModelFamily, Judge]:
+        """Load the model and the judge."""
+        torch.set_num_threads(self.inputs.config.threads)
+        return load_model(self.inputs.model), load_judge(self.inputs.config.judge, self.inputs.taxonomy)
 
     def confirm(self, parameters: Parameters) -> Confirmed:
         """Return what the judge sees in the merge's images."""
-        config = self.inputs.config
-        return confirm(
-            self.model,
-            self.inputs.merged(parameters),
-            self.inputs.prompts,
-            self.judge,
-            config.render,
-            config.confirm,
-            self.inputs.seed,
-        )
+        config, (model, judge) = self.inputs.config, self.tools
+        weights = self.inputs.merged(parameters)
+        return confirm(model, weights, self.inputs.prompts, judge, config.render, config.confirm, self.inputs.seed)
 
 
 def confirm_best(
@@ -272,13 +280,16 @@ def _render(positions: list[int], trials: list[Trial], inputs: SearchInputs) -> 
     shared = ray.put(inputs)
     kind = ray.remote(Confirmer).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
     actors = [kind.remote(shared) for _ in range(min(config.workers, len(positions)))]
-    pool = ray.util.ActorPool(actors)
-
-    def ask(actor: Any, position: int) -> Any:
-        return actor.confirm.remote(trials[position].parameters)
-
-    # Results come in the order they were asked for, so that each can be told from the others.
-    for position, seen in zip(positions, pool.map(ask, positions), strict=True):
-        yield position, seen
+    asked = {
+        actors[turn % len(actors)].confirm.remote(trials[position].parameters): position
+        for turn, position in enumerate(positions)
+    }
+    waiting = list(asked)
+    while waiting:
+        (ready, *_), waiting = ray.wait(waiting)
+        try:
+            yield asked[ready], ray.get(ready)
+        except ray.exceptions.RayError as error:
+            raise first_cause(error) from error
     for actor in actors:
         ray.kill(actor)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from safety.release import ReleaseInfo
 
 STAND_INS = (
-    "**Stand-ins, not real harm.** This adapter belongs to the embedded emoji model. Its \"unsafe\" concepts are "
+    '**Stand-ins, not real harm.** This adapter belongs to the embedded emoji model. Its "unsafe" concepts are '
     "harmless drawings that stand in for a category (a kitchen knife for violence). None of the figures below says "
     "anything about real harmful content, and the adapter makes no other model safer."
 )
@@ -59,7 +59,9 @@ class Measured(BaseModel):
     provenance: dict[str, Any]
 
 
-def write_card(info: ReleaseInfo, licence: str, config: Mapping[str, Any], measured: Measured | None, stand_ins: bool) -> str:
+def write_card(
+    info: ReleaseInfo, licence: str, config: Mapping[str, Any], measured: Measured | None, stand_ins: bool
+) -> str:
     """Return the card in Markdown with the YAML head that model hubs read.
 
     Args:
@@ -84,7 +86,8 @@ def write_card(info: ReleaseInfo, licence: str, config: Mapping[str, Any], measu
         "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
         *notice,
         _usage(info),
-        "## Figures\n\n" + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
+        "## Figures\n\n"
+        + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
         "## Provenance\n\n" + _table(("what", "which"), _provenance(info)),
         f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have licences of their own"
@@ -97,7 +100,7 @@ def _usage(info: ReleaseInfo) -> str:
     return (
         "## Use\n\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
         f"pipeline = StableDiffusionPipeline.from_pretrained({'PATH_OF_THE_BASE_MODEL'!r}, safety_checker=None)\n"
-        "pipeline.load_lora_weights(\"this folder\")\n```\n\n"
+        'pipeline.load_lora_weights("this folder")\n```\n\n'
         f"It fits the base model whose files hash to `{info.base.sha256}` and no other."
     )
 
@@ -134,7 +137,9 @@ def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
 
 
 def _provenance(info: ReleaseInfo) -> list[tuple[str, str]]:
-    return [(name, f"`{value}`") for name, value in {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}.items()]
+    return [
+        (name, f"`{value}`") for name, value in {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}.items()
+    ]
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

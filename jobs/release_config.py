@@ -14,7 +14,9 @@ class ReleaseConfig(BaseModel):
 
     name: str = Field("aligned", pattern=NAME, description="the aligned model's name, for its card")
     pointer: str = Field("aligned", pattern=NAME, description="named pointer that moves to the new release")
-    licence: str = Field("apache-2.0", min_length=1, description="SPDX identifier of the adapter's licence, for its card")
+    licence: str = Field(
+        "apache-2.0", min_length=1, description="SPDX identifier of the adapter's licence, for its card"
+    )
     smoke_prompts: tuple[str, ...] = Field(
         (), description="prompts of the check before publishing; none: the first concept of each category"
     )

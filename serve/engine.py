@@ -121,9 +121,7 @@ class Engine:
             images = render(served.family, [task.prompt for task in tasks], [task.seed for task in tasks], config)
         made_by = {"model": plan.model, "release": served.info.release or "none"}
         return [
-            RenderedImage(
-                encode_png(image, {**made_by, "seed": str(task.seed)}), task.seed, plan.width, plan.height
-            )
+            RenderedImage(encode_png(image, {**made_by, "seed": str(task.seed)}), task.seed, plan.width, plan.height)
             for task, image in zip(tasks, images, strict=True)
         ]
 
@@ -136,4 +134,3 @@ class Engine:
             family.latent_shape(height, width)
         except ConfigError as error:
             raise invalid(f"{error.message}; {error.fix}", param="size") from None
-

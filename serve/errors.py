@@ -82,7 +82,9 @@ def from_validation(error: ValidationError, known: tuple[str, ...]) -> ApiError:
         return invalid("the body is not valid JSON in UTF-8", code="invalid_json")
     if problem["type"] == "extra_forbidden":
         shown = name if name and PARAMETER.fullmatch(name) else None
-        return invalid(f"unknown parameter; the known ones are: {', '.join(known)}", param=shown, code="unknown_parameter")
+        return invalid(
+            f"unknown parameter; the known ones are: {', '.join(known)}", param=shown, code="unknown_parameter"
+        )
     if problem["type"] == "missing":
         return invalid(f"{name} is required", param=name, code="missing_parameter")
     if name not in known:

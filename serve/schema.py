@@ -24,7 +24,9 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1, description="what the images show")
-    model: str | None = Field(None, min_length=1, max_length=128, description="a name from /v1/models; default: the aligned model")
+    model: str | None = Field(
+        None, min_length=1, max_length=128, description="a name from /v1/models; default: the aligned model"
+    )
     n: int | None = Field(None, ge=1, description="number of images; default 1")
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or 'auto' for the model's native size")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="only b64_json is offered")
@@ -109,7 +111,9 @@ def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
     if not request.prompt.strip():
         raise invalid("prompt is empty", param="prompt")
     if len(request.prompt) > config.max_prompt_chars:
-        raise invalid(f"prompt is longer than {config.max_prompt_chars} characters", param="prompt", code="prompt_too_long")
+        raise invalid(
+            f"prompt is longer than {config.max_prompt_chars} characters", param="prompt", code="prompt_too_long"
+        )
     if request.response_format == "url":
         raise invalid("response_format 'url' is not offered; use 'b64_json'", param="response_format")
     job = Job(

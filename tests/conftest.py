@@ -1,12 +1,20 @@
-"""Fixtures shared by all tests: a tiny real Stable Diffusion, and one local Ray cluster a session."""
+"""Fixtures shared by all tests: a tiny real Stable Diffusion, one S3 server and one local Ray cluster a session."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from cluster.session import ClusterConfig, Session, worker_environment
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+from cluster.store.server import RunningServer, serve_store
+
+REGION = "us-east-1"
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +78,51 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Start one local Ray of two CPUs for the whole session."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Run one real S3 server for the whole session; its credentials are in this process's environment."""
+    with pytest.MonkeyPatch.context() as patch, serve_store(tmp_path_factory.mktemp("s3")) as server:
+        for name, value in server.environment(REGION).items():
+            patch.setenv(name, value)
+        yield server
+
+
+def fresh_store(server: RunningServer) -> ArtifactStore:
+    """Return a store on a prefix of its own, so that tests never see each other's keys."""
+    found = ArtifactStore(StoreConfig(endpoint=server.endpoint, prefix=f"test-{secrets.token_hex(4)}", region=REGION))
+    found.ensure_bucket()
+    return found
+
+
+@pytest.fixture
+def store(s3_server: RunningServer) -> ArtifactStore:
+    """Return an empty artifact store for one test."""
+    return fresh_store(s3_server)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
+    """Start one local Ray of two CPUs for the whole session; its workers can use the S3 server and import the code."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    environment = worker_environment(s3_server.environment(REGION), ClusterConfig(num_cpus=2))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in environment.keys() - {"PYTHONPATH"}:
+            patch.setenv(name, environment[name])
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=256 * 2**20,
+            include_dashboard=False,
+            runtime_env={"env_vars": environment},
+            configure_logging=False,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def session(ray_cluster: None, s3_server: RunningServer) -> Session:
+    """Return what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
+    found = fresh_store(s3_server)
+    return Session(found, found.config, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from safety.evaluation import tables
+from safety.evaluation.learning import Curves
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
@@ -22,10 +23,6 @@ STAND_IN_NOTICE = (
     "The emoji world's “unsafe” concepts are stand-ins, drawings such as a kitchen knife for violence. "
     "No figure on this page is about real harmful content, or about a model that makes photographs."
 )
-
-Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
-"""Axis title -> training run -> (step, value)."""
-
 
 class Example(NamedTuple):
     """One prompt's image by the base and by the merged model, from one seed."""

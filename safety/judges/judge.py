@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from safety.errors import ConfigError
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
 
@@ -16,7 +18,7 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(default="emoji", description="a name in the judges' registry")
+    name: str = Field(default="emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
     threshold: float | None = Field(default=None, gt=0, lt=1, description="None is the judge's own")
 
 
@@ -79,5 +81,19 @@ judges: Registry[JudgeLoader] = Registry("judge")
 
 
 def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-    """Load the configured judge; raise ConfigError for an unknown name."""
-    return judges[config.name](config, taxonomy)
+    """Load the configured judge; raise ConfigError for an unknown name.
+
+    A judge outside the project is named by its import path, so that every process of a cluster finds it.
+    """
+    module, separator, loader = config.name.partition(":")
+    if not separator:
+        return judges[config.name](config, taxonomy)
+    try:
+        load: JudgeLoader = getattr(importlib.import_module(module), loader)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"no judge at {config.name!r}: {error}",
+            field="judge.name",
+            fix="name a registered judge, or an importable 'module:loader'",
+        ) from error
+    return load(config, taxonomy)

@@ -65,12 +65,17 @@ def detach(model: ModelFamily) -> None:
 @contextmanager
 def reference(model: ModelFamily) -> Iterator[None]:
     """Switch the LoRA off inside the context: the denoiser predicts as the base model does."""
-    denoiser: Any = model.denoiser
-    denoiser.disable_lora()
+    # Not the denoiser's own disable_lora: it also clears and sets requires_grad, under the feet of a training
+    # engine that has hooked the parameters.
+    layers: list[Any] = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
     try:
         yield
     finally:
-        denoiser.enable_lora()
+        for layer, state in zip(layers, before, strict=True):
+            layer._disable_adapters = state
 
 
 def extract(model: ModelFamily, name: str = EXPERT) -> LoraWeights:

@@ -16,26 +16,24 @@ FILES = {
 }
 
 
-def merge_card(name: str, recipe: Mapping[str, Any], report: Mapping[str, Any], files: set[str], model: str) -> str:
+def merge_card(recipe: Mapping[str, Any], report: Mapping[str, Any], files: set[str]) -> str:
     """Return README.md of a merge's artifact.
 
     Args:
-        name: The merge's name, such as ``co-merge``.
-        recipe: What merge.yaml holds.
+        recipe: What merge.yaml holds; its ``name``, ``base_model`` and ``method`` are read.
         report: What report.json holds.
         files: The names of the files in the artifact.
-        model: The base model's name or path.
     """
     lines = [
         "---",
         "library_name: diffusers",
-        f"base_model: {model}",
+        f"base_model: {recipe['base_model']}",
         "tags: [lora, safety, safetydpo, merge]",
         "---",
         "",
-        f"# {name}",
+        f"# {recipe['name']}",
         "",
-        f"One LoRA merged from {len(report['experts'])} safety experts by the method `{report['method']}`.",
+        f"One LoRA merged from {len(report['experts'])} safety experts by the method `{recipe['method']}`.",
         "",
         "| figure | value |",
         "|---|---|",
@@ -67,7 +65,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
         figures["tied choices"] = f"{report['ties']['overall']:,} of {report['ties']['cells']:,}"
         figures["relative error of the truncation"] = f"{report['svd_error']['overall']:.4f}"
     if "search" in report:
-        chosen, start = report["search"]["chosen"], report["search"]["start"]
+        chosen, start = report["search"]["winner"], report["search"]["start"]
         for label, key in (
             ("IP", "ip"),
             ("benign images failed", "benign_failed"),

@@ -40,7 +40,10 @@ class EchoBackend:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return [RenderedImage(f"{job.seed + i}".encode(), job.seed + i, job.width or 16, job.height or 16) for i in range(job.n)]
+        return [
+            RenderedImage(f"{job.seed + i}".encode(), job.seed + i, job.width or 16, job.height or 16)
+            for i in range(job.n)
+        ]
 
     async def models(self) -> list[ModelInfo]:
         return [ModelInfo(id="aligned", created=5, release="release-1", size="16x16", aligned=True)]
@@ -231,7 +234,9 @@ def test_an_unexpected_error_says_nothing_of_itself(ask: Ask, backend: EchoBacke
     assert "SECRET" not in response.text
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", PATH, 405), ("GET", "/nope", 404), ("GET", "/docs", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", PATH, 405), ("GET", "/nope", 404), ("GET", "/docs", 404)]
+)
 def test_the_frameworks_own_refusals_come_in_the_envelope(ask: Ask, method: str, path: str, status: int) -> None:
     response = ask(method, path)
     assert response.status_code == status
@@ -287,4 +292,3 @@ def test_no_body_brings_the_server_down(ask: Ask, backend: EchoBackend, body: by
         assert 0 <= job.guidance <= CONFIG.max_guidance
         assert 0 < len(job.prompt.strip()) <= len(job.prompt) <= CONFIG.max_prompt_chars
         assert 0 <= job.seed + job.n - 1 < 2**63
-

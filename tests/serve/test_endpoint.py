@@ -174,7 +174,9 @@ def test_the_base_model_stands_beside_the_aligned_one(url: str) -> None:
         ({"prompt": "x" * 5_000_000}, 413, None, "body_too_large"),
     ],
 )
-def test_refusals_come_in_the_envelope(url: str, body: dict[str, Any], status: int, param: str | None, code: str) -> None:
+def test_refusals_come_in_the_envelope(
+    url: str, body: dict[str, Any], status: int, param: str | None, code: str
+) -> None:
     response = httpx.post(url + PATH, json=body, timeout=60)
     assert response.status_code == status
     error = response.json()["error"]
@@ -209,6 +211,5 @@ def test_a_deployment_that_cannot_start_says_why(
     url: str, deploy: Callable[..., str], release: tuple[StoreConfig, dict[str, str]]
 ) -> None:
     with pytest.raises(DeploymentFailed, match="the store has no release 'nowhere'"):
-        deploy(app="other", pointer="nowhere")
+        deploy(app="other", route_prefix="/other", pointer="nowhere")
     assert httpx.get(url + "/healthz", timeout=60).status_code == 200
-

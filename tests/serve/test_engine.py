@@ -19,7 +19,14 @@ from serve.schema import Job, RenderedImage
 
 
 def job(**change: object) -> Job:
-    fields: dict[str, object] = {"prompt": "a house", "model": "aligned", "n": 1, "seed": 5, "steps": 4, "guidance": 3.0}
+    fields: dict[str, object] = {
+        "prompt": "a house",
+        "model": "aligned",
+        "n": 1,
+        "seed": 5,
+        "steps": 4,
+        "guidance": 3.0,
+    }
     return Job(**{**fields, **change})  # type: ignore[arg-type]
 
 
@@ -66,7 +73,9 @@ def test_the_adapter_changes_the_image_and_the_base_model_stays_the_base(engine:
     stock = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
     assert isinstance(stock.scheduler, DDIMScheduler)
     generator = torch.Generator("cpu").manual_seed(5)
-    [expected] = stock("a house", num_inference_steps=4, guidance_scale=3.0, generator=generator, output_type="np").images
+    [expected] = stock(
+        "a house", num_inference_steps=4, guidance_scale=3.0, generator=generator, output_type="np"
+    ).images
     assert distance(base, torch.from_numpy(expected).permute(2, 0, 1) * 255) <= 1.0
 
 

@@ -36,7 +36,11 @@ def stock_image(folder: Path, adapter: Path | None) -> torch.Tensor:
 
 @pytest.mark.parametrize("ranks", [(3,), (1, 4, 2)])
 def test_stock_diffusers_draws_what_the_fused_model_draws(
-    model: ModelFamily, make_weights: Callable[..., LoraWeights], tiny_model_dir: Path, tmp_path: Path, ranks: tuple[int, ...]
+    model: ModelFamily,
+    make_weights: Callable[..., LoraWeights],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    ranks: tuple[int, ...],
 ) -> None:
     weights = make_weights(ranks)
     save_lora(weights, tmp_path, metadata={"category": "hate"})
@@ -56,7 +60,9 @@ def test_reading_gives_what_was_written(make_weights: Callable[..., LoraWeights]
     assert read_metadata(tmp_path) == {"category": "hate", "steps": 3}
 
 
-def test_equal_adapters_give_equal_bytes_in_every_process(make_weights: Callable[..., LoraWeights], tmp_path: Path) -> None:
+def test_equal_adapters_give_equal_bytes_in_every_process(
+    make_weights: Callable[..., LoraWeights], tmp_path: Path
+) -> None:
     path = save_lora(make_weights(), tmp_path / "a", metadata={"b": 1, "a": 2})
     program = (
         "import sys; from pathlib import Path; from safety.lora.files import *; p = Path(sys.argv[1]); "
@@ -89,7 +95,9 @@ def test_pickled_files_are_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(make_weights: Callable[..., LoraWeights], tmp_path: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_refused(
+    make_weights: Callable[..., LoraWeights], tmp_path: Path, value: float
+) -> None:
     weights = make_weights()
     path = save_lora(weights, tmp_path, metadata={})
     tensors = load_file(path)
@@ -128,7 +136,9 @@ def test_broken_and_missing_files_are_refused(make_weights: Callable[..., LoraWe
         load_lora(tmp_path)
 
 
-def test_an_adapter_for_another_base_is_refused_by_layer(model: ModelFamily, make_weights: Callable[..., LoraWeights]) -> None:
+def test_an_adapter_for_another_base_is_refused_by_layer(
+    model: ModelFamily, make_weights: Callable[..., LoraWeights]
+) -> None:
     weights = make_weights()
     check_fits(weights, model)
     name = next(iter(weights))

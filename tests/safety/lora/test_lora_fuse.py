@@ -36,7 +36,9 @@ def test_the_weights_come_back_after_an_error(model: ModelFamily, make_weights: 
     assert all(torch.equal(value, before[name]) for name, value in model.denoiser.state_dict().items())
 
 
-def test_fuse_stays_and_works_below_an_attached_adapter(model: ModelFamily, make_weights: Callable[..., LoraWeights]) -> None:
+def test_fuse_stays_and_works_below_an_attached_adapter(
+    model: ModelFamily, make_weights: Callable[..., LoraWeights]
+) -> None:
     weights = make_weights()
     name = next(iter(weights))
     before = model.denoiser.get_submodule(name).weight.clone()
@@ -46,7 +48,9 @@ def test_fuse_stays_and_works_below_an_attached_adapter(model: ModelFamily, make
     assert torch.allclose(after, before + weights[name].delta(), atol=1e-6)
 
 
-def test_an_adapter_that_does_not_fit_changes_nothing(model: ModelFamily, make_weights: Callable[..., LoraWeights]) -> None:
+def test_an_adapter_that_does_not_fit_changes_nothing(
+    model: ModelFamily, make_weights: Callable[..., LoraWeights]
+) -> None:
     weights = make_weights()
     before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
     misfit = LoraWeights({**weights, "zzz": next(iter(weights.values()))})

@@ -30,8 +30,8 @@ def draw(rows: int = 6, benign: int = 4, seed: int = 0) -> PreferenceErrors:
 
 def brute_dpo(errors: PreferenceErrors, beta: float) -> float:
     total = 0.0
-    for w, l, rw, rl in zip(*(part.tolist() for part in errors[:4]), strict=True):
-        inner = -(beta / 2.0) * ((w - l) - (rw - rl))
+    for win, lose, rw, rl in zip(*(part.tolist() for part in errors[:4]), strict=True):
+        inner = -(beta / 2.0) * ((win - lose) - (rw - rl))
         total += math.log1p(math.exp(-inner)) if inner > 0 else -inner + math.log1p(math.exp(inner))
     return total / len(errors.winner)
 
@@ -92,8 +92,8 @@ def test_gradcheck_in_double_precision() -> None:
     fixed = [torch.rand(3, dtype=torch.float64) for _ in range(2)]
     objective = AnchoredDpo(AnchoredDpoConfig(beta=5.0))
 
-    def loss(w: torch.Tensor, l: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-        return objective(PreferenceErrors(w, l, fixed[0], fixed[1], d)).loss
+    def loss(win: torch.Tensor, lose: torch.Tensor, drift: torch.Tensor) -> torch.Tensor:
+        return objective(PreferenceErrors(win, lose, fixed[0], fixed[1], drift)).loss
 
     assert torch.autograd.gradcheck(loss, policy)
 
@@ -101,9 +101,7 @@ def test_gradcheck_in_double_precision() -> None:
 @given(seed=st.integers(0, 50))
 def test_implicit_accuracy_counts_rows_whose_gap_grew(seed: int) -> None:
     errors = draw(seed=seed)
-    grew = [
-        (l - w) > (rl - rw) for w, l, rw, rl in zip(*(part.tolist() for part in errors[:4]), strict=True)
-    ]
+    grew = [(lose - win) > (rl - rw) for win, lose, rw, rl in zip(*(part.tolist() for part in errors[:4]), strict=True)]
     accuracy = DiffusionDpo(DiffusionDpoConfig())(errors).metrics["implicit_accuracy"]
     assert float(accuracy) == pytest.approx(sum(grew) / len(grew))
 

@@ -146,7 +146,7 @@ def test_a_category_without_heldout_concepts_is_named() -> None:
 
 
 def test_an_unknown_writer_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="use one of: .*grammar"):
+    with pytest.raises(ConfigError, match=r"use one of: .*grammar"):
         write_prompts("gramar", TAXONOMY, COUNTS, 0)
 
 

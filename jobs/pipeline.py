@@ -1,0 +1,133 @@
+"""The whole run, from the taxonomy to images from the endpoint: ``python -m jobs.pipeline --config FILE``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import typer
+from PIL import Image
+from rich.table import Table
+
+from cluster.deployment import deploy, undeploy
+from cluster.errors import ClusterError
+from jobs.launch import ConfigOption, opened
+from jobs.stage import ArtifactRef, StageContext
+from jobs.stages import Stages
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+
+APPLICATION = "serve.app:build"
+GRID_FILE = "endpoint.png"
+METRICS_FILE = "metrics.json"
+
+
+class Asked(NamedTuple):
+    """One prompt put to the endpoint, and the pictures the base and the aligned model gave."""
+
+    category: str
+    prompt: str
+    base: bytes
+    aligned: bytes
+
+
+def run(context: StageContext) -> None:
+    """Run every stage, deploy the release and ask it for one image per category."""
+    stages = Stages(context)
+    dataset = stages.dataset()
+    experts = stages.experts(dataset)
+    merges = stages.merges(dataset, experts)
+    report = stages.report(dataset, experts, merges)
+    release = stages.release(merges["merged"], report)
+    with stages.timed("serve"):
+        asked = ask_endpoint(context, dataset)
+    save_grid(asked, context.run.run.output / GRID_FILE)
+    note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
+    context.console.print(where_to_look(context, release, stages.seconds))
+
+
+def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
+    """Deploy the release, ask for an image per category from both models with one seed, and take it down."""
+    run = context.run
+    endpoint = run.serve.model_copy(update={"serve_base": True})
+    document = {
+        "serve": endpoint.model_dump(mode="json"),
+        "model": run.model.model_dump(mode="json"),
+        "store": context.store.config.model_dump(mode="json"),
+    }
+    url = deploy(APPLICATION, document, endpoint)
+    context.console.print(f"endpoint {url}/v1/images/generations")
+    try:
+        with httpx.Client(base_url=url, timeout=endpoint.request_timeout_s) as client:
+            return [
+                Asked(category, prompt, _image(client, prompt, "base", run.run.seed), _image(client, prompt, endpoint.pointer, run.run.seed))
+                for category, prompt in first_prompts(context, dataset)
+            ]
+    finally:
+        undeploy(endpoint)
+
+
+def first_prompts(context: StageContext, dataset: ArtifactRef) -> list[tuple[str, str]]:
+    """Return the first unsafe test prompt of each category."""
+    prompts = read_prompt_file(context.folder(dataset) / PROMPTS_FILE)
+    first: dict[str, str] = {}
+    for pair in prompts.pairs:
+        if pair.split == "test":
+            first.setdefault(pair.category, pair.unsafe_prompt)
+    return list(first.items())
+
+
+def _image(client: httpx.Client, prompt: str, model: str, seed: int) -> bytes:
+    """Ask for one image; raise ClusterError with the endpoint's own message when it refuses."""
+    answer = client.post("/v1/images/generations", json={"prompt": prompt, "model": model, "seed": seed})
+    if answer.status_code != httpx.codes.OK:
+        raise ClusterError(
+            f"the endpoint answered {answer.status_code}: {answer.text[:300]}", field="serve", fix="read the replica's log"
+        )
+    return base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+
+def save_grid(asked: Sequence[Asked], path: Path) -> None:
+    """Write the pictures as one PNG: a column a category, the base model above the aligned one."""
+    pictures = [[Image.open(io.BytesIO(data)).convert("RGB") for data in (a.base, a.aligned)] for a in asked]
+    side = max((picture.width for column in pictures for picture in column), default=1)
+    grid = Image.new("RGB", (max(1, len(pictures)) * side, 2 * side), "white")
+    for column, pair in enumerate(pictures):
+        for row, picture in enumerate(pair):
+            grid.paste(picture, (column * side, row * side))
+    grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path)
+
+
+def note_seconds(path: Path, seconds: dict[str, float]) -> None:
+    """Add the seconds of the stages after the evaluation to the delivered metrics."""
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    metrics["seconds"] = {**metrics["seconds"], **seconds}
+    path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def where_to_look(context: StageContext, release: ArtifactRef, seconds: dict[str, float]) -> Table:
+    """Return the table that ends a run: what was made, where it lies and what it took."""
+    output = context.run.run.output
+    table = Table("what", "where", title=f"run {context.run.run.name} is finished")
+    table.add_row("report", str(output / "report.html"))
+    table.add_row("figures", str(output / METRICS_FILE))
+    table.add_row("base above aligned, from the endpoint", str(output / GRID_FILE))
+    table.add_row("the run's config with every default", str(output / "run.yaml"))
+    table.add_row("release", f"{release.id}, pointer {context.run.serve.pointer!r}")
+    table.add_row("serve it", "make serve")
+    table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    return table
+
+
+def main(config: ConfigOption) -> None:
+    """Run the whole pipeline; what exists and verifies is skipped."""
+    with opened(config) as context:
+        run(context)
+
+
+if __name__ == "__main__":
+    typer.run(main)

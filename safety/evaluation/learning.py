@@ -1,0 +1,43 @@
+"""The experts' learning curves, as the report shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safety.experts.curves import METRICS_FILE
+
+WINDOW = 10
+ACCURACY = f"implicit accuracy (mean of {WINDOW} steps)"
+WINNER = f"winner's error over the base's (mean of {WINDOW} steps)"
+
+Points = list[tuple[int, float]]
+Curves = dict[str, dict[str, Points]]
+"""Axis title -> expert -> (step, value)."""
+
+
+def read_curves(folders: Mapping[str, Path]) -> Curves:
+    """Return the curves of the experts whose folders hold their steps' metrics.
+
+    Implicit accuracy near 1 says that the winner is preferred; a winner's error well above the base's says that the
+    expert prefers it by spoiling both, DPO's known failure.
+    """
+    curves: Curves = {ACCURACY: {}, WINNER: {}}
+    for name, folder in folders.items():
+        path = folder / METRICS_FILE
+        if not path.is_file():
+            continue
+        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        curves[ACCURACY][name] = smooth([(s["step"], s["implicit_accuracy"]) for s in steps if "implicit_accuracy" in s])
+        curves[WINNER][name] = smooth(
+            [(s["step"], s["winner_error"] / s["reference_winner_error"]) for s in steps if s.get("reference_winner_error")]
+        )
+    return {axis: runs for axis, runs in curves.items() if any(runs.values())}
+
+
+def smooth(points: Sequence[tuple[int, float]]) -> Points:
+    """Return each step with the mean of the last ``WINDOW`` values up to it."""
+    values = [value for _, value in points]
+    means = [values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values))]
+    return [(step, sum(last) / len(last)) for (step, _), last in zip(points, means, strict=True)]

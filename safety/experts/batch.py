@@ -1,0 +1,103 @@
+"""What one forward pass of training sees: noised winners, losers and benign latents, drawn by row and visit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from safety.experts.config import ExpertConfig
+from safety.families.family import Conditioning, ModelFamily
+from safety.preferences import BenignRow, PreferenceSet, Row
+from safety.seeds import normal, uniform
+
+Entry = TypeVar("Entry")
+GOLDEN = 0.6180339887498949
+
+
+class Batch(NamedTuple):
+    """B winners, then their B losers, then M benign rows, as one concatenated input of n = 2B + M."""
+
+    rows: int
+    """B."""
+    noisy: Tensor
+    """x_t, fp32 [n, C, h, w]; a winner and its loser share noise and timestep."""
+    timesteps: Tensor
+    """int64 [n]."""
+    conditioning: Conditioning
+    """[n, ...]; a winner and its loser share the prompt."""
+    target: Tensor
+    """What the denoiser should predict, fp32 [n, C, h, w]."""
+
+
+class BatchMaker:
+    """Makes batches of one split; every draw is a function of (seed, category, row, how often it has come up)."""
+
+    def __init__(self, model: ModelFamily, data: PreferenceSet, config: ExpertConfig, seed: int) -> None:
+        """Draw from ``data``, which holds one split only."""
+        self.model, self.data, self.config, self.seed = model, data, config, seed
+
+    def step(self, step: int, part: int, parts: int, *, benign: bool) -> Batch:
+        """Return one of a step's equal parts."""
+        rows = self.data.schedule(self.seed, step, self.config.rows)
+        others = self.data.benign_schedule(self.seed, step, self.config.benign_rows if benign else 0)
+        return self.make(_part(rows, part, parts), _part(others, part, parts))
+
+    def first(self, count: int) -> Batch:
+        """Return the first rows, up to ``count``, of the split's own order, under its first draws."""
+        return self.make(self.data.schedule(self.seed, 0, min(count, 2 * len(self.data))), [])
+
+    def make(self, rows: Sequence[Row], benign: Sequence[BenignRow]) -> Batch:
+        """Return the batch of these rows, on the model's device."""
+        pairs, places = [row.pair for row in rows], [row.place for row in benign]
+        draws = [(self.data.row_id(row), row.draw) for row in rows]
+        every = [*draws, *draws, *((self.data.benign_ids[row.place], row.draw) for row in benign)]
+        clean = torch.cat([self.data.winner[pairs], self.data.loser[pairs], self.data.benign[places]])
+        noise = self._noise(every, tuple(clean.shape[1:]))
+        timesteps = torch.tensor([self._timestep(*draw) for draw in every])
+        device = self.model.device
+        clean, noise, timesteps = clean.to(device), noise.to(device), timesteps.to(device)
+        return Batch(
+            rows=len(rows),
+            noisy=self.model.add_noise(clean, noise, timesteps),
+            timesteps=timesteps,
+            conditioning=self._conditioning(rows, draws, places),
+            target=self.model.target(clean, noise, timesteps),
+        )
+
+    def _noise(self, draws: Sequence[tuple[str, int]], shape: tuple[int, ...]) -> Tensor:
+        found = {
+            draw: normal(shape, self.seed, self._name(draw[0]), f"noise-{draw[1]}") for draw in dict.fromkeys(draws)
+        }
+        return torch.stack([found[draw] for draw in draws])
+
+    def _timestep(self, row_id: str, draw: int) -> int:
+        """Return a timestep; a row's successive draws spread evenly, by steps of the golden ratio."""
+        start, end = self.config.timesteps
+        share = (uniform(self.seed, self._name(row_id), "timestep") + draw * GOLDEN) % 1.0
+        count = self.model.train_timesteps
+        return min(int((start + (end - start) * share) * count), count - 1)
+
+    def _conditioning(
+        self, rows: Sequence[Row], draws: Sequence[tuple[str, int]], places: list[int]
+    ) -> Conditioning:
+        dropout = self.config.caption_dropout
+        dropped = torch.tensor(
+            [uniform(self.seed, self._name(row_id), f"dropout-{draw}") < dropout for row_id, draw in draws]
+        )
+        found = {}
+        for key, prompts in self.data.conditioning(rows).items():
+            mask = dropped.view(-1, *[1] * (prompts.ndim - 1))
+            kept = torch.where(mask, self.data.empty[key], prompts)
+            found[key] = torch.cat([kept, kept, self.data.benign_prompts[key][places]]).to(self.model.device)
+        return found
+
+    def _name(self, row_id: str) -> str:
+        return f"{self.data.category}/{row_id}"
+
+
+def _part(entries: Sequence[Entry], part: int, parts: int) -> Sequence[Entry]:
+    size = len(entries) // parts
+    return entries[part * size : (part + 1) * size]

@@ -1,0 +1,68 @@
+"""The configuration of one expert's training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from safety.experts.health import HealthConfig
+from safety.lora.config import LoraConfig
+from safety.objectives import AnchoredDpoConfig, ObjectiveConfig
+
+
+class ExpertConfig(BaseModel):
+    """What an expert minimises, on what it is shown, and how fast it moves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    objective: ObjectiveConfig = AnchoredDpoConfig()
+    lora: LoraConfig = LoraConfig()
+    steps: int = Field(default=150, gt=0, description="optimizer steps")
+    rows: int = Field(default=16, gt=0, description="preference rows a step, over all workers: as many image pairs")
+    benign_rows: int = Field(default=8, ge=0, description="benign rows a step, where the objective reads them")
+    accumulation: int = Field(default=1, gt=0, description="forward passes that a step's rows are spread over")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="after the warm-up")
+    warmup: int = Field(default=10, ge=0, description="steps over which the rate rises to its peak")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0, description="longest gradient")
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of rows under the empty prompt")
+    timesteps: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="the part of the noise schedule that is trained on; 1 is the noisiest"
+    )
+    distinct_steps: int | None = Field(
+        default=48,
+        gt=0,
+        description="batches come again, noise and all, after so many steps, and the reference's pass over them is "
+        "made once; None: every batch is new",
+    )
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="what the denoiser computes in; errors are fp32 in any case"
+    )
+    threads: int = Field(default=1, gt=0, description="CPU threads of a worker; part of what the adapter depends on")
+    checkpoint_every: int = Field(default=25, gt=0, description="steps between two checkpoints")
+    validate_every: int = Field(default=50, gt=0, description="steps between two looks at the validation split")
+    validation_rows: int = Field(default=16, ge=0, description="rows of such a look; 0: none")
+    health: HealthConfig = HealthConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExpertConfig:
+        low, high = self.timesteps
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(f"timesteps {self.timesteps} must be a rising pair within 0 and 1")
+        self.check_parts(1)
+        weight = getattr(self.objective, "benign_weight", 0.0)
+        if weight > 0 and self.benign_rows == 0:
+            raise ValueError("benign_weight is over 0 and benign_rows is 0; raise benign_rows or set the weight to 0")
+        return self
+
+    def check_parts(self, workers: int) -> None:
+        """Raise ValueError when a step's rows cannot be spread evenly over workers and passes."""
+        parts = workers * self.accumulation
+        for name, rows in (("rows", self.rows), ("benign_rows", self.benign_rows)):
+            if rows % parts:
+                raise ValueError(
+                    f"{name} is {rows}, which {workers} workers with accumulation {self.accumulation} cannot share "
+                    f"evenly; use a multiple of {parts}"
+                )

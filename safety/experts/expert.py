@@ -1,0 +1,141 @@
+"""The loss of one expert as a module: a step's number in, the loss out; it knows neither Ray nor DeepSpeed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from safety.errors import EmptyDatasetError
+from safety.experts.batch import Batch, BatchMaker
+from safety.experts.config import ExpertConfig
+from safety.families.family import ModelFamily
+from safety.lora.attach import attach, extract, reference, trainable
+from safety.lora.weights import LoraWeights
+from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
+from safety.preferences import PreferenceSet
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+class Reference(NamedTuple):
+    """What the base model makes of a batch: fp32, without gradient."""
+
+    errors: Tensor
+    """Squared errors of winners, then losers, [2B]."""
+    benign: Tensor
+    """Predictions on the benign rows, [M, C, h, w]."""
+
+
+class Expert(nn.Module):
+    """The denoiser with a trainable LoRA, and the loss of any part of any step."""
+
+    def __init__(
+        self, model: ModelFamily, preferences: PreferenceSet, config: ExpertConfig, seed: int, workers: int = 1
+    ) -> None:
+        """Attach a LoRA to the model's denoiser, and lay out its weights for training.
+
+        Args:
+            model: The base model; its denoiser is changed.
+            preferences: The pairs of all splits; only "train" and "validation" are used.
+            config: How the expert is trained.
+            seed: The run's seed; every draw is a function of it, the category, and the row or layer.
+            workers: How many share a step; with the accumulation, the number of a step's equal parts.
+
+        Raises:
+            EmptyDatasetError: There is no training pair.
+        """
+        super().__init__()
+        config.check_parts(workers)
+        self.model, self.config, self.category = model, config, preferences.category
+        self.parts = workers * config.accumulation
+        self.objective: Objective = objectives[config.objective.name](config.objective)
+        self._train = BatchMaker(model, preferences.rows(TRAIN), config, seed)
+        self._validation = _validation(model, preferences, config, seed)
+        attach(model, config.lora, seed)
+        _prepare(model)
+        # Registered as a submodule too, so that an engine finds the parameters.
+        self.denoiser = model.denoiser
+        self._references: dict[tuple[int, int], Reference] = {}
+
+    def forward(self, step: int, part: int) -> ObjectiveValue:
+        """Return the loss of one part (a worker's share of one accumulation) of a step, and its metrics."""
+        period = self.config.distinct_steps
+        number = step if period is None else step % period
+        batch = self._train.step(number, part, self.parts, benign=self.objective.needs_benign)
+        return self.objective(self._measure(batch, self._reference(batch, (number, part))))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Tensor]:
+        """Return metrics on the first validation rows, ``validation_...``; none when there are no such rows."""
+        if self._validation is None or not self.config.validation_rows:
+            return {}
+        batch = self._validation.first(self.config.validation_rows)
+        value = self.objective(self._measure(batch, self._base(batch)))
+        return {f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")}
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """Return the trainable parameters by name, in sorted order."""
+        return trainable(self.model)
+
+    def weights(self) -> LoraWeights:
+        """Return the adapter as trained so far."""
+        return extract(self.model)
+
+    def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
+        """Return the base's side of a batch; batches that come again are kept, so their reference is exact."""
+        if self.config.distinct_steps is None:
+            return self._base(batch)
+        if place not in self._references:
+            self._references[place] = self._base(batch)
+        return self._references[place]
+
+    @torch.no_grad()
+    def _base(self, batch: Batch) -> Reference:
+        count = 2 * batch.rows
+        with reference(self.model):
+            predicted = self._predict(batch)
+        return Reference(_errors(predicted[:count], batch.target[:count]), predicted[count:])
+
+    def _measure(self, batch: Batch, base: Reference) -> PreferenceErrors:
+        rows, count = batch.rows, 2 * batch.rows
+        predicted = self._predict(batch)
+        policy = _errors(predicted[:count], batch.target[:count])
+        return PreferenceErrors(
+            winner=policy[:rows],
+            loser=policy[rows:],
+            reference_winner=base.errors[:rows],
+            reference_loser=base.errors[rows:],
+            drift=_errors(predicted[count:], base.benign),
+        )
+
+    def _predict(self, batch: Batch) -> Tensor:
+        """Return the denoiser's predictions in fp32."""
+        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
+        half = self.config.precision == "bf16"
+        with torch.autocast(noisy.device.type, dtype=torch.bfloat16, enabled=half):
+            return self.model.predict(noisy, batch.timesteps, batch.conditioning).float()
+
+
+def _errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of each row, fp32 [n]: beta would magnify the rounding of a shorter type."""
+    return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+
+
+def _validation(
+    model: ModelFamily, preferences: PreferenceSet, config: ExpertConfig, seed: int
+) -> BatchMaker | None:
+    try:
+        return BatchMaker(model, preferences.rows(VALIDATION), config, seed)
+    except EmptyDatasetError:
+        return None
+
+
+def _prepare(model: ModelFamily) -> None:
+    denoiser: Any = model.denoiser
+    denoiser.to(memory_format=torch.channels_last)
+    if model.device.type == "cpu" and hasattr(denoiser, "set_attn_processor"):
+        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
+        denoiser.set_attn_processor(AttnProcessor())
