@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,13 +17,15 @@ from pathlib import Path
 import ray
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import ClusterUnreachable
+from cluster.errors import ClusterError, ClusterUnreachable
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
 
 LOCAL = "local"
 ROOT = Path(__file__).parent.parent
+START_ONE = "start one with 'ray start --head'"
+PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
 class ClusterConfig(BaseModel):
@@ -34,7 +39,7 @@ class ClusterConfig(BaseModel):
     object_store_mb: int = Field(512, ge=100, description="of a local cluster")
     dashboard: bool = Field(True, description="serve Ray's dashboard on loopback")
     auth: str = Field("disabled", pattern="^(disabled|token)$", description="Ray's token authentication")
-    start_timeout_s: float = Field(60.0, gt=0)
+    start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,10 @@ def _ray(config: ClusterConfig, environment: dict[str, str]) -> Iterator[str | N
     if ray.is_initialized():
         yield None
         return
-    if config.address not in (LOCAL, "auto"):
-        _check_reachable(config)
     exported = {name: value for name, value in environment.items() if name.startswith(("RAY_", "DS_"))}
     with _exported(exported):
+        if config.address != LOCAL:
+            _check_reachable(config)
         try:
             yield _init(config, environment)
         finally:
@@ -142,32 +147,35 @@ def _init(config: ClusterConfig, environment: dict[str, str]) -> str | None:
                 runtime_env={"env_vars": environment}, logging_level=logging.ERROR, log_to_driver=False, **settings
             )
         except (ConnectionError, TimeoutError, RuntimeError) as error:
-            raise ClusterUnreachable(
-                f"no Ray cluster answers: {error}", field="cluster.address", fix=f"{START_ONE}, or use 'local'"
-            ) from error
+            raise _unreachable(f"no Ray cluster answers: {error}") from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
 def _check_reachable(config: ClusterConfig) -> None:
-    """Fail within the time limit when no head node answers at the address: Ray itself would wait for minutes."""
+    """Fail within the time limit when no head node answers at the address.
+
+    ``ray.init`` waits for minutes, or ends the process, when what listens there is not a head node, so another
+    process tries it first.
+    """
     deadline = time.monotonic() + config.start_timeout_s
-    host, _, port = config.address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=config.start_timeout_s):
-            pass
-    except (OSError, ValueError, OverflowError) as error:
-        raise _unreachable(config, f"nothing answers at {config.address}: {error}") from error
+    if config.address != "auto":
+        host, _, port = config.address.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=config.start_timeout_s):
+                pass
+        except (OSError, ValueError, OverflowError) as error:
+            raise _unreachable(f"nothing answers at {config.address!r}: {error}") from error
     probe = [sys.executable, "-c", PROBE, config.address]
     try:
         subprocess.run(probe, capture_output=True, check=True, timeout=max(1.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired as error:
+    except subprocess.TimeoutExpired:
         raise _unreachable(
-            config, f"what listens at {config.address} did not answer as a Ray head node within {config.start_timeout_s:g} s"
-        ) from error
+            f"no Ray head node answers at {config.address!r} within cluster.start_timeout_s = {config.start_timeout_s:g}"
+        ) from None
     except subprocess.CalledProcessError as error:
         last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise _unreachable(config, f"what listens at {config.address} is no Ray head node: {' '.join(last)}") from error
+        raise _unreachable(f"no Ray head node answers at {config.address!r}: {' '.join(last)}") from None
 
 
-def _unreachable(config: ClusterConfig, message: str) -> ClusterUnreachable:
-    return ClusterUnreachable(message, field="cluster.address", fix=f"check the address and that the head node is up ({START_ONE})")
+def _unreachable(message: str) -> ClusterUnreachable:
+    return ClusterUnreachable(message, field="cluster.address", fix=f"check that it is up, {START_ONE}, or use 'local'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ class ArtifactStore(ObjectStore):
             if target.is_file() and hash_file(target) == entry:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.partial")
+            partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
             self._download(manifest, name, entry, partial)
             partial.replace(target)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")

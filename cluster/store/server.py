@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -12,19 +13,26 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster.errors import StoreUnreachable
 
 HOST = "127.0.0.1"
 FIRST_PORT, LAST_PORT, GRPC_OFFSET = 20300, 20900, 10000
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+STARTS = 3
+"""Tries to start: another process may take a port between its choice and its use."""
 STATE = "server.json"
+PR_SET_PDEATHSIG = 1
 
 
 class Credentials(NamedTuple):
@@ -89,45 +97,64 @@ def _credentials(data_dir: Path) -> Credentials:
     """Return the data folder's credentials; generated once, readable by the owner alone."""
     path = data_dir / "s3.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0]
-        return Credentials(found["accessKey"], found["secretKey"])
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0]
+            return Credentials(found["accessKey"], found["secretKey"])
+        except (ValueError, LookupError, TypeError):
+            raise StoreUnreachable(
+                f"{path} does not hold credentials", field="store.data_dir", fix=f"remove {path}: new ones are made"
+            ) from None
     made = Credentials(secrets.token_hex(10), secrets.token_urlsafe(32))
     identity = {
         "name": "safetydpo",
         "credentials": [{"accessKey": made.access_key, "secretKey": made.secret_key}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    unfinished = path.with_suffix(".partial")
+    unfinished.unlink(missing_ok=True)
+    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump({"identities": [identity]}, file)
+    unfinished.replace(path)
     return made
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end the server when the process that started it is gone, however it went."""
+def _die_with(parent: int) -> None:
+    """Ask Linux to end this process, the server to be, when its parent is gone, however that went."""
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
-def _answers(endpoint: str) -> bool:
-    try:
-        with urllib.request.urlopen(endpoint, timeout=2):
-            return True
-    except urllib.error.HTTPError:
+class _Probe:
+    """Asks with a data folder's own credentials, so that another server on a reused port is not taken for this one."""
+
+    def __init__(self, endpoint: str, credentials: Credentials) -> None:
+        self._client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=credentials.access_key,
+            aws_secret_access_key=credentials.secret_key,
+            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+
+    def answers(self) -> bool:
+        try:
+            self._client.list_buckets()
+        except (BotoCoreError, ClientError):
+            return False
         return True
-    except OSError:
-        return False
 
 
-def _adopt(data_dir: Path) -> str | None:
+def _adopt(data_dir: Path, credentials: Credentials) -> str | None:
     """Return the endpoint of a server that already serves this data folder, or None."""
     try:
-        state = json.loads((data_dir / STATE).read_text(encoding="utf-8"))
-        os.kill(int(state["pid"]), 0)
-    except (OSError, ValueError, KeyError):
+        endpoint = str(json.loads((data_dir / STATE).read_text(encoding="utf-8"))["endpoint"])
+        return endpoint if _Probe(endpoint, credentials).answers() else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(state["endpoint"]) if _answers(state["endpoint"]) else None
 
 
 def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
@@ -158,51 +185,82 @@ def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
             stderr=log,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "GOMEMLIMIT": "300MiB"},
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with, os.getpid()),
             start_new_session=True,
         )
 
 
-def _wait(process: subprocess.Popen[bytes], endpoint: str, data_dir: Path) -> None:
+def _came_up(process: subprocess.Popen[bytes], probe: _Probe) -> bool:
+    """Wait until the server answers; return False when it ends instead, or does not answer in time."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        if _answers(endpoint):
-            return
+    while time.monotonic() < deadline and process.poll() is None:
+        if probe.answers():
+            return True
         time.sleep(0.1)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server; return its process and endpoint once it answers."""
+    for _ in range(STARTS):
+        ports = _free_ports(5)
+        endpoint = f"http://{HOST}:{ports[3]}"
+        process = _start(data_dir, ports)
+        try:
+            if _came_up(process, _Probe(endpoint, credentials)):
+                (data_dir / STATE).write_text(json.dumps({"pid": process.pid, "endpoint": endpoint}), encoding="utf-8")
+                return process, endpoint
+        except BaseException:
+            _stop(process)
+            raise
+        ended = process.poll() is not None
+        _stop(process)
+        if not ended:
+            break
     tail = (data_dir / "server.log").read_text(encoding="utf-8", errors="replace")[-400:]
     raise StoreUnreachable(
-        f"the embedded server did not answer within {START_TIMEOUT_S:.0f} s: {tail}",
-        field="store.data_dir",
-        fix=f"read {data_dir / 'server.log'}",
+        f"the embedded server did not come up: {tail}", field="store.data_dir", fix=f"read {data_dir / 'server.log'}"
     )
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Keep other processes from starting a second server on this data folder meanwhile."""
+    with (data_dir / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
 def serve_store(data_dir: Path) -> Iterator[RunningServer]:
     """Run the embedded server on ``data_dir``; adopts one that is running on it already, and then leaves it up.
 
+    The server ends with the thread that called this, or at the end of the block. An adopted one ends with the
+    process that started it.
+
     Raises:
         StoreUnreachable: the server does not come up; the end of its log is in the message.
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    credentials = _credentials(data_dir)
-    adopted = _adopt(data_dir)
-    if adopted is not None:
-        yield RunningServer(adopted, credentials)
-        return
-    ports = _free_ports(5)
-    endpoint = f"http://{HOST}:{ports[3]}"
-    process = _start(data_dir, ports)
+    with _alone(data_dir):
+        credentials = _credentials(data_dir)
+        endpoint = _adopt(data_dir, credentials)
+        process = None
+        if endpoint is None:
+            process, endpoint = _launch(data_dir, credentials)
     try:
-        _wait(process, endpoint, data_dir)
-        (data_dir / STATE).write_text(json.dumps({"pid": process.pid, "endpoint": endpoint}), encoding="utf-8")
         yield RunningServer(endpoint, credentials)
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if process is not None:
+            (data_dir / STATE).unlink(missing_ok=True)
+            _stop(process)

@@ -1,0 +1,177 @@
+"""Trains one LoRA expert per category, all at once under the cluster's resources, on Ray Train and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import typer
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.table import Table
+
+from cluster.errors import ClusterError
+from cluster.progress import StageProgress
+from cluster.resources import require
+from jobs import generate
+from jobs.launch import ConfigOption, opened
+from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
+from jobs.streaming import first_cause
+from jobs.train_config import ALL_SINGLE, TrainConfig
+from jobs.train_worker import ExpertTask, train_expert
+from safety.errors import ConfigError
+from safety.experts.curves import METRICS_FILE
+
+KIND = "expert"
+
+
+def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
+    """Train the experts that are not published yet and return all of them by name.
+
+    Raises:
+        ConfigError: A category is not in the taxonomy.
+        ImpossibleResources: The cluster can never run a worker.
+        TrainingHealthError: A run blew up.
+        ClusterError: The experts did not finish in time.
+    """
+    tasks = plan(context, dataset)
+    missing = [task for task in tasks if not finished(context, task.ref)]
+    for task in tasks:
+        if task not in missing:
+            context.console.print(f"expert {task.name} {task.ref.id}: already published and verified")
+    if missing:
+        config = context.run.train
+        require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
+        context.folder(dataset)
+        train_all(context, missing)
+    context.console.print(curves_table(context, tasks))
+    return {task.name: task.ref for task in tasks}
+
+
+def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
+    """Return every expert of the run, with the name its artifact has or will have."""
+    config, known = context.run.train, context.run.load_taxonomy().categories
+    unknown = [name for name in config.categories or () if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"the taxonomy has no category {', '.join(unknown)}",
+            field="train.categories",
+            fix=f"use some of: {', '.join(known)}",
+        )
+    categories = tuple(name for name in known if name in (config.categories or known))
+    named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
+    return [_task(context, dataset, name, learned) for name, learned in named.items()]
+
+
+def _task(context: StageContext, dataset: ArtifactRef, name: str, categories: tuple[str, ...]) -> ExpertTask:
+    run = context.run
+    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
+    if name == ALL_SINGLE:
+        settings["categories"] = list(categories)
+    return ExpertTask(
+        name=name,
+        categories=categories,
+        ref=artifact_ref(context, KIND, settings, [dataset]),
+        dataset=dataset,
+        config=run.train,
+        model=run.model,
+        seed=run.run.seed,
+        store=context.store,
+        settings=settings,
+        cache=(context.work / dataset.kind / dataset.id).resolve(),
+        logs=(run.run.output / "tensorboard" / "experts").resolve(),
+    )
+
+
+def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
+    """Train the experts concurrently; more than the cluster holds at once wait their turn."""
+    config = context.run.train
+    storage = (context.work / "train").resolve()
+    # Ray Train's own snapshots are of no use here: checkpoints are the project's, verified and in the store.
+    shutil.rmtree(storage, ignore_errors=True)
+    running = {_fit.remote(task, storage): task.name for task in tasks}
+    try:
+        with StageProgress(context.console, "train", len(tasks), "experts") as progress:
+            for name in _as_finished(running, config.timeout_s):
+                progress.advance(note=name)
+    finally:
+        for waiting in running:
+            ray.cancel(waiting, force=True)
+
+
+def _as_finished(running: dict[Any, str], timeout_s: float) -> Iterator[str]:
+    """Yield each expert's name as it is done; raise the first cause of the first failure."""
+    deadline = time.monotonic() + timeout_s
+    waiting = list(running)
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise ClusterError(
+                f"{len(waiting)} experts were not finished in {timeout_s:g} s",
+                field="train.timeout_s",
+                fix="allow more time, or give the cluster more resources; finished steps are kept",
+            )
+        for reference in done:
+            try:
+                ray.get(reference)
+            except Exception as error:
+                raise first_cause(error) from error
+            yield running[reference]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit(task: ExpertTask, storage: Path) -> None:
+    """Drive the training of one expert: a trainer, its workers and its restarts."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    config: TrainConfig = task.config
+    TorchTrainer(
+        _loop,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=bool(config.gpus_per_worker),
+            resources_per_worker=config.resources(),
+        ),
+        run_config=ray.train.RunConfig(
+            name=task.ref.id,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+        ),
+    ).fit()
+
+
+def _loop(config: dict[str, Any]) -> None:
+    train_expert(config["task"])
+
+
+def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
+    """Return each expert's last figures."""
+    table = Table("expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts")
+    for task in tasks:
+        lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        last = json.loads(lines[-1])
+        table.add_row(
+            task.name,
+            f"{last['implicit_accuracy']:.2f}",
+            f"{last['validation_implicit_accuracy']:.2f}" if "validation_implicit_accuracy" in last else "-",
+            f"{last['winner_error']:.4f} / {last['reference_winner_error']:.4f}",
+            f"{last['loser_error']:.4f} / {last['reference_loser_error']:.4f}",
+        )
+    return table
+
+
+def main(config: ConfigOption) -> None:
+    """Train the experts of a run; its dataset is made first when it is not there."""
+    with opened(config) as context:
+        run(context, generate.run(context))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,143 @@
+"""What one worker of an expert's training does: load, restore, train, and, on the first worker, publish."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster.store.artifacts import ArtifactStore
+from jobs.stage import ArtifactRef
+from jobs.train_config import ALL_SINGLE, TrainConfig
+from jobs.train_engine import DeepSpeedEngine
+from safety.dataset.layout import latents_file
+from safety.errors import ConfigError
+from safety.experts.card import write_card
+from safety.experts.checkpoint import Checkpointer, Metrics
+from safety.experts.curves import plot_curves, write_metrics
+from safety.experts.expert import Expert
+from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
+from safety.families import ModelConfig, load_model
+from safety.lora.files import save_lora
+from safety.preferences import PreferenceSet, combine, load_preferences
+
+logger = logging.getLogger(__name__)
+
+LOGGED = ("loss", "dpo_loss", "implicit_accuracy", "winner_error", "loser_error", "gradient_norm", "learning_rate")
+
+
+@dataclass(frozen=True)
+class ExpertTask:
+    """One expert to be trained; travels to its workers."""
+
+    name: str
+    categories: tuple[str, ...]
+    """The categories whose pairs it learns: one, or all for "all-single"."""
+    ref: ArtifactRef
+    dataset: ArtifactRef
+    config: TrainConfig
+    model: ModelConfig
+    seed: int
+    store: ArtifactStore
+    settings: dict[str, Any]
+    cache: Path
+    """Where the dataset's files are kept on a node."""
+    logs: Path
+    """Where TensorBoard's events go."""
+
+
+class ObjectCheckpoints:
+    """Checkpoints as objects in the store's work area (see ``safety.experts.checkpoint.CheckpointStore``)."""
+
+    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
+        """Keep the checkpoints of the expert ``ref``."""
+        self.store = store
+        self.place = f"work/{ref.kind}/{ref.id}/checkpoints/"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep ``data`` under a name."""
+        self.store.write(self.place + name, data)
+
+    def read(self, name: str) -> bytes | None:
+        """Return what is kept under the name, or None."""
+        return self.store.read(self.place + name)
+
+    def names(self) -> list[str]:
+        """Return all names."""
+        return [key.removeprefix(self.place) for key in self.store.keys(self.place)]
+
+    def delete(self, name: str) -> None:
+        """Remove what is kept under the name."""
+        self.store.delete(self.place + name)
+
+
+def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
+    """Return the keeper of an expert's checkpoints."""
+    return Checkpointer(ObjectCheckpoints(store, ref), fingerprint=ref.id)
+
+
+def load_pairs(task: ExpertTask) -> PreferenceSet:
+    """Return the pairs an expert learns."""
+    folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
+    sets = [load_preferences(folder / latents_file(category)) for category in task.categories]
+    return sets[0] if task.name != ALL_SINGLE else combine(sets, ALL_SINGLE)
+
+
+def train_expert(task: ExpertTask) -> None:
+    """Train one expert on this worker, together with the others of its group.
+
+    Raises:
+        ConfigError: The model is on a GPU and the worker has none.
+        EmptyDatasetError: There is no training pair.
+        TrainingHealthError: The run blew up.
+    """
+    torch.set_num_threads(max(1, int(task.config.cpus_per_worker)))
+    if task.model.device != "cpu" and not task.config.gpus_per_worker:
+        raise ConfigError(
+            f"the model is on {task.model.device!r} and a worker is given no GPU",
+            field="train.gpus_per_worker",
+            fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
+        )
+    expert = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed, task.config.workers)
+    keeper = checkpointer(task.store, task.ref)
+    start = keeper.latest()
+    if start is not None:
+        load_adapter(expert, start)
+    engine = DeepSpeedEngine(expert, task.config)
+    training = ExpertTraining(expert, engine, keeper, start)
+    if engine.rank != 0:
+        training.run()
+        return
+    with SummaryWriter(str(task.logs / task.name)) as board:
+        result = training.run(lambda step, metrics: _log(board, step, metrics))
+    _publish(task, expert, result)
+    keeper.clear()
+
+
+def _log(board: SummaryWriter, step: int, metrics: Metrics) -> None:
+    for name, value in metrics.items():
+        if name in LOGGED or name.startswith("validation_"):
+            board.add_scalar(name, value, step)
+
+
+def _publish(task: ExpertTask, expert: Expert, result: TrainingResult) -> None:
+    provenance = {"base model": task.model.path, "dataset": task.dataset.id, "seed": task.seed, "expert": task.ref.id}
+    with TemporaryDirectory(prefix="safetydpo-expert-") as scratch:
+        folder = Path(scratch)
+        save_lora(expert.weights(), folder, metadata={"expert": task.name, "artifact": task.ref.id})
+        write_card(folder, task.name, task.config.expert, result, provenance)
+        write_metrics(result.history, folder)
+        plot_curves(result.history, f"expert: {task.name}", folder)
+        task.store.put(
+            task.ref.kind,
+            task.ref.id,
+            folder,
+            config=task.settings,
+            seed=task.seed,
+            parents=[f"{task.dataset.kind}/{task.dataset.id}"],
+        )
