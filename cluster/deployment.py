@@ -18,6 +18,7 @@ from cluster.resources import require
 
 POLL_S = 0.25
 ANY_ADDRESS = ("0.0.0.0", "::")
+ERROR_NAMES = ("Error", "Exception", "Artifact", "Credentials", "Unreachable", "Bucket")
 PROXY_GRACE_S = 10.0
 """How much longer than the application's own time-out the proxy waits, so that the application's answer is seen."""
 
@@ -54,8 +55,12 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
-    _wait_until_running(endpoint, deadline)
-    _wait_until_answering(url, endpoint, deadline)
+    try:
+        _wait_until_running(endpoint, deadline)
+        _wait_until_answering(url, endpoint, deadline)
+    except DeploymentFailed:
+        undeploy(endpoint)
+        raise
     return url
 
 

@@ -1,16 +1,16 @@
 """Errors of the cluster and the store that a user can mend: each names the field and the fix.
 
-    ClusterError
-    +-- StoreUnreachable     nothing answers at the endpoint in time
-    +-- WrongCredentials     the store refuses the key or its signature
-    +-- MissingBucket        the bucket is not there
-    +-- UnsafeStore          the store does not honour conditional writes
-    +-- CorruptArtifact      a file does not match its manifest
-    +-- AlreadyPublished     another publisher won with other content
-    +-- PointerMoved         a pointer is not what was expected
-    +-- RunLocked            another live process holds the run's id
-    +-- ImpossibleResources  the cluster can never satisfy what is asked
-    +-- ClusterUnreachable   no Ray cluster answers in time
+ClusterError
++-- StoreUnreachable     nothing answers at the endpoint in time
++-- WrongCredentials     the store refuses the key or its signature
++-- MissingBucket        the bucket is not there
++-- UnsafeStore          the store does not honour conditional writes
++-- CorruptArtifact      a file does not match its manifest
++-- AlreadyPublished     another publisher won with other content
++-- PointerMoved         a pointer is not what was expected
++-- RunLocked            another live process holds the run's id
++-- ImpossibleResources  the cluster can never satisfy what is asked
++-- ClusterUnreachable   no Ray cluster answers in time
 """
 
 from __future__ import annotations

@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -43,7 +51,9 @@ class StageProgress:
             self._task = self._bar.add_task(self.title, total=self.total)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop the bar."""
         if self._bar is not None:
             self._bar.stop()
@@ -58,7 +68,9 @@ class StageProgress:
         now = time.monotonic()
         if now - self._shown >= PLAIN_INTERVAL_S or self.done >= self.total:
             self._shown = now
-            self.console.print(f"{self.title}: {self.done}/{self.total} {self.unit}, {self.left()} left {note}".rstrip())
+            self.console.print(
+                f"{self.title}: {self.done}/{self.total} {self.unit}, {self.left()} left {note}".rstrip()
+            )
 
     def left(self) -> str:
         """Return the time left by the pace so far, such as "1:25"; "?" before the first unit."""

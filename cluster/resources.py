@@ -24,9 +24,7 @@ def require(resources: Mapping[str, float], field: str) -> None:
     if any(all(node.get(name, 0.0) >= amount for name, amount in needed.items()) for node in nodes):
         return
     asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
-    most = ", ".join(
-        f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in needed
-    )
+    most = ", ".join(f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in needed)
     raise ImpossibleResources(
         f"it asks for {asked} on one node, and the cluster's nodes have at most {most}",
         field=field,

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from cluster.progress import StageProgress
 from jobs.config import EMBEDDED_TAXONOMY
 from jobs.generate_groups import GroupStore
 from jobs.generate_stages import stream_groups
+from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -127,3 +129,13 @@ def summary_table(summary: DatasetSummary) -> Table:
         reasons = ", ".join(f"{reason} {number}" for reason, number in count.rejected.items())
         table.add_row(count.category, count.split, str(count.rows), str(count.kept), reasons)
     return table
+
+
+def main(config: ConfigOption) -> None:
+    """Make a run's preference dataset."""
+    with opened(config) as context:
+        run(context)
+
+
+if __name__ == "__main__":
+    typer.run(main)

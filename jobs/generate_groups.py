@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
-from jobs.stage import ArtifactRef
-from safety.dataset import Record, dump_group, load_group
+from safety.dataset.record import Record, dump_group, load_group
+
+if TYPE_CHECKING:  # The actors import this module, and have no need of a run's whole config.
+    from jobs.stage import ArtifactRef
 
 HASH_DIGITS = 32
 

@@ -1,71 +1,27 @@
-"""Data generation's two Ray Data stages: diffusion actors render and encode groups, judge actors judge and store them.
+"""Data generation's Ray Data stream: diffusion actors render and encode groups, judge actors judge and store them.
 
-A row of the stream is one group, its records as parquet bytes, so pictures travel as PNG and a group is never cut.
-Models load at the first group and not in the constructor, so that a wrong model fails with its own error and not as
-a dead actor.
+A row of the stream is one group, its records as parquet bytes: pictures travel as PNG, and a group is never cut.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import ray
-import torch
 
 from cluster.resources import require
 from jobs.generate_config import GenerateConfig
+from jobs.generate_diffusion import DiffusionStage
 from jobs.generate_groups import GroupStore
+from jobs.generate_judging import JudgeStage
 from jobs.streaming import within
-from safety.dataset import GroupRenderer, GroupReviewer, dump_group, load_group
 from safety.dataset.plan import Group
+from safety.dataset.record import dump_group
 from safety.errors import ConfigError
-from safety.families import ModelConfig, load_model
-from safety.judges import load_judge
+from safety.families import ModelConfig
 from safety.taxonomy import Taxonomy
-
-
-class DiffusionStage:
-    """An actor that holds the base model: renders a group's prompts, encodes its pictures and texts."""
-
-    def __init__(self, model: ModelConfig, config: GenerateConfig, groups: GroupStore) -> None:
-        """Keep the settings; the model loads at the first group."""
-        self.model, self.config, self.groups = model, config, groups
-
-    @cached_property
-    def renderer(self) -> GroupRenderer:
-        """Load the model, and leave the empty prompt's states for the dataset's files."""
-        torch.set_num_threads(self.config.threads)
-        model = load_model(self.model)
-        states = {key: value.float().cpu().contiguous() for key, value in model.encode_text([""]).items()}
-        self.groups.write_empty(states)
-        return GroupRenderer(model, self.config.render)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the group with pictures, latents and text states."""
-        return {"index": row["index"], "records": dump_group(self.renderer.render(load_group(row["records"])))}
-
-
-class JudgeStage:
-    """An actor that holds the judge: keeps or rejects a group's rows and stores the finished group."""
-
-    def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
-        """Keep the settings; the judge loads at the first group."""
-        self.taxonomy, self.config, self.groups = taxonomy, config, groups
-
-    @cached_property
-    def reviewer(self) -> GroupReviewer:
-        """Load the judge."""
-        torch.set_num_threads(self.config.threads)
-        return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store the finished group and return its numbers."""
-        records = self.reviewer.review(load_group(row["records"]))
-        self.groups.write(int(row["index"]), records)
-        return {"index": row["index"], "rows": len(records), "kept": sum(record.kept for record in records)}
 
 
 def stream_groups(

@@ -9,15 +9,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import typer
 from pydantic import ValidationError
 
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
 from jobs.config import EMBEDDED_TAXONOMY, RunConfig
+from jobs.launch import ConfigOption, opened
 from jobs.release_card import Measured, write_card
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.emoji.caption import with_article
 from safety.errors import ArtifactFormatError
+from safety.evaluation.plan import MERGED
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
@@ -163,3 +166,20 @@ def _first_concepts(taxonomy: Taxonomy) -> tuple[str, ...]:
 def _copy(source: Path, target: Path) -> None:
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)
+
+
+def main(config: ConfigOption) -> None:
+    """Publish a run's merged model; stages before that are not finished are run first."""
+    # The stages import this job.
+    from jobs.stages import Stages
+
+    with opened(config) as context:
+        stages = Stages(context)
+        dataset = stages.dataset()
+        experts = stages.experts(dataset)
+        merges = stages.merges(dataset, experts)
+        stages.release(merges[MERGED], stages.report(dataset, experts, merges))
+
+
+if __name__ == "__main__":
+    typer.run(main)

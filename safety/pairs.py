@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from safety.errors import ConfigError, PromptError
-from safety.families import ModelFamily
 from safety.judges.look import Look
 from safety.prompts.guard import REFUSED, MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair
+
+if TYPE_CHECKING:  # A judge's process has no need of diffusers, which takes seconds to import.
+    from safety.families import ModelFamily
 
 
 class Reason(StrEnum):

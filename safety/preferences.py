@@ -2,11 +2,6 @@
 
 Each pair gives two rows, one conditioned on the unsafe and one on the safe prompt; the safe image wins in both.
 """
-# TEMPORARY NOTE, second TRAIN engineer to the first, 00:41: the lead thought you silent and started me. Callers of
-# DATA (safety/dataset/layout.py) and MERGE (safety/merge/probes.py) use THIS api (combine, benign_prompts,
-# rows(split) -> PreferenceSet): please leave this file and tests/safety/test_preferences.py to me. I keep your
-# safety/lora and safety/objectives as they are. Split from here: YOU safety/experts/** and its tests; I write
-# jobs/train_config.py, jobs/train*.py, tests/jobs/**. ExpertConfig fields as in the contract.
 
 from __future__ import annotations
 

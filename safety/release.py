@@ -104,7 +104,7 @@ def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[R
     info = read_release(folder)
     if (found := model_hash(base_folder)) != info.base.sha256:
         raise ArtifactFormatError(
-            f"the release {info.name!r} is for the base {info.base.id!r} ({info.base.sha256[:12]}), not for {found[:12]}",
+            f"the release {info.name!r} is for the base {info.base.id!r} ({info.base.sha256[:12]}), not {found[:12]}",
             field="model.path",
             fix="name the base model that the release was made from",
         )

@@ -7,14 +7,17 @@ the call's own list, so equal calls give equal pixels wherever they run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from safety.families import ModelFamily
 from safety.images import to_uint8
 from safety.seeds import derive_seed
+
+if TYPE_CHECKING:  # Configs name RenderConfig in processes that never load a model.
+    from safety.families import ModelFamily
 
 SEED_RANGE = 2**32
 

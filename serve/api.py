@@ -113,7 +113,7 @@ async def _generate(request: Request, config: EndpointConfig, backend: Backend) 
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body; raise ApiError 413 as soon as it is known to be over ``limit`` bytes, 415 when it is not JSON."""
+    """Return the body; raise ApiError 413 as soon as it is known to be over ``limit`` bytes, 415 for no JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # This also keeps other sites' plain forms from spending this machine's time.

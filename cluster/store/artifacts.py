@@ -30,7 +30,14 @@ class ArtifactStore(ObjectStore):
         return f"{self._place(kind, artifact_id)}/files/{entry.sha256[:16]}/{name}"
 
     def put(
-        self, kind: str, artifact_id: str, folder: Path, *, config: Mapping[str, Any], seed: int, parents: Sequence[str] = ()
+        self,
+        kind: str,
+        artifact_id: str,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        seed: int,
+        parents: Sequence[str] = (),
     ) -> Manifest:
         """Publish a folder; the first of several publishers wins.
 
@@ -50,7 +57,9 @@ class ArtifactStore(ObjectStore):
             winner = self.manifest(kind, artifact_id)
             if winner is None or not winner.same_content(manifest):
                 raise AlreadyPublished(
-                    "it is published with other content", field=f"{kind}/{artifact_id}", fix="use what is published, or another id"
+                    "it is published with other content",
+                    field=f"{kind}/{artifact_id}",
+                    fix="use what is published, or another id",
                 ) from None
             return winner
         return manifest

@@ -15,8 +15,10 @@ class StoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str | None = Field(None, description="URL of the S3 endpoint; none starts the embedded server")
-    bucket: str = Field("safetydpo", min_length=3, max_length=63)
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://[^\s/]+/?$", description="URL of the S3 endpoint; none starts the embedded server"
+    )
+    bucket: str = Field("safetydpo", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     prefix: str = Field("", pattern=r"^[A-Za-z0-9._/-]*$", description="keys begin with it")
     region: str = "us-east-1"
     data_dir: Path = Field(Path("out/store"), description="the embedded server's data")

@@ -81,7 +81,12 @@ def code_version() -> str:
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return _version("safetydpo-ray")
@@ -121,7 +126,9 @@ def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise CorruptArtifact(
-            f"the manifest cannot be used: {first}", field=f"{kind}/{artifact_id}", fix="run the stage that makes it again"
+            f"the manifest cannot be used: {first}",
+            field=f"{kind}/{artifact_id}",
+            fix="run the stage that makes it again",
         ) from None
     if (manifest.kind, manifest.id) != (kind, artifact_id):
         raise CorruptArtifact(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import boto3
@@ -12,12 +13,15 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionClosedError,
-    EndpointConnectionError,
+    ConnectionError as NoConnection,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
 )
+from s3transfer.exceptions import RetriesExceededError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from cluster.errors import ClusterError, MissingBucket, StoreUnreachable, UnsafeStore, WrongCredentials
@@ -26,8 +30,11 @@ from cluster.store.config import StoreConfig
 T = TypeVar("T")
 ABSENT = ("404", "NoSuchKey", "NotFound")
 LOST_RACE = ("412", "PreconditionFailed", "ConditionalRequestConflict", "409")
-REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "401")
-PASSING = ("500", "502", "503", "504", "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout")
+PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout")
+PASSING_STATUS = (429, 500, 502, 503, 504)
+REFUSED_STATUS = (401, 403)
+START_ATTEMPTS = 2
+"""Tries of the check at the start: a wrong address should be told soon."""
 
 
 class Versioned(NamedTuple):
@@ -45,13 +52,15 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def _passes(error: BaseException) -> bool:
-    """Say whether an error may be gone at the next try."""
+    """Say whether an error may be gone at the next try, as when the store is being restarted."""
     if isinstance(error, ClientError):
-        return _code(error) in PASSING
-    return isinstance(error, (HTTPClientError, ConnectionClosedError, IncompleteReadError)) and not isinstance(
-        error, EndpointConnectionError
-    )
+        return _code(error) in PASSING or _status(error) in PASSING_STATUS
+    return isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError))
 
 
 class ObjectStore:
@@ -87,11 +96,11 @@ class ObjectStore:
     def _key(self, key: str) -> str:
         return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
 
-    def _try(self, call: Callable[[], T]) -> T:
+    def _try(self, call: Callable[[], T], attempts: int | None = None) -> T:
         """Call with retries for errors that pass; raise the cause as an error with a fix."""
         with self._explained():
             for attempt in Retrying(
-                stop=stop_after_attempt(self.config.attempts),
+                stop=stop_after_attempt(attempts or self.config.attempts),
                 wait=wait_random_exponential(multiplier=0.2, max=10.0),
                 retry=retry_if_exception(_passes),
                 reraise=True,
@@ -105,9 +114,9 @@ class ObjectStore:
         where = self.config.endpoint or "the default S3 endpoint"
         try:
             yield
-        except NoCredentialsError as error:
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound) as error:
             raise WrongCredentials(
-                "no credentials were found", field="store", fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                f"no credentials: {error}", field="store", fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         except ClientError as error:
             code = _code(error)
@@ -117,15 +126,15 @@ class ObjectStore:
                     field="store.bucket",
                     fix=f"create it (aws s3 mb s3://{self.config.bucket}) or name another",
                 ) from error
-            if code in REFUSED:
+            if _status(error) in REFUSED_STATUS:
                 raise WrongCredentials(
                     f"{where} refuses the credentials ({code})",
                     field="store",
-                    fix="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights on the bucket",
+                    fix="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, the key's rights on the bucket, and the clock",
                 ) from error
             if code in LOST_RACE:
                 raise LostRace(code) from error
-            if code in PASSING:
+            if _passes(error):
                 raise self._unreachable(f"{where} keeps answering {code}") from error
             raise
         except BotoCoreError as error:
@@ -143,23 +152,29 @@ class ObjectStore:
 
     def check(self) -> None:
         """Raise the error that explains why the bucket cannot be used, if it cannot."""
-        self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1))
+        attempts = min(START_ATTEMPTS, self.config.attempts)
+        self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), attempts)
 
     def probe_conditional_writes(self) -> None:
-        """Raise UnsafeStore when a second If-None-Match write of a key is not refused."""
+        """Raise UnsafeStore when a write that is conditional, on absence or on a version, is not refused."""
         key = f"probe/{secrets.token_hex(8)}"
-        self.write(key, b"first", if_absent=True)
+        self.write(key, b"first")
         try:
-            self.write(key, b"second", if_absent=True)
-        except LostRace:
-            return
+            if self._overwrites(key, if_absent=True) or self._overwrites(key, if_match=f'"{"0" * 32}"'):
+                raise UnsafeStore(
+                    "the store overwrote an object although the write's condition did not hold",
+                    field="store.endpoint",
+                    fix="use a store that honours If-None-Match and If-Match (S3, MinIO, Ceph, SeaweedFS)",
+                )
         finally:
             self.delete(key)
-        raise UnsafeStore(
-            "the store overwrote an object that was to be written only if absent",
-            field="store.endpoint",
-            fix="use a store that honours If-None-Match (S3, MinIO, Ceph, SeaweedFS)",
-        )
+
+    def _overwrites(self, key: str, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+        try:
+            self.write(key, b"second", if_absent=if_absent, if_match=if_match)
+        except LostRace:
+            return False
+        return True
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes, or None when it is not there."""
@@ -181,30 +196,51 @@ class ObjectStore:
         return self._try(get)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
-        """Write an object whole; raise LostRace when a condition does not hold."""
+        """Write an object whole; raise LostRace when a condition does not hold.
+
+        A write whose answer was lost on the way is tried again, and then finds its own object: who must know
+        whether it was itself that won puts something unique into ``data`` and reads the winner's.
+        """
         condition: dict[str, str] = {}
         if if_absent:
             condition["IfNoneMatch"] = "*"
         if if_match is not None:
             condition["IfMatch"] = if_match
-        self._try(
-            lambda: self._client.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, **condition)
-        )
+
+        def put() -> None:
+            try:
+                self._client.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, **condition)
+            except ClientError as error:
+                if if_match is not None and _code(error) in ABSENT:
+                    raise LostRace("it is gone") from error
+                raise
+
+        self._try(put)
 
     def upload(self, key: str, path: str) -> None:
         """Write a file as an object, in parts when it is large."""
-        self._try(lambda: self._client.upload_file(path, self.config.bucket, self._key(key)))
+
+        def put() -> None:
+            # upload_file would wrap the cause in an error that names neither code nor status.
+            with Path(path).open("rb") as file:
+                self._client.upload_fileobj(file, self.config.bucket, self._key(key))
+
+        self._try(put)
 
     def download(self, key: str, path: str) -> bool:
         """Write an object to a file; return False when the object is not there."""
 
         def get() -> bool:
             try:
-                self._client.download_file(self.config.bucket, self._key(key), path)
+                with Path(path).open("wb") as file:
+                    self._client.download_fileobj(self.config.bucket, self._key(key), file)
             except ClientError as error:
                 if _code(error) in ABSENT:
+                    Path(path).unlink()
                     return False
                 raise
+            except RetriesExceededError as error:
+                raise error.last_exception from error
             return True
 
         return self._try(get)

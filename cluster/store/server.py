@@ -54,6 +54,7 @@ class RunningServer(NamedTuple):
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
+            "AWS_SESSION_TOKEN": "",  # one of the user's own would not belong to these keys
             "AWS_REGION": region,
             "AWS_DEFAULT_REGION": region,
         }

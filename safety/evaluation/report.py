@@ -24,6 +24,7 @@ STAND_IN_NOTICE = (
     "No figure on this page is about real harmful content, or about a model that makes photographs."
 )
 
+
 class Example(NamedTuple):
     """One prompt's image by the base and by the merged model, from one seed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import shutil
@@ -17,14 +18,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from cluster.deployment import DeploymentFailed
-from cluster.store.artifacts import ArtifactStore
+from cluster.deployment import DeploymentFailed, deploy
+from cluster.session import Session
 from cluster.store.config import StoreConfig
 from cluster.store.pointer import swap_pointer
-from cluster.store.server import serve_store
 from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
+from serve.config import parse_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 PATH = "/v1/images/generations"
@@ -39,67 +40,49 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def release(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_lora_dir: Path
-) -> Iterator[tuple[StoreConfig, dict[str, str]]]:
+    session: Session, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_lora_dir: Path
+) -> StoreConfig:
     """Publish the tiny model's adapter as the release "aligned" of a real S3 server."""
-    with pytest.MonkeyPatch.context() as patch, serve_store(tmp_path_factory.mktemp("store")) as server:
-        config = StoreConfig(endpoint=server.endpoint)
-        environment = server.environment(config.region)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        store = ArtifactStore(config)
-        store.ensure_bucket()
-        folder = tmp_path_factory.mktemp("release")
-        shutil.copyfile(tiny_lora_dir / LORA_FILE, folder / LORA_FILE)
-        info = ReleaseInfo(
-            name="tiny",
-            base=BaseModelIdentity(id="tiny", family="stable-diffusion", sha256=model_hash(tiny_model_dir)),
-            adapter_sha256=file_hash(folder / LORA_FILE),
-            judge=None,
-            provenance={},
-        )
-        (folder / "release.json").write_text(info.model_dump_json())
-        store.put("release", "release-tiny", folder, config={}, seed=0)
-        swap_pointer(store, "aligned", None, "release-tiny")
-        yield config, environment
+    folder = tmp_path_factory.mktemp("release")
+    shutil.copyfile(tiny_lora_dir / LORA_FILE, folder / LORA_FILE)
+    info = ReleaseInfo(
+        name="tiny",
+        base=BaseModelIdentity(id="tiny", family="stable-diffusion", sha256=model_hash(tiny_model_dir)),
+        adapter_sha256=file_hash(folder / LORA_FILE),
+        judge=None,
+        provenance={},
+    )
+    (folder / "release.json").write_text(info.model_dump_json())
+    session.store.put("release", "release-tiny", folder, config={}, seed=0)
+    swap_pointer(session.store, "aligned", None, "release-tiny")
+    return session.store_config
+
+
+Deploy = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def deploy(
-    ray_cluster: None, release: tuple[StoreConfig, dict[str, str]], tiny_model_dir: Path
-) -> Iterator[Callable[..., str]]:
-    """Return a function that deploys with settings of the endpoint; what it puts up comes down at the end."""
-    import ray
+def deployed(release: StoreConfig, tiny_model_dir: Path) -> Iterator[Deploy]:
+    """Return a function that deploys with settings of the endpoint; Serve comes down at the end."""
     from ray import serve
 
-    store, environment = release
-    root = str(Path(__file__).parent.parent.parent)
     port = free_port()
-
-    # Serve's replicas take the environment of the job or task that deploys them.
-    @ray.remote(num_cpus=0, runtime_env={"env_vars": {**environment, "PYTHONPATH": root}})
-    def go(document: dict[str, Any]) -> str:
-        from cluster.deployment import deploy
-        from serve.config import parse_config
-
-        return deploy("serve.app:build", document, parse_config(document).serve)
 
     def up(**settings: Any) -> str:
         document = {
             "serve": {"port": port, "num_cpus": 0.5, **settings},
             "model": {"path": str(tiny_model_dir)},
-            "store": store.model_dump(mode="json"),
+            "store": release.model_dump(mode="json"),
         }
-        url: str = ray.get(go.remote(document))
-        return url
+        return deploy("serve.app:build", document, parse_config(document).serve)
 
     yield up
     serve.shutdown()
 
 
 @pytest.fixture(scope="module")
-def url(deploy: Callable[..., str]) -> str:
-    return deploy(serve_base=True, batch_size=4, max_queued_requests=8, default_steps=STEPS, max_steps=200)
+def url(deployed: Deploy) -> str:
+    return deployed(serve_base=True, batch_size=4, max_queued_requests=8, default_steps=STEPS, max_steps=200)
 
 
 def pixels(entry: dict[str, Any]) -> torch.Tensor:
@@ -185,17 +168,19 @@ def test_refusals_come_in_the_envelope(
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
-    def ask(seed: int) -> httpx.Response:
-        return httpx.post(url + PATH, json={"prompt": "a house", "seed": seed, "steps": 150}, timeout=120)
+    async def flood() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=120, limits=limits, verify=False) as client:
+            bodies = ({"prompt": "a house", "seed": seed, "steps": 150} for seed in range(40))
+            return await asyncio.gather(*(client.post(url + PATH, json=body) for body in bodies))
 
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(ask, range(40)))
+    answers = asyncio.run(flood())
     refused = [answer for answer in answers if answer.status_code != 200]
     assert {answer.status_code for answer in refused} == {429}
     for answer in refused:
         assert answer.headers["retry-after"] == "2"
         assert answer.json()["error"]["code"] == "queue_full"
-    # What runs (two batches' worth) and what may wait is served.
+    # What may wait is served, whatever comes beside it.
     assert len(answers) - len(refused) >= 8
     assert httpx.post(url + PATH, json={"prompt": "a house"}, timeout=60).status_code == 200
 
@@ -207,9 +192,7 @@ def test_health_and_page(url: str) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_a_deployment_that_cannot_start_says_why(
-    url: str, deploy: Callable[..., str], release: tuple[StoreConfig, dict[str, str]]
-) -> None:
+def test_a_deployment_that_cannot_start_says_why(url: str, deployed: Deploy) -> None:
     with pytest.raises(DeploymentFailed, match="the store has no release 'nowhere'"):
-        deploy(app="other", route_prefix="/other", pointer="nowhere")
+        deployed(app="other", route_prefix="/other", pointer="nowhere")
     assert httpx.get(url + "/healthz", timeout=60).status_code == 200

@@ -1,0 +1,39 @@
+"""Data generation's judge actors: each holds the judge, keeps or rejects a group's rows and stores the group.
+
+The judge loads at the first group and not in the constructor, so that a wrong one fails with its own error and not
+as a dead actor.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from jobs.generate_config import GenerateConfig
+from jobs.generate_groups import GroupStore
+from safety.dataset.record import load_group
+from safety.dataset.reviewer import GroupReviewer
+from safety.judges import load_judge
+from safety.taxonomy import Taxonomy
+
+
+class JudgeStage:
+    """An actor that holds the judge: keeps or rejects a group's rows and stores the finished group."""
+
+    def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
+        """Keep the settings; the judge loads at the first group."""
+        self.taxonomy, self.config, self.groups = taxonomy, config, groups
+
+    @cached_property
+    def reviewer(self) -> GroupReviewer:
+        """Load the judge."""
+        torch.set_num_threads(self.config.threads)
+        return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Store the finished group and return its numbers."""
+        records = self.reviewer.review(load_group(row["records"]))
+        self.groups.write(int(row["index"]), records)
+        return {"index": row["index"], "rows": len(records), "kept": sum(record.kept for record in records)}
