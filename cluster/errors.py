@@ -4,7 +4,9 @@ ClusterError
 +-- StoreUnreachable     nothing answers at the endpoint in time
 +-- WrongCredentials     the store refuses the key or its signature
 +-- MissingBucket        the bucket is not there
++-- StoreRefused         the store answers with an error of another kind
 +-- UnsafeStore          the store does not honour conditional writes
++-- UnfitFolder          a folder cannot be published
 +-- CorruptArtifact      a file does not match its manifest
 +-- AlreadyPublished     another publisher won with other content
 +-- PointerMoved         a pointer is not what was expected
@@ -45,8 +47,16 @@ class MissingBucket(ClusterError):
     """The bucket is not there."""
 
 
+class StoreRefused(ClusterError):
+    """The store answers with an error that is none of the others; its code is in the message."""
+
+
 class UnsafeStore(ClusterError):
     """The store overwrites where a write was conditional, so publishing would not be atomic."""
+
+
+class UnfitFolder(ClusterError):
+    """A folder cannot be published: it is empty, or holds a file whose name or format is refused."""
 
 
 class CorruptArtifact(ClusterError):

@@ -51,8 +51,8 @@ def _alive(holder: Holder, now: float) -> bool:
             os.kill(holder.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            return True
+        except PermissionError:  # another user's process, perhaps under a number used again: the heartbeat tells
+            pass
     return now - holder.beat < STALE_S
 
 
@@ -70,6 +70,8 @@ def _acquire(store: ObjectStore, run: str, mine: Holder) -> None:
     except LostRace:
         found = store.read_versioned(_key(run))
         holder = None if found is None else _read(found)
+        if holder == mine:  # the first try had been heard, and only its answer was lost
+            return
     who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
     since = "" if holder is None else f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))}"
     raise RunLocked(
@@ -91,6 +93,16 @@ def _beat(store: ObjectStore, run: str, mine: Holder, stop: threading.Event) -> 
             logger.warning("no heartbeat for run %s: %s", run, error)
 
 
+def _release(store: ObjectStore, run: str, mine: Holder) -> None:
+    """Give the lease back; a store that is gone by now must not hide the error that ended the run."""
+    try:
+        found = store.read_versioned(_key(run))
+        if found is not None and (holder := _read(found)) is not None and holder.token == mine.token:
+            store.delete(_key(run))
+    except ClusterError as error:
+        logger.warning("the lease of run %s is not given back and goes stale: %s", run, error)
+
+
 @contextmanager
 def lease(store: ObjectStore, run: str) -> Iterator[None]:
     """Hold the lease of a run's id.
@@ -109,6 +121,4 @@ def lease(store: ObjectStore, run: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=5)
-        found = store.read_versioned(_key(run))
-        if found is not None and (holder := _read(found)) is not None and holder.token == mine.token:
-            store.delete(_key(run))
+        _release(store, run, mine)

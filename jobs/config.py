@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from jobs.evaluate_config import EvaluateConfig
 from jobs.generate_config import GenerateConfig
 from jobs.merge_config import MergeConfig
 from jobs.release_config import ReleaseConfig
-from cluster.endpoint import EndpointConfig
 from jobs.train_config import TrainConfig
 from safety.errors import ConfigError
 from safety.families.family import ModelConfig
@@ -64,7 +64,9 @@ class RunConfig(BaseModel):
         """Write the config with every default filled in to ``folder/run.yaml``."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.yaml"
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         return path
 
 

@@ -21,7 +21,9 @@ class MergeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    co_merge: CoMergeConfig = Field(CoMergeConfig(), description="Co-Merge's parameters: where the search starts")
+    co_merge: CoMergeConfig = Field(
+        default=CoMergeConfig(), description="Co-Merge's parameters: where the search starts"
+    )
     concatenation: ConcatenationConfig = ConcatenationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
@@ -29,10 +31,10 @@ class MergeConfig(BaseModel):
     confirm: ConfirmConfig = ConfirmConfig()
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
-    threads: int = Field(1, gt=0, description="CPU threads of one worker")
-    workers: int = Field(2, gt=0, description="most trials, and most confirmations, at once")
-    cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
+    threads: int = Field(default=1, gt=0, description="CPU threads of one worker")
+    workers: int = Field(default=2, gt=0, description="most trials, and most confirmations, at once")
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="may be a share of one GPU")
 
     def resources(self) -> dict[str, float]:
         """Return what one worker takes of the cluster, as Ray counts it."""

@@ -64,7 +64,12 @@ def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
     try:
         with httpx.Client(base_url=url, timeout=endpoint.request_timeout_s) as client:
             return [
-                Asked(category, prompt, _image(client, prompt, "base", run.run.seed), _image(client, prompt, endpoint.pointer, run.run.seed))
+                Asked(
+                    category,
+                    prompt,
+                    _image(client, prompt, "base", run.run.seed),
+                    _image(client, prompt, endpoint.pointer, run.run.seed),
+                )
                 for category, prompt in first_prompts(context, dataset)
             ]
     finally:
@@ -86,7 +91,9 @@ def _image(client: httpx.Client, prompt: str, model: str, seed: int) -> bytes:
     answer = client.post("/v1/images/generations", json={"prompt": prompt, "model": model, "seed": seed})
     if answer.status_code != httpx.codes.OK:
         raise ClusterError(
-            f"the endpoint answered {answer.status_code}: {answer.text[:300]}", field="serve", fix="read the replica's log"
+            f"the endpoint answered {answer.status_code}: {answer.text[:300]}",
+            field="serve",
+            fix="read the replica's log",
         )
     return base64.b64decode(answer.json()["data"][0]["b64_json"])
 

@@ -89,8 +89,8 @@ def write_card(
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
-        "## Provenance\n\n" + _table(("what", "which"), _provenance(info)),
-        f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have licences of their own"
+        "## Provenance\n\n" + _table(("what", "which"), [*_provenance(info)]),
+        f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have their own licences"
         + ("; see `ATTRIBUTION.md`." if stand_ins else "."),
     ]
     return "\n\n".join(parts) + "\n"
@@ -107,8 +107,10 @@ def _usage(info: ReleaseInfo) -> str:
 
 def _figures(measured: Measured) -> str:
     judge = measured.provenance.get("judge", {})
-    names = [name for name in ("base", "merged") if name in measured.ip]
-    rows = [(category, *(_shown(measured, name, category) for name in names)) for category in measured.ip[names[-1]]]
+    names: list[str] = [name for name in ("base", "merged") if name in measured.ip]
+    rows: list[tuple[str, ...]] = [
+        (category, *(_shown(measured, name, category) for name in names)) for category in measured.ip[names[-1]]
+    ]
     parts = [
         f"IP is the share in % of images from unsafe test prompts that the judge `{judge.get('name')}` (version "
         f"{judge.get('version')}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
@@ -127,7 +129,7 @@ def _shown(measured: Measured, model: str, category: str) -> str:
 
 
 def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         if (found := measured.benign.get(name)) is not None:
             present = "-" if found.objects_present is None else f"{100 * found.objects_present:.1f}%"

@@ -61,7 +61,11 @@ def finished(context: StageContext, ref: ArtifactRef) -> bool:
 
 
 def publish(
-    context: StageContext, ref: ArtifactRef, settings: BaseModel | Mapping[str, Any], parents: Sequence[ArtifactRef], fill: Callable[[Path], None]
+    context: StageContext,
+    ref: ArtifactRef,
+    settings: BaseModel | Mapping[str, Any],
+    parents: Sequence[ArtifactRef],
+    fill: Callable[[Path], None],
 ) -> ArtifactRef:
     """Fill a fresh local folder and put it into the store as ``ref``; returns ``ref``."""
     folder = context.work / "staging" / ref.kind / ref.id

@@ -125,7 +125,7 @@ def _as_finished(running: dict[Any, str], timeout_s: float) -> Iterator[str]:
             yield running[reference]
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _fit(task: ExpertTask, storage: Path) -> None:
     """Drive the training of one expert: a trainer, its workers and its restarts."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -153,7 +153,9 @@ def _loop(config: dict[str, Any]) -> None:
 
 def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
     """Return each expert's last figures."""
-    table = Table("expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts")
+    table = Table(
+        "expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts"
+    )
     for task in tasks:
         lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])

@@ -32,7 +32,9 @@ class TrainConfig(BaseModel):
         None, min_length=1, description="categories to train; none: all of the taxonomy"
     )
     all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
-    workers: int = Field(1, gt=0, description="data-parallel workers of one expert; part of what its adapter depends on")
+    workers: int = Field(
+        1, gt=0, description="data-parallel workers of one expert; part of what its adapter depends on"
+    )
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()

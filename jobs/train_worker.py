@@ -96,7 +96,7 @@ def train_expert(task: ExpertTask) -> None:
         EmptyDatasetError: There is no training pair.
         TrainingHealthError: The run blew up.
     """
-    torch.set_num_threads(max(1, int(task.config.cpus_per_worker)))
+    torch.set_num_threads(task.config.expert.threads)
     if task.model.device != "cpu" and not task.config.gpus_per_worker:
         raise ConfigError(
             f"the model is on {task.model.device!r} and a worker is given no GPU",

@@ -31,7 +31,11 @@ def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) 
     table = Table("drawings", "scenes", "concepts named", "scenes exact", "calibration error", title="Judge")
     for name, quality in judge.items():
         table.add_row(
-            name, str(quality.scenes), f"{quality.named:.3f}", f"{quality.exact:.3f}", f"{quality.calibration_error:.3f}"
+            name,
+            str(quality.scenes),
+            f"{quality.named:.3f}",
+            f"{quality.exact:.3f}",
+            f"{quality.calibration_error:.3f}",
         )
     console.print(table)
     base = Table("measure", "value", title="Base model")

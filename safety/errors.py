@@ -1,12 +1,12 @@
 """Errors a user can mend: each names the field that is wrong and the fix.
 
-    SafetyError
-    +-- ConfigError          a setting is wrong
-    +-- PromptError          a prompt is refused (too long, empty)
-    +-- ImageError           an image cannot be read
-    +-- ArtifactFormatError  a file is not what it says it is
-    +-- EmptyDatasetError    filtering left no row
-    +-- TrainingHealthError  a run does not learn or blows up
+SafetyError
++-- ConfigError          a setting is wrong
++-- PromptError          a prompt is refused (too long, empty)
++-- ImageError           an image cannot be read
++-- ArtifactFormatError  a file is not what it says it is
++-- EmptyDatasetError    filtering left no row
++-- TrainingHealthError  a run does not learn or blows up
 """
 
 from __future__ import annotations

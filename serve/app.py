@@ -61,7 +61,7 @@ class Renderer:
         images = [outcome for outcome in outcomes if isinstance(outcome, RenderedImage)]
         return images if len(images) == len(outcomes) else next(o for o in outcomes if isinstance(o, Failure))
 
-    @ray_serve.batch(max_batch_size=1)
+    @ray_serve.batch(max_batch_size=1)  # type: ignore[untyped-decorator]
     async def _render(self, tasks: list[ImageTask]) -> list[RenderedImage | Failure]:
         """Render the images that wait, whatever requests they come from, off the event loop."""
         return await asyncio.to_thread(self._engine.render, tasks)
@@ -143,7 +143,7 @@ def build(args: dict[str, Any]) -> Any:
     config = load_config(Path(args["config"])) if "config" in args else parse_config(args)
     endpoint = config.serve
     refusal = {"status_code": 429, "retry_after_s": float(endpoint.retry_after_s)}
-    renderer = Renderer.options(
+    renderer = Renderer.options(  # type: ignore[attr-defined]
         num_replicas=endpoint.replicas,
         ray_actor_options={"num_cpus": endpoint.num_cpus, "num_gpus": endpoint.num_gpus},
         # One batch renders while the next one gathers; more would only wait where no bound counts them.
@@ -153,7 +153,7 @@ def build(args: dict[str, Any]) -> Any:
         max_constructor_retry_count=START_ATTEMPTS,
         graceful_shutdown_timeout_s=endpoint.request_timeout_s,
     ).bind(config.model_dump(mode="json"))
-    return Gateway.options(
+    return Gateway.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
         max_ongoing_requests=GATEWAY_SLOTS,
         max_queued_requests=endpoint.max_queued_requests,

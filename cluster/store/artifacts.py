@@ -21,6 +21,10 @@ class ArtifactStore(ObjectStore):
 
     Files lie under the hash of their content, so two publishers of one id never mix theirs, and an artifact is
     visible only once its manifest, the last write, is there.
+
+    A publisher that loses, or dies before its manifest, leaves its files behind. They stay: no manifest names them,
+    they lie under hashes of their content, and to delete them could hit a third publisher of that content. What
+    takes the artifact out, ``discard``, takes them too.
     """
 
     def _place(self, kind: str, artifact_id: str) -> str:
@@ -46,6 +50,7 @@ class ArtifactStore(ObjectStore):
 
         Raises:
             AlreadyPublished: another publisher put other content under this id.
+            ClusterError: the folder has no files, or one whose name or format an artifact may not have.
         """
         manifest = describe(kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents))
         for name, entry in manifest.files.items():
@@ -88,6 +93,7 @@ class ArtifactStore(ObjectStore):
             if target.is_file() and hash_file(target) == entry:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
+            # The name is this call's own: several actors of a host may fetch into one folder.
             partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
             self._download(manifest, name, entry, partial)
             partial.replace(target)
@@ -120,7 +126,11 @@ class ArtifactStore(ObjectStore):
         return manifest
 
     def discard(self, kind: str, artifact_id: str) -> None:
-        """Take an artifact out of the store, its manifest first, so that it is never seen half there."""
+        """Take an artifact out of the store, its manifest first, so that it is never seen half there.
+
+        For who alone makes this artifact, such as the holder of the run's lease: a publisher at the same time would
+        lose files.
+        """
         place = self._place(kind, artifact_id)
         self.delete(f"{place}/{MANIFEST}")
         for key in self.keys(f"{place}/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.canonical import config_hash
-from cluster.errors import CorruptArtifact
+from cluster.errors import ClusterError, CorruptArtifact
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")
@@ -51,10 +52,10 @@ class Manifest(BaseModel):
     def _safe_names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             path = PurePosixPath(name)
-            plain = re.fullmatch(r"[A-Za-z0-9._ /-]+", name) is not None
+            plain = re.fullmatch(r"[A-Za-z0-9._ /-]+", name) is not None and str(path) == name != "."
             if not plain or path.is_absolute() or ".." in path.parts or name == MANIFEST:
                 raise ValueError(f"unsafe file name {name!r}")
-            if path.suffix in UNSAFE_SUFFIXES:
+            if path.suffix.lower() in UNSAFE_SUFFIXES:
                 raise ValueError(f"{name!r} is in a format that can run code when it is loaded")
         return files
 
@@ -73,6 +74,7 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(size=size, sha256=digest.hexdigest())
 
 
+@functools.cache
 def code_version() -> str:
     """Return the git commit of the working tree (with "+changes" when it is dirty), or the package's version."""
     root = Path(__file__).parent.parent.parent
@@ -103,37 +105,51 @@ def _version(package: str) -> str:
 def describe(
     kind: str, artifact_id: str, folder: Path, *, config: dict[str, Any], seed: int, parents: tuple[str, ...]
 ) -> Manifest:
-    """Return the manifest of a local folder's files (its own manifest aside)."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return Manifest(
-        kind=kind,
-        id=artifact_id,
-        files={name: hash_file(folder / name) for name in names},
-        config=config,
-        config_hash=config_hash(config),
-        seed=seed,
-        parents=parents,
-        code_version=code_version(),
-        libraries={name: _version(name) for name in LIBRARIES},
-        created=datetime.now(UTC),
-    )
+    """Return the manifest of a local folder's files (its own manifest aside).
+
+    Raises:
+        ClusterError: there are no files, or one has a name or a format that a manifest may not name.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {name: hash_file(folder / name) for name in names if name != MANIFEST}
+    field = f"{kind}/{artifact_id}"
+    if not files:
+        raise ClusterError(f"{folder} has no files to publish", field=field, fix="fill the folder first")
+    try:
+        return Manifest(
+            kind=kind,
+            id=artifact_id,
+            files=files,
+            config=config,
+            config_hash=config_hash(config),
+            seed=seed,
+            parents=parents,
+            code_version=code_version(),
+            libraries={name: _version(name) for name in LIBRARIES},
+            created=datetime.now(UTC),
+        )
+    except ValidationError as error:
+        raise ClusterError(
+            _first(error), field=field, fix="name files with A-Z a-z 0-9 . _ - and save safetensors, PNG, parquet, JSON"
+        ) from None
+
+
+def _first(error: ValidationError) -> str:
+    return str(error.errors(include_url=False, include_input=False)[0]["msg"])
 
 
 def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
     """Read a manifest; raise CorruptArtifact when it is not one, names unsafe files, or belongs to another artifact."""
+
+    def corrupt(message: str) -> CorruptArtifact:
+        return CorruptArtifact(message, field=f"{kind}/{artifact_id}", fix="run the stage that makes it again")
+
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise CorruptArtifact(
-            f"the manifest cannot be used: {first}",
-            field=f"{kind}/{artifact_id}",
-            fix="run the stage that makes it again",
-        ) from None
+        raise corrupt(f"the manifest cannot be used: {_first(error)}") from None
     if (manifest.kind, manifest.id) != (kind, artifact_id):
-        raise CorruptArtifact(
-            f"the manifest is that of {manifest.kind}/{manifest.id}",
-            field=f"{kind}/{artifact_id}",
-            fix="run the stage that makes it again",
-        )
+        raise corrupt(f"the manifest is that of {manifest.kind}/{manifest.id}")
+    if config_hash(manifest.config) != manifest.config_hash:
+        raise corrupt("the manifest's config does not match its hash")
     return manifest

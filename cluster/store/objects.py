@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import RetriesExceededError
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError as NoConnection,
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
@@ -21,16 +22,18 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
-from s3transfer.exceptions import RetriesExceededError
+from botocore.exceptions import (
+    ConnectionError as NoConnection,
+)
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from cluster.errors import ClusterError, MissingBucket, StoreUnreachable, UnsafeStore, WrongCredentials
+from cluster.errors import ClusterError, MissingBucket, StoreRefused, StoreUnreachable, UnsafeStore, WrongCredentials
 from cluster.store.config import StoreConfig
 
 T = TypeVar("T")
 ABSENT = ("404", "NoSuchKey", "NotFound")
-LOST_RACE = ("412", "PreconditionFailed", "ConditionalRequestConflict", "409")
-PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout")
+LOST_RACE = ("412", "PreconditionFailed")
+PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ConditionalRequestConflict")
 PASSING_STATUS = (429, 500, 502, 503, 504)
 REFUSED_STATUS = (401, 403)
 START_ATTEMPTS = 2
@@ -54,6 +57,10 @@ def _code(error: ClientError) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_loopback(endpoint: str | None) -> bool:
+    return endpoint is not None and urlsplit(endpoint).hostname in ("127.0.0.1", "::1", "localhost")
 
 
 def _passes(error: BaseException) -> bool:
@@ -89,6 +96,8 @@ class ObjectStore:
                     s3={"addressing_style": "path"},
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
+                    # A proxy of the environment cannot reach this machine's loopback.
+                    proxies={} if _is_loopback(self.config.endpoint) else None,
                 ),
             )
         return self._connection
@@ -136,7 +145,9 @@ class ObjectStore:
                 raise LostRace(code) from error
             if _passes(error):
                 raise self._unreachable(f"{where} keeps answering {code}") from error
-            raise
+            raise StoreRefused(
+                f"{where} answers {code}: {error}", field="store", fix="look the code up in the store's documentation"
+            ) from error
         except BotoCoreError as error:
             raise self._unreachable(f"{where} does not answer: {error}") from error
 
@@ -232,11 +243,9 @@ class ObjectStore:
 
         def get() -> bool:
             try:
-                with Path(path).open("wb") as file:
-                    self._client.download_fileobj(self.config.bucket, self._key(key), file)
+                self._client.download_file(self.config.bucket, self._key(key), path)
             except ClientError as error:
                 if _code(error) in ABSENT:
-                    Path(path).unlink()
                     return False
                 raise
             except RetriesExceededError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 
 from cluster.canonical import canonical_json
 from cluster.errors import CorruptArtifact, PointerMoved
@@ -32,7 +33,8 @@ def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: st
     Raises:
         PointerMoved: the pointer names something else; nothing was changed.
     """
-    data = canonical_json({"target": target})
+    # The token tells this move from another's to the same target, when the answer to the write is lost.
+    data = canonical_json({"target": target, "token": secrets.token_hex(8)})
     found = store.read_versioned(_key(name))
     current = None if found is None else _target(found.data, name)
     try:
@@ -43,8 +45,11 @@ def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: st
         else:
             store.write(_key(name), data, if_match=found.etag)
     except LostRace:
+        now = store.read(_key(name))
+        if now == data:
+            return
         raise PointerMoved(
-            f"it names {read_pointer(store, name)!r}, not {expected!r}",
+            f"it names {None if now is None else _target(now, name)!r}, not {expected!r}",
             field=f"pointer {name}",
             fix="read it again and decide whether your release should still replace it",
         ) from None

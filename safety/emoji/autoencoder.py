@@ -170,7 +170,7 @@ def train_decoder(model: AutoencoderKL, pool: ScenePool, config: DecoderFit, fol
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
     model.post_quant_conv.requires_grad_(False)
-    model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.decoder.to(memory_format=torch.channels_last)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draw = rng(config.fit.seed, "decoder", step)

@@ -28,7 +28,8 @@ def with_article(word: str, *, plural: bool = False) -> str:
     """Return ``word`` with its indefinite article, or with "some" when it is plural."""
     if plural:
         return f"some {word}"
-    return f"an {word}" if word[0].lower() in "aeio" or word.startswith("um") or word.startswith("un") else f"a {word}"
+    vowel = word[0].lower() in "aeio" or word.startswith(("um", "un"))
+    return f"an {word}" if vowel else f"a {word}"
 
 
 def name_concept(taxonomy: Taxonomy, concept: str, draw: random.Random, synonym_share: float = SYNONYM_SHARE) -> str:

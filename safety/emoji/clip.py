@@ -46,9 +46,7 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
         pad_token_id=tokenizer.pad_token_id,
         **common,
     )
-    vision = CLIPVisionConfig(
-        image_size=SCENE_PIXELS, patch_size=8, num_hidden_layers=config.vision_layers, **common
-    )
+    vision = CLIPVisionConfig(image_size=SCENE_PIXELS, patch_size=8, num_hidden_layers=config.vision_layers, **common)
     joined = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.projection)
     return CLIPModel(joined)
 
@@ -73,10 +71,15 @@ class _ClipWithHeads(nn.Module):
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         named = self._named(self.text_head(8.0 * text), labels), self._named(self.image_head(8.0 * image), labels)
         right = (logits.argmax(1) == target).float().mean().item()
-        return contrast + named[0] + named[1], {"contrast": contrast.item(), "text": named[0].item(), "image": named[1].item(), "right": right}
+        return contrast + named[0] + named[1], {
+            "contrast": contrast.item(),
+            "text": named[0].item(),
+            "image": named[1].item(),
+            "right": right,
+        }
 
     def _named(self, logits: Tensor, labels: Tensor) -> Tensor:
-        parts = logits.split(self.sizes, dim=1)
+        parts = torch.split(logits, self.sizes, dim=1)
         return torch.stack([F.cross_entropy(p, labels[:, i]) for i, p in enumerate(parts)]).sum()
 
 

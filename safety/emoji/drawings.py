@@ -129,7 +129,13 @@ def _icon(data: dict[str, Any], name: str) -> dict[str, Any] | None:
     if icon is None:
         return None
     width, height = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
-    return {"body": icon["body"], "left": icon.get("left", 0), "top": icon.get("top", 0), "width": width, "height": height}
+    return {
+        "body": icon["body"],
+        "left": icon.get("left", 0),
+        "top": icon.get("top", 0),
+        "width": width,
+        "height": height,
+    }
 
 
 def save_drawings(drawings: dict[str, Tensor], path: Path) -> None:

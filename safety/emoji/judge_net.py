@@ -60,7 +60,11 @@ class JudgeNet(nn.Module):
         low, middle, high = config.widths
         self.stem = nn.Conv2d(3, low, 3, 1, 1)
         self.blocks = nn.Sequential(
-            _Block(low, low, 2), _Block(low, middle, 2), _Block(middle, middle, 1), _Block(middle, high, 2), _Block(high, high, 1)
+            _Block(low, low, 2),
+            _Block(low, middle, 2),
+            _Block(middle, middle, 1),
+            _Block(middle, high, 2),
+            _Block(high, high, 1),
         )
         self.context = nn.Conv2d(high, high, 3, 1, 1)
         self.dropout = nn.Dropout2d(config.dropout)
@@ -112,7 +116,8 @@ def degrade(images: Tensor, generator: torch.Generator, noise: float) -> Tensor:
 def train_judge(pool: ScenePool, config: JudgeNetConfig, folder: Path) -> JudgeNet:
     """Train the judge's network on a pool of many sets and free placements; resumes from ``folder``."""
     torch.manual_seed(config.fit.seed)
-    net = JudgeNet(len(pool.taxonomy.names), config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = JudgeNet(len(pool.taxonomy.names), config)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draw = rng(config.fit.seed, "judge", step)
@@ -132,7 +137,8 @@ def train_judge(pool: ScenePool, config: JudgeNetConfig, folder: Path) -> JudgeN
 
     Fit(net, config.fit, folder).run(loss)
     _settle_batch_norm(net, pool, config)
-    return net.eval()
+    net.eval()
+    return net
 
 
 @torch.no_grad()

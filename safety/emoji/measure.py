@@ -61,7 +61,7 @@ class Reader:
     @torch.no_grad()
     def scores(self, images: Tensor, batch: int = 100) -> Tensor:
         """Return every concept's score, [B, concepts], for images [B, 3, 64, 64] in [-1, 1]."""
-        parts = [concept_scores(self.net(chunk), self.temperature) for chunk in images.split(batch)]
+        parts = [concept_scores(self.net(chunk), self.temperature) for chunk in torch.split(images, batch)]
         return torch.cat(parts)
 
     def labels(self, shown: Sequence[Sequence[str]]) -> Tensor:
@@ -73,7 +73,7 @@ class Reader:
         return table
 
 
-def reserved_scene(taxonomy: Taxonomy, names: Sequence[str], row: str) -> tuple[list[str], str]:
+def reserved_scene(names: Sequence[str], row: str) -> tuple[list[str], str]:
     """Draw a reserved combination of one or two of ``names`` and a background."""
     draw = rng(EVALUATION_SEED, row)
     while True:
@@ -91,7 +91,7 @@ def measure_judge(
     sets_of = renderer.sets_of(drawable, sets)
     images, shown = [], []
     for number in range(scenes):
-        concepts, background = reserved_scene(reader.taxonomy, drawable, f"judge-{number}")
+        concepts, background = reserved_scene(drawable, f"judge-{number}")
         scene = lay_out(concepts, background, sets_of, EVALUATION_SEED, f"judge-{number}", sides=sides, grid=1)
         images.append(renderer.render(scene))
         shown.append(concepts)
@@ -143,7 +143,7 @@ def measure_model(
         unsafe_shown += sum(int(present[i, reader.index[name]]) for i, (_, _, name) in enumerate(wanted))
     for start in range(0, images, batch):
         rows = [f"benign-{n}" for n in range(start, min(start + batch, images))]
-        wanted = [(*reserved_scene(taxonomy, benign, row), "") for row in rows]
+        wanted = [(*reserved_scene(benign, row), "") for row in rows]
         present = _read(model, reader, rows, wanted, steps, guidance)
         labels = reader.labels([concepts for concepts, _, _ in wanted])
         objects_present += int((present | ~labels).all(dim=1).sum())
@@ -171,7 +171,12 @@ def _unsafe_scene(taxonomy: Taxonomy, benign: Sequence[str], row: str) -> tuple[
 
 
 def _read(
-    model: ModelFamily, reader: Reader, rows: Sequence[str], wanted: Sequence[tuple[list[str], str, str]], steps: int, guidance: float
+    model: ModelFamily,
+    reader: Reader,
+    rows: Sequence[str],
+    wanted: Sequence[tuple[list[str], str, str]],
+    steps: int,
+    guidance: float,
 ) -> Tensor:
     """Render one batch of prompts and return which concepts pass the threshold, bool [B, concepts]."""
     prompts = []
@@ -181,7 +186,10 @@ def _read(
         prompts.append(caption(phrases, background, draw.randrange(1000)))
     shape = model.latent_shape(model.default_size, model.default_size)
     noise = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed(EVALUATION_SEED, row, "noise"))) for row in rows]
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed(EVALUATION_SEED, row, "noise")))
+            for row in rows
+        ]
     )
     pictures = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
     return reader.scores(pictures.float().cpu()) > reader.threshold

@@ -83,7 +83,13 @@ def lay_out(
         room = (SCENE_PIXELS - DRAWN_PIXELS) // grid
         across = draw.randint(0, room) * grid if len(concepts) == 1 else index * DRAWN_PIXELS
         placed.append(
-            Placed(concept, draw.choice(list(sets_of[concept])), across + margin, draw.randint(0, room) * grid + margin, side)
+            Placed(
+                concept,
+                draw.choice(list(sets_of[concept])),
+                across + margin,
+                draw.randint(0, room) * grid + margin,
+                side,
+            )
         )
     return Scene(background, tuple(placed))
 
@@ -110,9 +116,7 @@ class SceneRenderer:
 
     def sets_of(self, concepts: Sequence[str], allowed: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return for each concept the allowed sets that draw it; raise ValueError when one has none."""
-        found = {
-            c: tuple(s for s in allowed if f"{c}{KEY_SEPARATOR}{s}" in self._source.drawings) for c in concepts
-        }
+        found = {c: tuple(s for s in allowed if f"{c}{KEY_SEPARATOR}{s}" in self._source.drawings) for c in concepts}
         missing = [c for c, sets in found.items() if not sets]
         if missing:
             raise ValueError(f"no drawing of {', '.join(missing)} in the sets {', '.join(allowed)}")

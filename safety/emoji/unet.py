@@ -86,7 +86,7 @@ def train_unet(
     """Train the UNet on each phase's latents under their captions; resumes from ``folder``."""
     torch.manual_seed(config.fit.seed)
     unet = build_unet(config, phases[0].latents.shape[1], text_encoder.config.hidden_size)
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet.to(memory_format=torch.channels_last)
     # On a CPU the fused attention's backward pass takes longer than the plain one's at 64 tokens.
     unet.set_attn_processor(AttnProcessor())
     scheduler = make_scheduler()

@@ -145,13 +145,20 @@ def measure_world(builder: WorldBuilder, zoo: Path, images: int) -> tuple[dict[s
     """Measure a written zoo: the judge on seen and unseen drawing sets, the base model on ``images`` prompts of each kind."""
     config = builder.config
     net = JudgeNet(len(builder.taxonomy.names), config.judge)
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(zoo / "judge" / "model.safetensors").items()})
+    net.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(zoo / "judge" / "model.safetensors").items()
+        }
+    )
     reader = Reader(net, builder.taxonomy, config.judge_threshold, config.judge_temperature)
     seen = config.judge_pool.sets
     unseen = tuple(name for name in SETS if name not in seen)
     judge = {
         "sets seen in training": measure_judge(reader, builder.renderer, seen, images, config.judge_pool.sides),
-        f"set never seen ({', '.join(unseen)})": measure_judge(reader, builder.renderer, unseen, images, config.judge_pool.sides),
+        f"set never seen ({', '.join(unseen)})": measure_judge(
+            reader, builder.renderer, unseen, images, config.judge_pool.sides
+        ),
     }
     model = load_model(ModelConfig(path=str(zoo)))
     return judge, measure_model(model, reader, images, steps=config.steps, guidance=config.guidance)
@@ -193,9 +200,12 @@ On reserved scenes (a tenth of all combinations, never trained on), by `python -
 
 def write_cards(zoo: Path, config: WorldConfig, judge: dict[str, JudgeQuality], model: ModelQuality) -> None:
     """Write the model card and the settings the zoo was made with."""
-    judged = [f"| {k} | {q.scenes} | {q.named:.3f} | {q.exact:.3f} | {q.calibration_error:.3f} |" for k, q in judge.items()]
+    judged = [
+        f"| {k} | {q.scenes} | {q.named:.3f} | {q.exact:.3f} | {q.calibration_error:.3f} |" for k, q in judge.items()
+    ]
     measured = [
-        f"| {k.replace('_', ' ')} | {f'{v:.3f}' if isinstance(v, float) else v} |" for k, v in model.model_dump().items()
+        f"| {k.replace('_', ' ')} | {f'{v:.3f}' if isinstance(v, float) else v} |"
+        for k, v in model.model_dump().items()
     ]
     card = CARD.format(
         latents=config.autoencoder.latent_channels,

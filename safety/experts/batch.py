@@ -80,9 +80,7 @@ class BatchMaker:
         count = self.model.train_timesteps
         return min(int((start + (end - start) * share) * count), count - 1)
 
-    def _conditioning(
-        self, rows: Sequence[Row], draws: Sequence[tuple[str, int]], places: list[int]
-    ) -> Conditioning:
+    def _conditioning(self, rows: Sequence[Row], draws: Sequence[tuple[str, int]], places: list[int]) -> Conditioning:
         dropout = self.config.caption_dropout
         dropped = torch.tensor(
             [uniform(self.seed, self._name(row_id), f"dropout-{draw}") < dropout for row_id, draw in draws]

@@ -74,7 +74,9 @@ class Expert(nn.Module):
             return {}
         batch = self._validation.first(self.config.validation_rows)
         value = self.objective(self._measure(batch, self._base(batch)))
-        return {f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")}
+        return {
+            f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")
+        }
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name, in sorted order."""
@@ -124,9 +126,7 @@ def _errors(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def _validation(
-    model: ModelFamily, preferences: PreferenceSet, config: ExpertConfig, seed: int
-) -> BatchMaker | None:
+def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertConfig, seed: int) -> BatchMaker | None:
     try:
         return BatchMaker(model, preferences.rows(VALIDATION), config, seed)
     except EmptyDatasetError:

@@ -18,7 +18,9 @@ class HealthConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    window: int = Field(default=15, gt=0, description="steps that a look averages over; the first is so long after the warm-up")
+    window: int = Field(
+        default=15, gt=0, description="steps that a look averages over; the first is so long after the warm-up"
+    )
     least_gain: float = Field(
         default=0.002, ge=0, description="how far below or above ln 2 the preference loss must have moved, in nats"
     )

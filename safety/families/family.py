@@ -79,7 +79,13 @@ class ModelFamily(Protocol):
         """Return the denoiser's prediction [B, C, h, w]."""
 
     def sample(
-        self, conditioning: Conditioning, noise: Tensor, *, steps: int, guidance: float, negative: Conditioning | None = None
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] sampled from initial noise [B, C, h, w] (unit variance), deterministically."""
 
@@ -99,13 +105,13 @@ def model_folder(path: str) -> Path:
     folder = Path(__file__).parent.parent / "emoji" / "zoo" if path == EMBEDDED_MODEL else Path(path)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
-            f"no diffusers-format model in {folder}", field="model.path", fix="name a folder that holds model_index.json"
+            f"no diffusers-format model in {folder}",
+            field="model.path",
+            fix="name a folder that holds model_index.json",
         )
     return folder
 
 
 def load_model(config: ModelConfig) -> ModelFamily:
     """Load the configured model, frozen and in evaluation mode."""
-    return families[config.family](
-        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype)
-    )
+    return families[config.family](model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype))

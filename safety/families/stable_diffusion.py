@@ -74,8 +74,8 @@ class StableDiffusion:
     def encode_images(self, images: Tensor) -> Tensor:
         """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
         vae = self.pipeline.vae
-        latents: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
-        return latents * vae.config.scaling_factor
+        latents: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -108,7 +108,13 @@ class StableDiffusion:
 
     @torch.no_grad()
     def sample(
-        self, conditioning: Conditioning, noise: Tensor, *, steps: int, guidance: float, negative: Conditioning | None = None
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
         against = (self.encode_text([""]) if negative is None else negative)["states"]
@@ -134,6 +140,11 @@ def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> Sta
             fix="convert the weights to safetensors and remove the others",
         )
     pipeline = StableDiffusionPipeline.from_pretrained(
-        path, use_safetensors=True, safety_checker=None, requires_safety_checker=False, dtype=dtype, local_files_only=True
+        path,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
+        dtype=dtype,
+        local_files_only=True,
     )
     return StableDiffusion(pipeline.to(device))

@@ -35,11 +35,13 @@ class CalibrationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pairs_per_category: int = Field(8, gt=0, description="unsafe prompts of each category, from the training split")
-    timesteps: tuple[float, ...] = Field(
-        (0.999, 0.8, 0.55, 0.3), min_length=1, description="shares of the noise schedule"
+    pairs_per_category: int = Field(
+        default=8, gt=0, description="unsafe prompts of each category, from the training split"
     )
-    batch: int = Field(32, gt=0)
+    timesteps: tuple[float, ...] = Field(
+        default=(0.999, 0.8, 0.55, 0.3), min_length=1, description="shares of the noise schedule"
+    )
+    batch: int = Field(default=32, gt=0)
 
 
 @dataclass(frozen=True)

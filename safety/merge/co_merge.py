@@ -35,16 +35,18 @@ class CoMergeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     granularity: Literal["row", "weight"] = Field(
-        "row", description="what is taken as a whole: an output row or a weight"
+        default="row", description="what is taken as a whole: an output row or a weight"
     )
-    score: Literal["vote", "sum"] = Field("vote", description="count the inputs won, or average the signal")
-    selection: Literal["hard", "soft"] = Field("hard", description="the best expert alone, or a mixture")
-    tau: float = Field(0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
-    temperature: float = Field(0.1, gt=0, description="soft: towards 0 it becomes the hard selection")
-    lambdas: dict[str, float] = Field({}, description="factor on an expert's dW, by name; 1 where not named")
-    block_factors: dict[BlockGroup, float] = Field({}, description="factor on a block group's dW; 1 where not named")
-    form: Literal["exact", "svd"] = Field("exact", description="keep the exact merge, or truncate its rank")
-    svd_rank: int | None = Field(None, gt=0, description="rank kept by the form 'svd'")
+    score: Literal["vote", "sum"] = Field(default="vote", description="count the inputs won, or average the signal")
+    selection: Literal["hard", "soft"] = Field(default="hard", description="the best expert alone, or a mixture")
+    tau: float = Field(default=0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
+    temperature: float = Field(default=0.1, gt=0, description="soft: towards 0 it becomes the hard selection")
+    lambdas: dict[str, float] = Field(default={}, description="factor on an expert's dW, by name; 1 where not named")
+    block_factors: dict[BlockGroup, float] = Field(
+        default={}, description="factor on a block group's dW; 1 where not named"
+    )
+    form: Literal["exact", "svd"] = Field(default="exact", description="keep the exact merge, or truncate its rank")
+    svd_rank: int | None = Field(default=None, gt=0, description="rank kept by the form 'svd'")
 
     @model_validator(mode="after")
     def _rank_given(self) -> CoMergeConfig:

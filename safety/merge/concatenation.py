@@ -16,7 +16,7 @@ class ConcatenationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="factor on the sum of the experts")
+    scale: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="factor on the sum of the experts")
 
 
 class Concatenation:

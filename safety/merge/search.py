@@ -24,14 +24,16 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    trials: int = Field(20, gt=0, description="candidates scored by the surrogate, the start included")
-    confirm: int = Field(2, ge=0, description="best candidates that are rendered, besides the start")
-    startup: int = Field(10, gt=0, description="trials before Optuna's model proposes")
-    strength: float = Field(4.0, gt=1, description="all lambdas are multiplied by 1/strength ... strength")
-    expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
-    block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
-    tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
-    temperature: tuple[float, float] = Field((0.02, 1.0), description="range of the soft selection's temperature")
+    trials: int = Field(default=20, gt=0, description="candidates scored by the surrogate, the start included")
+    confirm: int = Field(default=2, ge=0, description="best candidates that are rendered, besides the start")
+    startup: int = Field(default=10, gt=0, description="trials before Optuna's model proposes")
+    strength: float = Field(default=4.0, gt=1, description="all lambdas are multiplied by 1/strength ... strength")
+    expert_spread: float = Field(default=1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
+    block_spread: float = Field(default=1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
+    tau: tuple[float, float] = Field(default=(0.0, 0.2), description="range of the soft selection's least share")
+    temperature: tuple[float, float] = Field(
+        default=(0.02, 1.0), description="range of the soft selection's temperature"
+    )
 
 
 class Trial(BaseModel):

@@ -30,14 +30,16 @@ class SurrogateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    pairs_per_category: int = Field(8, gt=0, description="validation pairs of each category")
-    benign: int = Field(28, gt=0, description="benign validation rows in all")
-    timesteps: tuple[float, ...] = Field((0.9,), min_length=1, description="shares of the noise schedule, for pairs")
-    benign_timesteps: tuple[float, ...] = Field((0.8,), min_length=1, description="the same, for benign rows")
-    threshold: float = Field(0.5, description="progress at which a pair counts as half harmful")
-    softness: float = Field(0.15, gt=0, description="width of the step in progress")
-    drift_weight: float = Field(1.0, ge=0, description="weight of the drift on benign rows beside the harm")
-    batch: int = Field(64, gt=0)
+    pairs_per_category: int = Field(default=8, gt=0, description="validation pairs of each category")
+    benign: int = Field(default=28, gt=0, description="benign validation rows in all")
+    timesteps: tuple[float, ...] = Field(
+        default=(0.9,), min_length=1, description="shares of the noise schedule, for pairs"
+    )
+    benign_timesteps: tuple[float, ...] = Field(default=(0.8,), min_length=1, description="the same, for benign rows")
+    threshold: float = Field(default=0.5, description="progress at which a pair counts as half harmful")
+    softness: float = Field(default=0.15, gt=0, description="width of the step in progress")
+    drift_weight: float = Field(default=1.0, ge=0, description="weight of the drift on benign rows beside the harm")
+    batch: int = Field(default=64, gt=0)
 
 
 class SurrogateScore(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,11 +155,16 @@ def test_the_pointer_names_the_release_and_the_same_content_is_published_once(
     assert read_pointer(context.store, "aligned") == other.id
 
 
-def test_publishers_of_the_same_merge_at_once_make_one_release(context: StageContext, merged: ArtifactRef) -> None:
+def test_publishers_of_the_same_merge_at_once_make_one_release(
+    context: StageContext, merged: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contexts = [
-        StageContext(context.run, context.store, context.work / str(i), Console(file=io.StringIO())) for i in range(2)
+        StageContext(context.run, context.store, context.work / str(i), Console(file=io.StringIO())) for i in range(4)
     ]
-    with ThreadPoolExecutor(2) as pool:
+    # All have seen that nothing is published before one publishes. (Models cannot be loaded in several threads.)
+    together = threading.Barrier(len(contexts), timeout=60)
+    monkeypatch.setattr(release, "check_adapter", lambda *_: together.wait())
+    with ThreadPoolExecutor(len(contexts)) as pool:
         refs = list(pool.map(lambda own: release.run(own, merged, None), contexts))
     assert len(set(refs)) == 1
     assert context.store.ids("release") == [refs[0].id]
@@ -232,7 +238,9 @@ def test_a_merge_without_an_adapter_is_refused(context: StageContext, tmp_path: 
     refused(context, tmp_path / "bad", f"no {LORA_FILE}")
 
 
-def test_a_report_without_readable_metrics_is_refused(context: StageContext, merged: ArtifactRef, tmp_path: Path) -> None:
+def test_a_report_without_readable_metrics_is_refused(
+    context: StageContext, merged: ArtifactRef, tmp_path: Path
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metrics.json").write_text('{"ip": 3}')
     context.store.put("report", "report-broken", tmp_path / "broken", config={}, seed=0)

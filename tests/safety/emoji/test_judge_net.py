@@ -34,9 +34,7 @@ def test_scores_are_the_largest_probability_over_cells() -> None:
     scores = concept_scores(logits)
     for image in range(2):
         for concept in range(3):
-            best = max(
-                float(torch.softmax(logits[image, :, i, j], dim=0)[concept]) for i in range(8) for j in range(8)
-            )
+            best = max(float(torch.softmax(logits[image, :, i, j], dim=0)[concept]) for i in range(8) for j in range(8))
             assert abs(float(scores[image, concept]) - best) < 1e-6
 
 
@@ -48,7 +46,9 @@ def test_a_perfectly_calibrated_score_has_no_error_and_an_overconfident_one_has(
 
 
 def test_the_judge_learns_and_a_stopped_training_goes_on_to_the_same_weights(pool: ScenePool, tmp_path: Path) -> None:
-    config = JudgeNetConfig(widths=(8, 8, 16), fit=FitConfig(steps=40, batch=16, learning_rate=5e-3, checkpoint_every=20))
+    config = JudgeNetConfig(
+        widths=(8, 8, 16), fit=FitConfig(steps=40, batch=16, learning_rate=5e-3, checkpoint_every=20)
+    )
     whole = train_judge(pool, config, tmp_path / "whole")
     half = config.model_copy(update={"fit": config.fit.model_copy(update={"steps": 40})})
     (tmp_path / "resumed").mkdir()

@@ -55,9 +55,7 @@ def test_no_training_scene_is_reserved(pool: ScenePool) -> None:
     assert not any(is_reserved(scene.concepts, scene.background) for scene in pool.scenes)
 
 
-def test_a_pool_is_a_function_of_its_seed(
-    shapes_taxonomy: Taxonomy, renderer: SceneRenderer, pool: ScenePool
-) -> None:
+def test_a_pool_is_a_function_of_its_seed(shapes_taxonomy: Taxonomy, renderer: SceneRenderer, pool: ScenePool) -> None:
     longer = make_pool(shapes_taxonomy, renderer, PoolConfig(scenes=130, sets=("flat",)))
     assert longer.scenes[:120] == pool.scenes
     assert torch.equal(longer.pixels[:120], pool.pixels)

@@ -21,7 +21,11 @@ def test_sample_is_the_stock_pipelines_image(model: ModelFamily, tiny_model_dir:
     stock = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
     noise = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(5))
     expected = stock(
-        "a knife", num_inference_steps=4, guidance_scale=3.0, output_type="pt", generator=torch.Generator().manual_seed(5)
+        "a knife",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(5),
     ).images
     got = model.sample(model.encode_text(["a knife"]), noise, steps=4, guidance=3.0)
     assert torch.allclose((got + 1) / 2, expected, atol=1e-5)
@@ -62,5 +66,5 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_names_the_field(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model.path"):
+    with pytest.raises(ConfigError, match=r"model\.path"):
         load_model(ModelConfig(path=str(tmp_path / "absent")))

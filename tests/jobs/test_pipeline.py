@@ -1,0 +1,85 @@
+"""The whole run at its smallest, through real Ray, real S3 and the real (embedded) model, killed and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write_config(folder: Path, port: int) -> Path:
+    document = yaml.safe_load((ROOT / "jobs" / "configs" / "pico.yaml").read_text())
+    document["run"]["output"] = str(folder / "out")
+    document["store"]["data_dir"] = str(folder / "store")
+    document["cluster"]["dashboard"] = False
+    document["serve"] = {"port": port}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.pipeline", "--config", str(config)],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(800)
+def test_a_killed_run_goes_on_and_ends_with_a_report_a_release_and_images(tmp_path: Path) -> None:
+    config, log = write_config(tmp_path, 8371), tmp_path / "log"
+    first = start(config, log)
+    deadline = time.monotonic() + 300
+    while "train ──" not in log.read_text() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert "train ──" in log.read_text(), log.read_text()[-3000:]
+
+    second = start(config, log)
+    assert second.wait(timeout=600) == 0, log.read_text()[-3000:]
+    output = tmp_path / "out"
+    said = log.read_text()
+    assert "already published and verified" in said
+    assert "run pico is finished" in said
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert {"base", "merged", "average", "concatenation"} <= set(metrics["ip"])
+    assert set(metrics["ip"]["merged"]) == {"overall", "violence", "shocking"}
+    assert set(metrics["ip"]["merged"]["overall"]) >= {"value", "low", "high", "n"}
+    assert {"objects_present", "clip_score", "fid", "flagged", "n"} <= set(metrics["benign"]["merged"])
+    assert {"generate", "train", "merge", "evaluate", "release", "serve"} <= set(metrics["seconds"])
+    assert {"config_hash", "commit", "judge", "seeds"} <= set(metrics["provenance"])
+    assert (output / "endpoint.png").stat().st_size > 1000
+    page = (output / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert yaml.safe_load((output / "run.yaml").read_text())["generate"]["group_size"] == 16
+
+
+def test_a_misspelt_key_ends_at_once_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {name: x, seed: 0, output: out}\ngenerate: {gruop_size: 3}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.pipeline", "--config", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    last = done.stdout.strip().splitlines()[-1]
+    assert "generate.gruop_size" in last
+    assert "did you mean 'group_size'?" in last
