@@ -42,7 +42,7 @@ IMAGES = TypeAdapter(tuple[PlannedImage, ...])
 
 
 class FinishedGroups:
-    """The groups of one report that are done, in the store's work area. It can be pickled, and travels to the actors."""
+    """The groups of one report that are done, in the store's work area; it can be pickled for the actors."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
         """Keep groups of the report ``ref`` in ``store``."""

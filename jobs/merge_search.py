@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import optuna
 import ray
 import torch
 from pydantic import BaseModel, ValidationError
@@ -162,6 +163,10 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         self.progress = progress
         self.best = float("inf")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into the snapshot that is never read here; a terminal cannot be pickled.
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self.best = min(self.best, float(trial.last_result.get(METRIC, self.best)))
         self.progress.advance(1, f"best {self.best:.3f}")
@@ -214,6 +219,7 @@ def _tune(
         tune.with_parameters(MergeTrial, inputs=inputs, records=records),
         {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
     )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     logs.mkdir(parents=True, exist_ok=True)
     tuner = tune.Tuner(
         trainable,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
+import pickle
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import typer
-from ray.train.torch import TorchConfig, TorchTrainer
 from rich.table import Table
 
 from cluster.errors import ClusterError
@@ -24,7 +22,8 @@ from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
 from jobs.train_config import ALL_SINGLE, TrainConfig
-from jobs.train_worker import ExpertTask, train_expert
+from jobs.train_fit import FitPlan, fit
+from jobs.train_worker import ExpertTask
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -90,65 +89,62 @@ def _task(context: StageContext, dataset: ArtifactRef, name: str, categories: tu
 
 
 def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
-    """Train the experts concurrently; more than the cluster holds at once wait their turn."""
+    """Train the experts concurrently, as many at once as the cluster holds; the others wait their turn."""
     config = context.run.train
     storage = (context.work / "train").resolve()
     # Ray Train's own snapshots are of no use here: checkpoints are the project's, verified and in the store.
     shutil.rmtree(storage, ignore_errors=True)
-    running = {_fit.remote(task, storage): task.name for task in tasks}
+    waiting = [_fit_plan(task, config, storage) for task in tasks]
+    running: dict[Any, str] = {}
+    deadline = time.monotonic() + config.timeout_s
+    # One more than there is room for, so that its controller is up when a place is free.
+    places = rooms(config) + 1
     try:
         with StageProgress(context.console, "train", len(tasks), "experts") as progress:
-            for name in _as_finished(running, config.timeout_s):
-                progress.advance(note=name)
+            while waiting or running:
+                while waiting and len(running) < places:
+                    name, plan = waiting.pop(0)
+                    running[fit.remote(plan)] = name
+                for name in _take_finished(running, deadline, config.timeout_s):
+                    progress.advance(note=name)
     finally:
-        for waiting in running:
-            ray.cancel(waiting, force=True)
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
-def _as_finished(running: dict[Any, str], timeout_s: float) -> Iterator[str]:
-    """Yield each expert's name as it is done; raise the first cause of the first failure."""
-    deadline = time.monotonic() + timeout_s
-    waiting = list(running)
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            raise ClusterError(
-                f"{len(waiting)} experts were not finished in {timeout_s:g} s",
-                field="train.timeout_s",
-                fix="allow more time, or give the cluster more resources; finished steps are kept",
-            )
-        for reference in done:
-            try:
-                ray.get(reference)
-            except Exception as error:
-                raise first_cause(error) from error
-            yield running[reference]
+def rooms(config: TrainConfig) -> int:
+    """Return how many experts the cluster's resources hold at once, at least one."""
+    total = ray.cluster_resources()
+    asked = config.resources().items()
+    return max(1, min((int(total.get(n, 0.0) / (config.workers * a) + 1e-6) for n, a in asked), default=1))
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _fit(task: ExpertTask, storage: Path) -> None:
-    """Drive the training of one expert: a trainer, its workers and its restarts."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    config: TrainConfig = task.config
-    TorchTrainer(
-        _loop,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=bool(config.gpus_per_worker),
-            resources_per_worker=config.resources(),
-        ),
-        run_config=ray.train.RunConfig(
-            name=task.ref.id,
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-        ),
-    ).fit()
+def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str, FitPlan]:
+    return task.name, FitPlan(
+        name=task.ref.id,
+        task=pickle.dumps(task),
+        workers=config.workers,
+        resources=config.resources(),
+        max_failures=config.max_failures,
+        storage=str(storage),
+    )
 
 
-def _loop(config: dict[str, Any]) -> None:
-    train_expert(config["task"])
+def _take_finished(running: dict[Any, str], deadline: float, timeout_s: float) -> list[str]:
+    """Wait for the next expert and return the names of those that are done; raise the first cause of a failure."""
+    done, left = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
+    if not done:
+        raise ClusterError(
+            f"{len(left)} experts were not finished in {timeout_s:g} s",
+            field="train.timeout_s",
+            fix="allow more time, or give the cluster more resources; finished steps are kept",
+        )
+    for reference in done:
+        try:
+            ray.get(reference)
+        except Exception as error:
+            raise first_cause(error) from error
+    return [running.pop(reference) for reference in done]
 
 
 def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:

@@ -25,12 +25,15 @@ class DeepSpeedEngine:
         self.parameters = expert.parameters_by_name()
         self.optimizer = make_optimizer(expert)
         self.sharded = config.deepspeed.stage > 0
+        # DeepSpeed sends the parameters to all workers as flat bytes, and can do so in the plain layout only.
+        expert.lay_out(torch.contiguous_format)
         self.engine: Any = deepspeed.initialize(
             model=expert,
             optimizer=self.optimizer,
             model_parameters=list(self.parameters.values()),
             config=_settings(config),
         )[0]
+        expert.lay_out()
         self.rank = torch.distributed.get_rank()
         self.workers = torch.distributed.get_world_size()
 
@@ -80,14 +83,14 @@ class DeepSpeedEngine:
         if not self.sharded:
             write_moments(self.parameters, self.optimizer, moments, step)
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
 
         # ZeRO links parameters to optimizer states that exist, and torch makes them at the first update only.
-        for flat in self.engine.optimizer.single_partition_of_fp32_groups:
+        zero = self.engine.optimizer
+        for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
             empty = {moment: torch.zeros_like(flat) for moment in MOMENTS}
             self.optimizer.state[flat] = {"step": torch.tensor(float(step)), **empty}
-        self.engine.optimizer._link_all_hp_params()
-        self.engine.optimizer.lazy_init_hp_params_optimizer_state()
+            lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
                 value = moments[f"{moment}/{name}"].to(parameter.device)

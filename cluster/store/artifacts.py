@@ -50,7 +50,7 @@ class ArtifactStore(ObjectStore):
 
         Raises:
             AlreadyPublished: another publisher put other content under this id.
-            ClusterError: the folder has no files, or one whose name or format an artifact may not have.
+            UnfitFolder: the folder has no files, or one whose name or format an artifact may not have.
         """
         manifest = describe(kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents))
         for name, entry in manifest.files.items():

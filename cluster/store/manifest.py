@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.canonical import config_hash
-from cluster.errors import ClusterError, CorruptArtifact
+from cluster.errors import CorruptArtifact, UnfitFolder
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")
@@ -108,13 +108,13 @@ def describe(
     """Return the manifest of a local folder's files (its own manifest aside).
 
     Raises:
-        ClusterError: there are no files, or one has a name or a format that a manifest may not name.
+        UnfitFolder: there are no files, or one has a name or a format that a manifest may not name.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {name: hash_file(folder / name) for name in names if name != MANIFEST}
     field = f"{kind}/{artifact_id}"
     if not files:
-        raise ClusterError(f"{folder} has no files to publish", field=field, fix="fill the folder first")
+        raise UnfitFolder(f"{folder} has no files to publish", field=field, fix="fill the folder first")
     try:
         return Manifest(
             kind=kind,
@@ -129,7 +129,7 @@ def describe(
             created=datetime.now(UTC),
         )
     except ValidationError as error:
-        raise ClusterError(
+        raise UnfitFolder(
             _first(error), field=field, fix="name files with A-Z a-z 0-9 . _ - and save safetensors, PNG, parquet, JSON"
         ) from None
 

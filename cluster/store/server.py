@@ -149,19 +149,41 @@ class _Probe:
         return True
 
 
-def _adopt(data_dir: Path, credentials: Credentials) -> str | None:
-    """Return the endpoint of a server that already serves this data folder, or None."""
+def _alive(pid: int) -> bool:
     try:
-        endpoint = str(json.loads((data_dir / STATE).read_text(encoding="utf-8"))["endpoint"])
-        return endpoint if _Probe(endpoint, credentials).answers() else None
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _adopt(data_dir: Path, credentials: Credentials) -> str | None:
+    """Return the endpoint of a server that already serves this data folder, or None.
+
+    One whose owner was killed is on its way out and may answer for a moment yet, so its end is awaited first.
+    """
+    try:
+        state = json.loads((data_dir / STATE).read_text(encoding="utf-8"))
+        owner, server, endpoint = int(state["owner"]), int(state["pid"]), str(state["endpoint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while not _alive(owner) and _alive(server) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return endpoint if _alive(server) and _Probe(endpoint, credentials).answers() else None
 
 
 def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     master, volume, filer, s3, admin = ports
+    logs = data_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    # Written by the server at each start, and read at the next: it would bring back the ports of the last.
+    (data_dir / "data" / "mini.options").unlink(missing_ok=True)
     command = [
         _weed(),
+        f"-logdir={logs}",
         "mini",
         f"-dir={data_dir / 'data'}",
         f"-ip={HOST}",
@@ -172,6 +194,7 @@ def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
         f"-s3.port={s3}",
         f"-admin.port={admin}",
         f"-s3.config={data_dir / 's3.json'}",
+        "-s3.autoCreateBucket=false",  # a misspelt bucket is an error, as it is elsewhere
         "-master.telemetry=false",
         "-admin.ui=false",
         "-webdav=false",
@@ -218,7 +241,8 @@ def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[
         process = _start(data_dir, ports)
         try:
             if _came_up(process, _Probe(endpoint, credentials)):
-                (data_dir / STATE).write_text(json.dumps({"pid": process.pid, "endpoint": endpoint}), encoding="utf-8")
+                state = {"pid": process.pid, "owner": os.getpid(), "endpoint": endpoint}
+                (data_dir / STATE).write_text(json.dumps(state), encoding="utf-8")
                 return process, endpoint
         except BaseException:
             _stop(process)

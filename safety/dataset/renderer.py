@@ -15,7 +15,7 @@ from torch import Tensor
 from safety.dataset.record import Record
 from safety.families import ModelFamily
 from safety.images import encode_png, pixel_hash, to_float
-from safety.pairs import reject_prompt
+from safety.pairs import Reason, reject_prompt
 from safety.prompts.rows import PromptPair
 from safety.rendering import RenderConfig, render
 
@@ -48,7 +48,8 @@ class GroupRenderer:
 
     def _checked(self, record: Record) -> Record:
         reason = reject_prompt(record.row.prompts, self.model)
-        return record if reason is None else record.model_copy(update={"reason": reason, "row": record.row.withheld()})
+        row = record.row.withheld() if reason is Reason.REFUSED_PROMPT else record.row
+        return record.model_copy(update={"reason": reason, "row": row})
 
     def _encode(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return latents [B, C, h, w] and text states {key: [B, ...]} in fp32 on the CPU."""

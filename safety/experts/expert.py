@@ -45,20 +45,31 @@ class Expert(nn.Module):
             workers: How many share a step; with the accumulation, the number of a step's equal parts.
 
         Raises:
-            EmptyDatasetError: There is no training pair.
+            EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
         """
         super().__init__()
         config.check_parts(workers)
         self.model, self.config, self.category = model, config, preferences.category
+        # A submodule, so that an engine finds the parameters.
+        self.denoiser = model.denoiser
         self.parts = workers * config.accumulation
         self.objective: Objective = objectives[config.objective.name](config.objective)
-        self._train = BatchMaker(model, preferences.rows(TRAIN), config, seed)
+        self._train = BatchMaker(model, self._training_rows(preferences), config, seed)
         self._validation = _validation(model, preferences, config, seed)
         attach(model, config.lora, seed)
-        _prepare(model)
-        # Registered as a submodule too, so that an engine finds the parameters.
-        self.denoiser = model.denoiser
+        _use_plain_attention(model)
+        self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
+
+    def _training_rows(self, preferences: PreferenceSet) -> PreferenceSet:
+        rows = preferences.rows(TRAIN)
+        if self.objective.needs_benign and not rows.benign_ids:
+            raise EmptyDatasetError(
+                f"{rows.category!r} has no benign row in the split {TRAIN!r}",
+                field="dataset",
+                fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
+            )
+        return rows
 
     def forward(self, step: int, part: int) -> ObjectiveValue:
         """Return the loss of one part (a worker's share of one accumulation) of a step, and its metrics."""
@@ -77,6 +88,10 @@ class Expert(nn.Module):
         return {
             f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")
         }
+
+    def lay_out(self, memory_format: torch.memory_format = torch.channels_last) -> None:
+        """Lay the convolutions' weights out for speed, or as something else wants them; no value changes."""
+        self.denoiser.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name, in sorted order."""
@@ -133,9 +148,8 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
         return None
 
 
-def _prepare(model: ModelFamily) -> None:
+def _use_plain_attention(model: ModelFamily) -> None:
     denoiser: Any = model.denoiser
-    denoiser.to(memory_format=torch.channels_last)
     if model.device.type == "cpu" and hasattr(denoiser, "set_attn_processor"):
         # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
         denoiser.set_attn_processor(AttnProcessor())

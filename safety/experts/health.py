@@ -27,6 +27,9 @@ class HealthConfig(BaseModel):
     winner_rise: float = Field(
         default=1.05, gt=1, description="winners' error over the reference's from which it counts as rising"
     )
+    saturated_loss: float = Field(
+        default=0.005, ge=0, description="preference loss below which the sigmoid is flat and steers no more"
+    )
 
 
 class AlarmKind(StrEnum):
@@ -34,11 +37,13 @@ class AlarmKind(StrEnum):
 
     NOT_LEARNING = "not-learning"
     WINNER_RISING = "winner-rising"
+    SATURATED = "saturated"
 
 
 ADVICE = {
     AlarmKind.NOT_LEARNING: "the preference loss is still ln 2 after the warm-up; raise beta, the learning rate or the steps",
     AlarmKind.WINNER_RISING: "the winners' error is above the base model's; use anchored-dpo, or raise its anchor_weight",
+    AlarmKind.SATURATED: "the preference loss is almost zero, so the preference steers no more; lower beta",
 }
 
 
@@ -81,6 +86,8 @@ class HealthMonitor:
             found.append(AlarmKind.NOT_LEARNING)
         if self._mean("winner_error") > self._config.winner_rise * self._mean("reference_winner_error"):
             found.append(AlarmKind.WINNER_RISING)
+        if self._mean("dpo_loss") < self._config.saturated_loss:
+            found.append(AlarmKind.SATURATED)
         return found
 
     def _mean(self, name: str) -> float:

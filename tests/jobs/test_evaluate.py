@@ -101,7 +101,6 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
                 "render": RENDER.model_dump(),
                 "group_size": 16,
                 "bootstrap": {"resamples": 100},
-                "timeout_s": 200.0,
             },
         }
     )

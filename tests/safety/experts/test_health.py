@@ -51,3 +51,9 @@ def test_what_is_not_finite_ends_the_run(name: str, value: float) -> None:
 def test_no_gradient_ends_the_run() -> None:
     with pytest.raises(TrainingHealthError, match="no gradient reaches the LoRA at step 3"):
         watch(lambda step: {"gradient_norm": 0.0} if step == 3 else {})
+
+
+def test_a_saturated_preference_is_told() -> None:
+    [alarm] = watch(lambda step: {"dpo_loss": 0.5 * 0.8**step}).alarms
+    assert alarm.kind is AlarmKind.SATURATED
+    assert "beta" in alarm.message

@@ -1,0 +1,257 @@
+"""Artifacts on a real S3 server: atomic, one winner, and no damage that goes unseen."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.manifest import MANIFEST, hash_file
+
+pytestmark = pytest.mark.s3
+FILES = {"weights.safetensors": b"w" * 1000, "data/rows.parquet": b"rows", "data/empty.json": b"", "a b.txt": b"text"}
+PLACE = f"artifacts/expert/expert-1/{MANIFEST}"
+
+
+def filled(folder: Path, files: dict[str, bytes] | None = None) -> Path:
+    for name, data in (FILES if files is None else files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def publish(store: ArtifactStore, folder: Path) -> Any:
+    return store.put("expert", "expert-1", folder, config={"rank": 8}, seed=3, parents=["dataset/d-1"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
+    }
+
+
+@pytest.fixture
+def published(store: ArtifactStore, tmp_path: Path) -> ArtifactStore:
+    publish(store, filled(tmp_path / "source"))
+    return store
+
+
+def test_what_is_fetched_is_what_was_put(published: ArtifactStore, tmp_path: Path) -> None:
+    folder = published.fetch("expert", "expert-1", tmp_path / "copy")
+    assert contents(folder) == FILES
+    manifest = published.verify("expert", "expert-1")
+    assert (manifest.seed, manifest.parents, manifest.config) == (3, ("dataset/d-1",), {"rank": 8})
+    assert json.loads((folder / MANIFEST).read_text()) == manifest.model_dump(mode="json")
+    assert published.ids("expert") == ["expert-1"]
+    assert published.ids("exp") == []
+
+
+def test_a_large_file_goes_in_parts_and_comes_back_whole(store: ArtifactStore, tmp_path: Path) -> None:
+    source = filled(tmp_path / "source", {"big.safetensors": bytes(range(256)) * (80 * 1024)})
+    publish(store, source)
+    assert contents(store.fetch("expert", "expert-1", tmp_path / "copy")) == contents(source)
+
+
+def test_a_nested_manifest_is_a_file_like_any_other(store: ArtifactStore, tmp_path: Path) -> None:
+    publish(store, filled(tmp_path / "source", {"step-1/manifest.json": b"{}", MANIFEST: b"stale"}))
+    assert contents(store.fetch("expert", "expert-1", tmp_path / "copy")) == {"step-1/manifest.json": b"{}"}
+
+
+def test_a_store_can_be_pickled_and_works_where_it_arrives(published: ArtifactStore) -> None:
+    again = pickle.loads(pickle.dumps(published))
+    assert again.verify("expert", "expert-1") == published.verify("expert", "expert-1")
+
+
+def test_nothing_is_visible_before_the_manifest(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = store.upload
+
+    def upload(key: str, path: str) -> None:
+        assert store.manifest("expert", "expert-1") is None
+        assert store.ids("expert") == []
+        real(key, path)
+        written.append(key)
+        if len(written) == len(FILES):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "upload", upload)
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, filled(tmp_path / "source"))
+    assert store.keys("artifacts/") == sorted(written), "the files are there"
+    assert store.manifest("expert", "expert-1") is None, "the artifact is not"
+    with pytest.raises(CorruptArtifact, match="not published"):
+        store.fetch("expert", "expert-1", tmp_path / "copy")
+    monkeypatch.undo()
+    publish(store, tmp_path / "source")
+    assert contents(store.fetch("expert", "expert-1", tmp_path / "copy")) == FILES
+
+
+def together(count: int, act: Callable[[int], Any]) -> list[Any]:
+    barrier = threading.Barrier(count)
+
+    def one(number: int) -> Any:
+        barrier.wait()
+        try:
+            return act(number)
+        except ClusterError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_of_sixteen_publishers_one_wins_and_its_content_is_whole(store: ArtifactStore, tmp_path: Path) -> None:
+    sources = [filled(tmp_path / str(i), {"a.json": b"[%d]" % i, "b.json": b"[%d]" % (i + 100)}) for i in range(16)]
+    outcomes = together(16, lambda i: pickle.loads(pickle.dumps(store)).put("x", "x-1", sources[i], config={}, seed=i))
+    winners = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+    assert len(winners) == 1
+    assert {type(outcome) for i, outcome in enumerate(outcomes) if i != winners[0]} == {AlreadyPublished}
+    assert contents(store.fetch("x", "x-1", tmp_path / "copy")) == contents(sources[winners[0]])
+    store.discard("x", "x-1")
+    assert store.keys("artifacts/x/") == [], "what the losers left goes with the artifact"
+
+
+def test_publishers_of_the_same_content_all_get_the_first_one_s_manifest(store: ArtifactStore, tmp_path: Path) -> None:
+    source = filled(tmp_path / "source")
+    outcomes = together(8, lambda i: store.put("x", "x-1", source, config={}, seed=i))
+    assert outcomes == [store.manifest("x", "x-1")] * 8
+
+
+def test_a_discarded_artifact_can_be_made_again(published: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(AlreadyPublished, match="expert/expert-1"):
+        publish(published, filled(tmp_path / "other", {"new.json": b"1"}))
+    published.discard("expert", "expert-1")
+    assert published.keys("") == []
+    publish(published, tmp_path / "other")
+    assert contents(published.fetch("expert", "expert-1", tmp_path / "copy")) == {"new.json": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({}, "no files"),
+        ({"pytorch_model.bin": b"1"}, "can run code"),
+        ({"deep/model.PT": b"1"}, "can run code"),
+        ({"ünsafe.json": b"1"}, "unsafe file name"),
+    ],
+)
+def test_what_an_artifact_may_not_hold_is_not_published(
+    store: ArtifactStore, tmp_path: Path, files: dict[str, bytes], match: str
+) -> None:
+    with pytest.raises(ClusterError, match=match) as caught:
+        publish(store, filled(tmp_path / "source", files))
+    assert caught.value.field == "expert/expert-1"
+    assert store.keys("") == []
+
+
+def flip(data: bytes) -> bytes:
+    return data[:500] + bytes([data[500] ^ 1]) + data[501:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda data: data[:-1], lambda data: b"", lambda data: data + b"w", lambda data: None],
+    ids=["one bit", "truncated", "empty", "longer", "deleted"],
+)
+def test_a_damaged_file_is_found_by_fetch_and_verify(
+    published: ArtifactStore, tmp_path: Path, damage: Callable[[bytes], bytes | None]
+) -> None:
+    [key] = [key for key in published.keys("artifacts/") if key.endswith("weights.safetensors")]
+    data = damage(published.read(key) or b"")
+    if data is None:
+        published.delete(key)
+    else:
+        published.write(key, data)
+    for look in (published.verify, lambda *ref: published.fetch(*ref, tmp_path / "copy")):
+        with pytest.raises(CorruptArtifact, match="expert/expert-1/weights.safetensors"):
+            look("expert", "expert-1")
+    assert "weights.safetensors" not in contents(tmp_path / "copy"), "nothing damaged is left behind"
+
+
+def test_two_files_that_changed_places_are_found(published: ArtifactStore, tmp_path: Path) -> None:
+    one, other = (
+        next(key for key in published.keys("artifacts/") if key.endswith(name)) for name in ("parquet", "a b.txt")
+    )
+    first, second = published.read(one), published.read(other)
+    assert first is not None
+    assert second is not None
+    published.write(one, second)
+    published.write(other, first)
+    with pytest.raises(CorruptArtifact):
+        published.verify("expert", "expert-1")
+    with pytest.raises(CorruptArtifact):
+        published.fetch("expert", "expert-1", tmp_path / "copy")
+
+
+def test_a_local_copy_that_was_damaged_is_brought_again(published: ArtifactStore, tmp_path: Path) -> None:
+    folder = published.fetch("expert", "expert-1", tmp_path / "copy")
+    (folder / "a b.txt").write_bytes(b"tampered")
+    (folder / "data/rows.parquet").unlink()
+    kept = (folder / "weights.safetensors").stat().st_ino
+    assert contents(published.fetch("expert", "expert-1", folder)) == FILES
+    assert (folder / "weights.safetensors").stat().st_ino == kept, "what is right is not fetched again"
+
+
+def test_several_may_fetch_into_one_folder(published: ArtifactStore, tmp_path: Path) -> None:
+    together(6, lambda _: published.fetch("expert", "expert-1", tmp_path / "copy"))
+    assert contents(tmp_path / "copy") == FILES
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../escape.txt", "/etc/passwd", "a/../../b", "./a", "a//b", ".", "a\\..\\b", "model.bin", "x/m.PKL", MANIFEST, ""],
+)
+def test_a_manifest_that_names_an_unsafe_file_is_refused(published: ArtifactStore, tmp_path: Path, name: str) -> None:
+    manifest = json.loads(published.read(PLACE) or b"")
+    manifest["files"][name] = manifest["files"]["a b.txt"]
+    published.write(PLACE, json.dumps(manifest).encode())
+    (tmp_path / "in").mkdir()
+    for look in (published.manifest, published.verify, lambda *ref: published.fetch(*ref, tmp_path / "in" / "copy")):
+        with pytest.raises(CorruptArtifact, match=r"unsafe file name|can run code"):
+            look("expert", "expert-1")
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: b"", "cannot be used"),
+        (lambda m: b"not json", "cannot be used"),
+        (lambda m: b"[]", "cannot be used"),
+        (lambda m: json.dumps(m).encode()[:-20], "cannot be used"),
+        (lambda m: json.dumps({k: v for k, v in m.items() if k != "seed"}).encode(), "cannot be used"),
+        (lambda m: json.dumps(m | {"surprise": 1}).encode(), "cannot be used"),
+        (lambda m: json.dumps(m | {"id": "expert-2"}).encode(), "that of expert/expert-2"),
+        (lambda m: json.dumps(m | {"kind": "merge"}).encode(), "that of merge/expert-1"),
+        (lambda m: json.dumps(m | {"config": {"rank": 9}}).encode(), "does not match its hash"),
+    ],
+    ids=["empty", "text", "list", "cut", "no seed", "unknown field", "other id", "other kind", "other config"],
+)
+def test_a_manifest_that_is_not_this_artifact_s_is_refused(
+    published: ArtifactStore, tmp_path: Path, change: Callable[[dict[str, Any]], bytes], match: str
+) -> None:
+    published.write(PLACE, change(json.loads(published.read(PLACE) or b"")))
+    with pytest.raises(CorruptArtifact, match=match) as caught:
+        published.fetch("expert", "expert-1", tmp_path / "copy")
+    assert caught.value.fix
+
+
+def test_the_hash_of_a_file_is_sha256_of_all_of_it(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    assert hash_file(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hash_file(path).size == 2_560_000

@@ -1,0 +1,102 @@
+"""The endpoint's part of a run's config, its page, and the builder that Serve calls."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.endpoint import EndpointConfig
+from safety.errors import ConfigError
+from serve.app import build
+from serve.config import load_config
+from serve.page import PAGE_HEADERS, render_page
+
+
+def test_the_endpoint_reads_its_part_of_a_run_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {name: x}\ntrain: {nonsense: 1}\nserve: {port: 8123}\nmodel: {path: /models/x}\n")
+    config = load_config(path)
+    assert (config.serve.port, config.model.path, config.serve.pointer) == (8123, "/models/x", "aligned")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("serve: {prot: 1}", r"serve\.prot"),
+        ("serve: {port: 99999}", r"serve\.port"),
+        ("serve: {default_steps: 60}", "default_steps is 60, over max_steps 50"),
+        ("serve: [", "not YAML"),
+        ("- 1", "no mapping"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_sides_that_contradict_are_refused() -> None:
+    with pytest.raises(ValidationError, match="min_side 64 is over max_side 32"):
+        EndpointConfig(min_side=64, max_side=32)
+
+
+def test_the_builder_takes_a_document_or_the_path_of_a_run(tmp_path: Path) -> None:
+    from ray.serve import Application
+
+    path = tmp_path / "run.yaml"
+    path.write_text("serve: {port: 8123}\n")
+    assert isinstance(build({"serve": {"port": 8123}}), Application)
+    assert isinstance(build({"config": str(path)}), Application)
+    with pytest.raises(ConfigError, match=r"serve\.prot"):
+        build({"serve": {"prot": 1}})
+
+
+class Links(HTMLParser):
+    """Collects what a page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escapes_its_settings() -> None:
+    config = EndpointConfig(serve_base=True, examples=('<script>alert(1)</script> & "quotes"',))
+    html = render_page(config)
+    page = Links()
+    page.feed(html)
+    assert page.loads == ["data:,"]
+    assert page.tags.count("script") == 1
+    assert "<script>alert(1)</script>" in page.text
+    assert not re.search(r"https?://", html)
+    assert "unsafe-inline" not in PAGE_HEADERS["Content-Security-Policy"]
+
+
+def test_the_page_shows_the_base_model_only_where_it_is_offered() -> None:
+    assert 'data-model="base"' in render_page(EndpointConfig(serve_base=True))
+    assert 'data-model="base"' not in render_page(EndpointConfig())
+
+
+def test_every_input_of_the_page_has_a_label() -> None:
+    html = render_page(EndpointConfig(serve_base=True))
+    inputs = set(re.findall(r'<(?:input|textarea) id="(\w+)"', html))
+    assert inputs == set(re.findall(r'<label for="(\w+)"', html))
+    assert {"prompt", "seed"} <= inputs
