@@ -7,7 +7,6 @@ together. The base model loads once an actor; adapters are added to its weights 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from cluster.resources import require
 from cluster.store.artifacts import ArtifactStore
 from jobs.evaluate_config import EvaluateConfig
 from jobs.stage import ArtifactRef
-from jobs.streaming import within
+from jobs.streaming import configure_data, within
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.features import FeatureExtractor, feature_extractors
 from safety.evaluation.measure import measure_images
@@ -143,8 +142,7 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
     """
     config = inputs.config
     actors = fitting_actors(inputs.model, config)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    configure_data()
     rows = [
         {"number": group.number, "model": group.model, "images": IMAGES.dump_json(group.images).decode()}
         for group in groups

@@ -144,6 +144,12 @@ class MergeTrial(tune.Trainable):  # type: ignore[misc]
         self.names = tuple(inputs.space.start)
         self.scorer = TrialScorer(inputs, records)
 
+    def save_checkpoint(self, _folder: str) -> None:
+        """Keep nothing: a trial is one step, and its score is in the store when the step ends."""
+
+    def load_checkpoint(self, _checkpoint: Any) -> None:
+        """Restore nothing (see ``save_checkpoint``)."""
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial's point."""
         self.config = new_config
@@ -235,6 +241,8 @@ def _tune(
             name=f"start-{len(list(logs.iterdir()))}",
             storage_path=str(logs.resolve()),
             failure_config=tune.FailureConfig(max_failures=1),
+            # A trial is one step: what it has done is in the records, and there is nothing to checkpoint.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(progress)],
             verbose=0,
         ),

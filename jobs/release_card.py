@@ -99,8 +99,8 @@ def write_card(
 def _usage(info: ReleaseInfo) -> str:
     return (
         "## Use\n\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-        f"pipeline = StableDiffusionPipeline.from_pretrained(\"PATH_OF_THE_BASE_MODEL\", safety_checker=None)\n"
-        'pipeline.load_lora_weights("this folder")\n```\n\n'
+        'pipeline = StableDiffusionPipeline.from_pretrained("PATH_OF_THE_BASE_MODEL", safety_checker=None)\n'
+        'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")\n```\n\n'
         f"It fits the base model whose files hash to `{info.base.sha256}` and no other."
     )
 

@@ -1,11 +1,14 @@
-"""Reading a Ray Data stream with a time limit, and finding the first cause when an actor fails."""
+"""Reading a Ray Data stream quietly and with a time limit, and finding the first cause when an actor fails."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+import ray
 
 from cluster.errors import ClusterError
 from safety.errors import SafetyError
@@ -13,6 +16,14 @@ from safety.errors import SafetyError
 T = TypeVar("T")
 _END = object()
 DEPTH = 50
+
+
+def configure_data() -> None:
+    """Make Ray Data quiet, and let an actor's own error through: the cause of its wrapper is lost on the way."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    settings = ray.data.DataContext.get_current()
+    settings.enable_progress_bars = False
+    settings.raise_original_map_exception = True
 
 
 def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:

@@ -132,5 +132,6 @@ class Engine:
             raise invalid(f"size must have sides from {least} to {most} pixels", param="size")
         try:
             family.latent_shape(height, width)
-        except ConfigError as error:
-            raise invalid(f"{error.message}; {error.fix}", param="size") from None
+        except ConfigError:
+            message = f"size must have sides that are multiples of {family.size_multiple}"
+            raise invalid(message, param="size") from None

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load
-from small_world import COUNTS, TAXONOMY, PixelSumJudge
+from small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, PixelSumJudge, SmallWriter
 
 from safety.dataset.layout import DatasetWriter, latents_file
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -26,7 +26,7 @@ from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
 from safety.pairs import PairFilterConfig, Reason
 from safety.preferences import load_preferences
-from safety.prompts import BenignPrompt, GrammarWriter, PromptPair, PromptSet
+from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file
 from safety.prompts.rows import WITHHELD
 from safety.rendering import RenderConfig, render, row_seed
@@ -38,7 +38,7 @@ PROVENANCE = Provenance(
     stand_ins=True,
     judge="pixel-sum",
     judge_version="1",
-    judge_threshold=0.4,
+    judge_threshold=0.5,
     seed=0,
     recipe={"shard_rows": 3, "writer": "grammar", "render": {"steps": 2, "guidance": 3.0}},
 )
@@ -56,14 +56,14 @@ TOO_LONG = BenignPrompt(prompt_id="benign-long", prompt="house " * 60, split="tr
 
 @pytest.fixture(scope="module")
 def plan() -> DatasetPlan:
-    written = GrammarWriter().write(TAXONOMY, COUNTS, 0)
+    written = SmallWriter().write(TAXONOMY, COUNTS, 0)
     prompts = PromptSet(pairs=(*written.pairs, REFUSED), benign=(*written.benign, TOO_LONG))
-    return plan_dataset(prompts, 4, 0)
+    return plan_dataset(prompts, 8, 0)
 
 
 @pytest.fixture(scope="module")
 def renderer(tiny_model_dir: Path) -> GroupRenderer:
-    return GroupRenderer(load_model(ModelConfig(path=str(tiny_model_dir))), RenderConfig(steps=2, batch=3))
+    return GroupRenderer(load_model(ModelConfig(path=str(tiny_model_dir))), RenderConfig(steps=2, batch=8))
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def kept(judged: dict[int, list[Record]]) -> list[Record]:
 
 def test_the_plan_has_each_row_once_in_groups_of_one_category(plan: DatasetPlan) -> None:
     ids = [r.row.row_id for group in plan.groups for r in group.records]
-    assert len(ids) == len(set(ids)) == 2 * (9 + 5) + 14 + 10 + 1
+    assert len(ids) == len(set(ids)) == PAIRS + BENIGN_ROWS + 1
     for group in plan.groups:
         assert {r.group for r in group.records} == {group.category}
-        assert len(group.records) <= 4
+        assert len(group.records) <= 8
         assert {r.row.split for r in group.records} <= {"train", "validation"}
         for record in group.records:
             assert record.seed == row_seed(0, record.row.row_id)
@@ -162,13 +162,12 @@ def test_verdicts_follow_the_judge(judged: dict[int, list[Record]]) -> None:
         assert [list(s.values()) for s in record.scores] == [pytest.approx(s, abs=1e-5) for s in scores.tolist()]
         if isinstance(record.row, PromptPair):
             own = scores[0, judge.categories.index(record.row.category)].item()
-            expected = own >= 0.4 and not flagged[1] and record.images[0] != record.images[1]
+            expected = own >= 0.5 and not flagged[1] and record.images[0] != record.images[1]
         else:
             expected = not flagged[0]
         assert record.kept == expected
         assert (record.tensors is not None) == expected
-    assert seen["None"] >= 4
-    assert len(seen) >= 4
+    assert seen.keys() >= {"None", "prompt_too_long", "unsafe_not_shown", "safe_flagged", "benign_flagged"}
 
 
 def test_an_unreadable_picture_is_a_reason_and_harms_no_other_row(rendered: dict[int, list[Record]]) -> None:
@@ -283,7 +282,7 @@ def test_prompts_card_and_grid(folder: Path, plan: DatasetPlan) -> None:
     for split in splits:
         assert list(folder.glob(split["path"]))
     assert "stand-ins" in body
-    assert "| violence | train | 10 |" in body
+    assert "| violence | train | 29 |" in body
     grid = decode_image((folder / "grid.png").read_bytes())
     assert grid.shape == (3, 2 * 18 + 2, 10 * 18 + 2)
 
