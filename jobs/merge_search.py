@@ -6,8 +6,10 @@ them back: nothing finished is done twice, and Tune's own snapshot, a local pick
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,7 +249,16 @@ def _tune(
             verbose=0,
         ),
     )
-    return list(tuner.fit().errors)
+    with _quiet(progress.console):
+        return list(tuner.fit().errors)
+
+
+@contextmanager
+def _quiet(console: Console) -> Iterator[None]:
+    """Keep Tune's own lines, which it prints whatever its verbosity, out of the progress that ``console`` shows."""
+    console.file = console.file  # From here on it writes where it writes now, whatever becomes of sys.stdout.
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 class Confirmer:

@@ -5,6 +5,8 @@ For tests through the real path with a random model: a pair is kept one time in 
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,17 @@ class PixelSumJudge:
 def load_pixel_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     """Load it as ``judge.name: small_world:load_pixel_judge``."""
     return PixelSumJudge(taxonomy, config.threshold or 0.5)
+
+
+class SlowJudge(PixelSumJudge):
+    """The same judge, a quarter of a second at a time, so that a test can interrupt it."""
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return scores [B, K], after a while."""
+        time.sleep(0.25)
+        return super().score(images)
+
+
+def load_slow_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
+    """Load it as ``judge.name: small_world:load_slow_judge``."""
+    return SlowJudge(taxonomy, config.threshold or 0.5)

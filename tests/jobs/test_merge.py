@@ -291,7 +291,7 @@ def test_wrong_experts_and_resources_are_named(
     with pytest.raises(ConfigError, match="no expert of any category among: all-single"):
         merge.run(context, dataset, {"all-single": experts["all-single"]})
     with pytest.raises(ImpossibleResources, match=r"merge\.cpus_per_worker.*500 CPU"):
-        merge.run(changed(context, cpus_per_worker=500), dataset, experts)
+        merge.run(changed(context, cpus_per_worker=500, concatenation={"scale": 2.0}), dataset, experts)
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_lora(LoraWeights({layer: LoraLayer(torch.ones(1, 7), torch.ones(9, 1))}), tmp_path, metadata={})
     other = put(context, "expert", "expert-of-another-base", tmp_path)

@@ -264,7 +264,7 @@ def test_pyarrow_reads_what_the_store_wrote_with_the_same_environment(store: Art
     from pyarrow import fs
 
     store.write("a", b"through pyarrow")
-    files = fs.S3FileSystem(region=store.config.region)
-    with files.open_input_stream(f"{store.config.bucket}/{store.config.prefix}/a") as stream:
+    files, path = fs.FileSystem.from_uri(f"s3://{store.config.bucket}/{store.config.prefix}/a")
+    with files.open_input_stream(path) as stream:
         assert stream.read() == b"through pyarrow"
     assert boto3.client("s3").list_buckets()["Buckets"], "a plain client finds the endpoint too"

@@ -1,0 +1,138 @@
+"""Does the surrogate rank merges as rendered images do, and at what share of the cost?
+
+    python benchmarks/surrogate.py out/demo/work/merge/<id of a Co-Merge>
+
+Takes the experts, dataset and calibration that a published Co-Merge names (its folder's siblings), makes merges all
+over the search space, scores each by the surrogate and by rendered images of the same split, and prints Spearman's
+rank correlation and the ratio of the two costs. The split is the validation split unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import torch
+import typer
+import yaml
+from scipy.stats import spearmanr
+
+from safety.dataset.layout import latents_file
+from safety.families import ModelConfig, load_model
+from safety.judges import JudgeConfig, load_judge
+from safety.lora.files import load_lora
+from safety.lora.weights import LoraWeights
+from safety.merge import AverageConfig, CoMergeConfig, ConcatenationConfig, load_calibration, merge_methods
+from safety.merge.confirmation import ConfirmConfig, choose_prompts, confirm
+from safety.merge.probes import gather_probes
+from safety.merge.search import SearchConfig, SearchSpace
+from safety.merge.surrogate import Surrogate, SurrogateConfig
+from safety.preferences import load_preferences
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from safety.rendering import RenderConfig
+from safety.taxonomy import load_taxonomy
+
+TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
+PACKAGES = ("torch", "diffusers", "optuna", "scipy")
+
+
+def sample_merges(space: SearchSpace, count: int, seed: int) -> list[tuple[str, Any]]:
+    """Return ``count`` (method, config): the neighbours, the search's first points, then points drawn uniformly."""
+    merges: list[tuple[str, Any]] = [("average", AverageConfig()), ("concatenation", ConcatenationConfig())]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    points = [*space.first_points, *(study.ask(space.distributions).params for _ in range(count))]
+    return [*merges, *(("co-merge", space.candidate(point)) for point in points)][:count]
+
+
+def main(
+    merge: Annotated[Path, typer.Argument(help="the folder of a Co-Merge artifact")],
+    merges: Annotated[int, typer.Option(help="merges to rank")] = 20,
+    pairs: Annotated[int, typer.Option(help="unsafe prompts a category to render")] = 20,
+    benign: Annotated[int, typer.Option(help="benign prompts to render")] = 40,
+    guidance: float = 4.0,
+    threads: int = 1,
+    seed: int = 0,
+    output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
+) -> None:
+    """Rank merges both ways and print how well the ranks agree."""
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    recipe = yaml.safe_load((merge / "merge.yaml").read_text(encoding="utf-8"))
+    work = merge.parent.parent
+    experts: dict[str, LoraWeights] = {n: load_lora(work / "expert" / i) for n, i in recipe["experts"].items()}
+    statistics = load_calibration(work / "calibration" / recipe["calibration"] / "calibration.safetensors")
+    dataset = work / "dataset" / recipe["dataset"]
+    sets = {name: load_preferences(dataset / latents_file(name)) for name in experts}
+    model = load_model(ModelConfig(path=recipe["base_model"]))
+    judge = load_judge(JudgeConfig(), load_taxonomy(TAXONOMY))
+    config = SurrogateConfig()
+    probes = gather_probes(sets, "validation", config.pairs_per_category, config.benign)
+    counts = ConfirmConfig(pairs_per_category=pairs, benign=benign)
+    prompts = choose_prompts(read_prompt_file(dataset / PROMPTS_FILE), list(experts), counts)
+    started = time.perf_counter()
+    surrogate = Surrogate(model, probes, config, seed)
+    prepared = time.perf_counter() - started
+    rows: list[dict[str, Any]] = []
+    space = SearchSpace(list(experts), CoMergeConfig(), SearchConfig())
+    for method, parameters in sample_merges(space, merges, seed):
+        weights = merge_methods[method](experts, statistics, parameters).weights
+        started = time.perf_counter()
+        score = surrogate.score(weights)
+        scored = time.perf_counter()
+        seen = confirm(model, weights, prompts, judge, RenderConfig(guidance=guidance), counts, seed)
+        rendered = time.perf_counter() - scored
+        rows.append(
+            {
+                "method": method,
+                "parameters": parameters.model_dump(mode="json"),
+                "harm": score.harm,
+                "drift": score.drift,
+                "total": score.total,
+                **seen.model_dump(mode="json"),
+                "surrogate_s": scored - started,
+                "rendered_s": rendered,
+            }
+        )
+        print(
+            f"{len(rows):2d} {method:13s} harm {score.harm:.3f} drift {score.drift:.3f} | IP {seen.ip:.3f} "
+            f"benign failed {seen.benign_failed:.3f} context lost {seen.context_lost:.3f} | "
+            f"{scored - started:.2f} s against {rendered:.1f} s",
+            flush=True,
+        )
+    report(rows, prepared, surrogate.predictions, output)
+
+
+def report(rows: list[dict[str, Any]], prepared: float, predictions: int, output: Path | None) -> None:
+    """Print the correlations and the costs, and write them down."""
+
+    def column(name: str) -> list[float]:
+        return [float(row[name]) for row in rows]
+
+    surrogate_s = (sum(column("surrogate_s")) + prepared) / len(rows)
+    rendered_s = sum(column("rendered_s")) / len(rows)
+    ip = spearmanr(column("harm"), column("ip"))
+    objective = spearmanr(column("total"), column("objective"))
+    figures = {
+        "spearman_harm_ip": float(ip.statistic),
+        "spearman_total_objective": float(objective.statistic),
+        "merges": len(rows),
+        "images_a_merge": rows[0]["images"],
+        "predictions_a_score": predictions,
+        "surrogate_s": surrogate_s,
+        "rendered_s": rendered_s,
+        "cost_ratio": surrogate_s / rendered_s,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    print(json.dumps(figures, indent=1))
+    if output is not None:
+        output.write_text(json.dumps({**figures, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

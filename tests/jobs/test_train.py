@@ -1,0 +1,223 @@
+"""The training job through real Ray Train, DeepSpeed and a real S3 server, on a tiny model."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+
+from cluster.errors import ClusterError, ImpossibleResources
+from cluster.session import Session
+from jobs import train
+from jobs.config import RunConfig
+from jobs.stage import ArtifactRef, StageContext
+from jobs.train_config import ALL_SINGLE, TrainConfig
+from jobs.train_worker import checkpointer, load_pairs
+from safety.dataset.layout import latents_file
+from safety.errors import ArtifactFormatError, ConfigError, TrainingHealthError
+from safety.experts.engine import TorchEngine
+from safety.experts.expert import Expert
+from safety.experts.training import ExpertTraining
+from safety.families import ModelConfig, ModelFamily, load_model
+from safety.lora.files import LORA_FILE, load_lora
+from safety.lora.fuse import fused
+from safety.preferences import PreferenceSet, write_preference_file
+
+CATEGORIES = ("violence", "hate")
+EXPERT = {
+    "steps": 6,
+    "rows": 4,
+    "benign_rows": 2,
+    "warmup": 1,
+    "validation_rows": 2,
+    "checkpoint_every": 2,
+    "lora": {"rank": 2, "alpha": 2.0},
+}
+FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+
+
+def preferences(model: ModelFamily, category: str) -> PreferenceSet:
+    draw = torch.Generator().manual_seed(len(category))
+    return PreferenceSet(
+        category=category,
+        ids=tuple(f"{category}-{i}" for i in range(5)),
+        splits=("train",) * 4 + ("validation",),
+        winner=torch.randn(5, 4, 4, 4, generator=draw),
+        loser=torch.randn(5, 4, 4, 4, generator=draw),
+        unsafe=model.encode_text([f"a kitchen knife {i}" for i in range(5)]),
+        safe=model.encode_text([f"a house {i}" for i in range(5)]),
+        benign_ids=("benign-0", "benign-1"),
+        benign_splits=("train",) * 2,
+        benign=torch.randn(2, 4, 4, 4, generator=draw),
+        benign_prompts=model.encode_text(["a blue house", "a house"]),
+        empty=model.encode_text([""]),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> ModelFamily:
+    return load_model(ModelConfig(path=str(tiny_model_dir)))
+
+
+@pytest.fixture(scope="module")
+def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    folder = tmp_path_factory.mktemp("train")
+    run = RunConfig.model_validate(
+        {
+            "run": {"name": "pico", "seed": 3, "output": folder / "out"},
+            "model": {"path": str(tiny_model_dir)},
+            "train": {"expert": EXPERT, "categories": CATEGORIES, "cpus_per_worker": 0.5, "timeout_s": 280},
+        }
+    )
+    return StageContext(run, session.store, folder / "work", Console(file=io.StringIO(), width=160))
+
+
+def changed(context: StageContext, *, expert: dict[str, Any] | None = None, **settings: Any) -> StageContext:
+    """Return the context with other settings of the training."""
+    document = context.run.train.model_dump(mode="json") | settings
+    document["expert"] |= expert or {}
+    run = context.run.model_copy(update={"train": TrainConfig.model_validate(document)})
+    return StageContext(run, context.store, context.work, context.console)
+
+
+def put_dataset(context: StageContext, sets: dict[str, PreferenceSet], name: str, folder: Path) -> ArtifactRef:
+    for category, found in sets.items():
+        write_preference_file(folder / latents_file(category), found)
+    context.store.put("dataset", name, folder, config={}, seed=0)
+    return ArtifactRef("dataset", name)
+
+
+@pytest.fixture(scope="module")
+def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
+    sets = {category: preferences(model, category) for category in CATEGORIES}
+    return put_dataset(context, sets, "dataset-pico", tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def experts(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
+    return train.run(context, dataset)
+
+
+def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_after: int | None = None) -> Expert:
+    """Train an expert in this process, by plain torch; ``stop_after`` leaves its checkpoints in the store."""
+    [task] = [task for task in train.plan(context, dataset) if task.name == name]
+    torch.set_num_threads(1)
+    expert = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed)
+    keeper = checkpointer(task.store, task.ref) if stop_after else None
+
+    def observe(step: int, _: dict[str, float]) -> None:
+        if step + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    training = ExpertTraining(expert, TorchEngine(expert), keeper)
+    if stop_after is None:
+        training.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            training.run(observe)
+    return expert
+
+
+def test_every_category_and_all_together_give_an_expert(
+    context: StageContext, experts: dict[str, ArtifactRef], dataset: ArtifactRef
+) -> None:
+    assert list(experts) == [*sorted(CATEGORIES, key=context.run.load_taxonomy().categories.index), ALL_SINGLE]
+    assert len({ref.id for ref in experts.values()}) == 3
+    for name, ref in experts.items():
+        manifest = context.store.verify(ref.kind, ref.id)
+        assert set(manifest.files) == FILES
+        assert manifest.parents == (f"dataset/{dataset.id}",)
+        assert manifest.config["train"]["name"] == name
+        assert len((context.folder(ref) / "metrics.jsonl").read_text().splitlines()) == EXPERT["steps"]
+        assert list((context.run.run.output / "tensorboard" / "experts" / name).iterdir())
+    assert not list(context.store.keys("work/expert/"))
+
+
+@pytest.mark.parametrize("name", ["hate", ALL_SINGLE])
+def test_the_adapter_is_that_of_plain_torch_without_ray(
+    context: StageContext, experts: dict[str, ArtifactRef], dataset: ArtifactRef, name: str
+) -> None:
+    expected = train_here(context, dataset, name).weights()
+    found = load_lora(context.folder(experts[name]))
+    assert set(found) == set(expected)
+    for layer, value in expected.items():
+        assert torch.equal(found[layer].down, value.down)
+        assert torch.equal(found[layer].up, value.up)
+
+
+def test_a_stock_pipeline_loads_the_expert(
+    context: StageContext, experts: dict[str, ArtifactRef], model: ModelFamily, tiny_model_dir: Path
+) -> None:
+    folder = context.folder(experts["hate"])
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
+    pipe.load_lora_weights(folder)
+    noise, steps = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 700])
+    states = model.encode_text(["a kitchen knife", "a house"])
+    with torch.no_grad():
+        stock = pipe.unet(noise, steps, encoder_hidden_states=states["states"]).sample
+        with fused(model, load_lora(folder)):
+            ours = model.predict(noise, steps, states)
+        base = model.predict(noise, steps, states)
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, base, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_run_trains_nothing(
+    context: StageContext, experts: dict[str, ArtifactRef], dataset: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "train_all", lambda *_: pytest.fail("it trains what is published"))
+    assert train.run(context, dataset) == experts
+
+
+def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, dataset: ArtifactRef) -> None:
+    # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is damaged.
+    precise = {"precision": "fp32", "steps": 7}
+    two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
+    [task] = train.plan(two, dataset)
+    one = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed)
+    keeper = checkpointer(task.store, task.ref)
+    ExpertTraining(one, TorchEngine(one), keeper).run()
+    [newest, *_] = sorted(key for key in keeper.store.names() if key.endswith("state.safetensors"))[::-1]
+    keeper.store.write(newest, b"damaged")
+    found = load_lora(two.folder(train.run(two, dataset)["hate"]))
+    for name, layer in one.weights().items():
+        torch.testing.assert_close(found[name].delta(), layer.delta(), rtol=2e-2, atol=1e-5)
+
+
+def test_resources_that_are_not_there_are_told_at_once(context: StageContext, dataset: ArtifactRef) -> None:
+    with pytest.raises(ImpossibleResources, match="train.gpus_per_worker"):
+        train.run(changed(context, gpus_per_worker=1.0), dataset)
+    with pytest.raises(ImpossibleResources, match="64 CPU"):
+        train.run(changed(context, cpus_per_worker=64.0), dataset)
+
+
+def test_an_unknown_category_names_the_known_ones(context: StageContext, dataset: ArtifactRef) -> None:
+    with pytest.raises(ConfigError, match=r"no category sloth.*hate"):
+        train.run(changed(context, categories=["sloth"]), dataset)
+
+
+@pytest.mark.parametrize("fault", ["blow-up", "no-file"])
+def test_the_first_cause_is_told(context: StageContext, model: ModelFamily, tmp_path: Path, fault: str) -> None:
+    found = preferences(model, "hate")
+    if fault == "blow-up":
+        found = preferences(model, "hate")
+        found.winner.fill_(1e30)
+    sets = {"hate" if fault == "blow-up" else "violence": found}
+    dataset = put_dataset(context, sets, f"dataset-{fault}", tmp_path)
+    broken = changed(context, categories=["hate"], all_single=False, max_failures=0)
+    expected: type[Exception] = TrainingHealthError if fault == "blow-up" else ArtifactFormatError
+    with pytest.raises(expected, match="is not finite at step 0" if fault == "blow-up" else "hate.safetensors"):
+        train.run(broken, dataset)
+
+
+def test_a_time_limit_is_told_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
+    slow = changed(context, categories=["hate"], all_single=False, timeout_s=0.5, expert={"steps": 5000})
+    with pytest.raises(ClusterError, match=r"train\.timeout_s"):
+        train.run(slow, dataset)
