@@ -5,7 +5,6 @@ A row of the stream is one group, its records as parquet bytes: pictures travel 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jobs.generate_config import GenerateConfig
 from jobs.generate_diffusion import DiffusionStage
 from jobs.generate_groups import GroupStore
 from jobs.generate_judging import JudgeStage
-from jobs.streaming import within
+from jobs.streaming import configure_data, within
 from safety.dataset.plan import Group
 from safety.dataset.record import dump_group
 from safety.errors import ConfigError
@@ -35,8 +34,7 @@ def stream_groups(
         SafetyError: The first cause of a failure in an actor.
     """
     actors = fitting_actors(model, config)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    configure_data()
     rows = [{"index": group.index, "records": dump_group(group.records)} for group in groups]
     # One block a group: a block is what one task takes, and what a restart would redo.
     stream = (

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cluster.store.config import StoreConfig
 from jobs import generate
 from jobs.config import RunConfig
 from jobs.generate_groups import GroupStore
-from jobs.stage import ArtifactRef, StageContext
+from jobs.stage import ArtifactRef, StageContext, artifact_ref
 from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
@@ -52,8 +52,17 @@ generate.run(StageContext(run=run, store=ArtifactStore(run.store), work=Path(wor
 
 
 @pytest.fixture(scope="module")
+def root() -> Iterator[Path]:
+    """Return the repository's root, from which this process and Ray's workers import the test's judge."""
+    found = Path(generate.__file__).parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(found))
+        yield found
+
+
+@pytest.fixture(scope="module")
 def make_context(
-    session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    root: Path, session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., StageContext]:
     """Return a function that makes a run's context on a prefix of its own; settings go to ``generate``."""
     taxonomy = tmp_path_factory.mktemp("taxonomy") / "small.yaml"
@@ -71,7 +80,7 @@ def make_context(
                 "writer": "small",
                 "counts": COUNTS.model_dump(),
                 "render": {"steps": 2, "batch": 8},
-                "judge": {"name": "small_world:load_pixel_judge"},
+                "judge": {"name": "tests.pixel_judge:load_pixel_judge"},
                 "group_size": GROUP_SIZE,
                 "shard_rows": 5,
                 **settings,
@@ -143,7 +152,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_actors_make_the_same_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = make_context("two", actors=2, judge={"name": "small_world:load_slow_judge"})
+    context = make_context("two", actors=2, judge={"name": "tests.pixel_judge:load_slow_judge"})
     kill_after_some_groups(context, tmp_path)
     done = context.store.keys("work/")
     groups = sorted(key for key in done if "/groups/" in key)
@@ -229,12 +238,17 @@ def test_where_the_work_runs_does_not_name_the_dataset(make_context: Callable[..
         context = make_context("names", **settings)
         taxonomy = context.run.load_taxonomy()
         provenance = generate.describe(context, taxonomy)
-        return generate.artifact_ref(context, "dataset", generate.dataset_settings(context, taxonomy, provenance)).id
+        return artifact_ref(context, "dataset", generate.dataset_settings(context, taxonomy, provenance)).id
 
     assert name() == name(actors=7, cpus_per_actor=0.5, gpus_per_actor=0.5, judge_actors=3, timeout_s=5.0)
     assert (
         len(
-            {name(), name(group_size=4), name(render={"steps": 3}), name(judge={"name": "small_world:load_slow_judge"})}
+            {
+                name(),
+                name(group_size=4),
+                name(render={"steps": 3}),
+                name(judge={"name": "tests.pixel_judge:load_slow_judge"}),
+            }
         )
         == 4
     )

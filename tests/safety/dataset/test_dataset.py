@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pixel_judge import PixelSumJudge
 from safetensors.torch import load
-from small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, PixelSumJudge, SmallWriter
+from small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
 
 from safety.dataset.layout import DatasetWriter, latents_file
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -73,7 +74,7 @@ def rendered(plan: DatasetPlan, renderer: GroupRenderer) -> dict[int, list[Recor
 
 @pytest.fixture(scope="module")
 def judged(rendered: dict[int, list[Record]]) -> dict[int, list[Record]]:
-    reviewer = GroupReviewer(PixelSumJudge(), PairFilterConfig())
+    reviewer = GroupReviewer(PixelSumJudge(TAXONOMY), PairFilterConfig())
     return {index: reviewer.review(records) for index, records in rendered.items()}
 
 
@@ -149,7 +150,7 @@ def test_tensors_are_the_encoders_of_the_stored_pictures_and_texts(
 
 
 def test_verdicts_follow_the_judge(judged: dict[int, list[Record]]) -> None:
-    judge = PixelSumJudge()
+    judge = PixelSumJudge(TAXONOMY)
     seen: Counter[str] = Counter()
     for record in itertools.chain.from_iterable(judged.values()):
         seen[str(record.reason)] += 1
@@ -173,7 +174,7 @@ def test_verdicts_follow_the_judge(judged: dict[int, list[Record]]) -> None:
 def test_an_unreadable_picture_is_a_reason_and_harms_no_other_row(rendered: dict[int, list[Record]]) -> None:
     records = next(records for records in rendered.values() if records[0].group == "violence")
     broken = records[0].model_copy(update={"images": (records[0].images[0][:50], records[0].images[1])})
-    reviewer = GroupReviewer(PixelSumJudge(), PairFilterConfig())
+    reviewer = GroupReviewer(PixelSumJudge(TAXONOMY), PairFilterConfig())
     first, *others = reviewer.review([broken, *records[1:]])
     assert first.reason == Reason.UNREADABLE_IMAGE
     assert first.tensors is None
