@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
-import boto3
 from boto3.exceptions import RetriesExceededError
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -28,6 +25,7 @@ from botocore.exceptions import (
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from cluster.errors import ClusterError, MissingBucket, StoreRefused, StoreUnreachable, UnsafeStore, WrongCredentials
+from cluster.store.client import make_client
 from cluster.store.config import StoreConfig
 
 T = TypeVar("T")
@@ -59,10 +57,6 @@ def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _is_loopback(endpoint: str | None) -> bool:
-    return endpoint is not None and urlsplit(endpoint).hostname in ("127.0.0.1", "::1", "localhost")
-
-
 def _passes(error: BaseException) -> bool:
     """Say whether an error may be gone at the next try, as when the store is being restarted."""
     if isinstance(error, ClientError):
@@ -85,21 +79,7 @@ class ObjectStore:
     @property
     def _client(self) -> Any:
         if self._connection is None:
-            self._connection = boto3.session.Session().client(
-                "s3",
-                endpoint_url=self.config.endpoint,
-                region_name=self.config.region,
-                config=Config(
-                    connect_timeout=self.config.connect_timeout_s,
-                    read_timeout=self.config.read_timeout_s,
-                    retries={"mode": "standard", "total_max_attempts": 1},
-                    s3={"addressing_style": "path"},
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    # A proxy of the environment cannot reach this machine's loopback.
-                    proxies={} if _is_loopback(self.config.endpoint) else None,
-                ),
-            )
+            self._connection = make_client(self.config)
         return self._connection
 
     def _key(self, key: str) -> str:

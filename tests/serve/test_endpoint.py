@@ -70,7 +70,7 @@ def deployed(release: StoreConfig, tiny_model_dir: Path) -> Iterator[Deploy]:
 
     def up(**settings: Any) -> str:
         document = {
-            "serve": {"port": port, "num_cpus": 0.5, **settings},
+            "serve": {"port": port, "num_cpus": 0.5, "request_timeout_s": 200, **settings},
             "model": {"path": str(tiny_model_dir)},
             "store": release.model_dump(mode="json"),
         }
@@ -112,7 +112,7 @@ def test_concurrent_requests_each_get_the_stock_pipelines_image(
     prompts = [f"a {thing} on a blue background" for thing in ("house", "knife", "house", "cake", "knife", "house")]
 
     def ask(seed: int) -> dict[str, Any]:
-        response = httpx.post(url + PATH, json={"prompt": prompts[seed], "seed": seed}, timeout=60)
+        response = httpx.post(url + PATH, json={"prompt": prompts[seed], "seed": seed}, timeout=240)
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
@@ -128,7 +128,7 @@ def test_concurrent_requests_each_get_the_stock_pipelines_image(
 def test_several_images_of_one_request_are_those_of_the_seeds_that_follow(
     url: str, stock: Callable[[str, int], torch.Tensor]
 ) -> None:
-    answer = httpx.post(url + PATH, json={"prompt": "a house", "seed": 40, "n": 3}, timeout=60).json()
+    answer = httpx.post(url + PATH, json={"prompt": "a house", "seed": 40, "n": 3}, timeout=240).json()
     assert [entry["seed"] for entry in answer["data"]] == [40, 41, 42]
     for entry in answer["data"]:
         assert float((pixels(entry) - stock("a house", entry["seed"])).abs().mean()) <= 1.0
@@ -137,10 +137,10 @@ def test_several_images_of_one_request_are_those_of_the_seeds_that_follow(
 
 
 def test_the_base_model_stands_beside_the_aligned_one(url: str) -> None:
-    models = httpx.get(url + "/v1/models", timeout=60).json()["data"]
+    models = httpx.get(url + "/v1/models", timeout=240).json()["data"]
     assert [(m["id"], m["release"]) for m in models] == [("aligned", "release-tiny"), ("base", None)]
     base, aligned = (
-        httpx.post(url + PATH, json={"prompt": "a house", "seed": 1, "model": name}, timeout=60).json()["data"][0]
+        httpx.post(url + PATH, json={"prompt": "a house", "seed": 1, "model": name}, timeout=240).json()["data"][0]
         for name in ("base", "aligned")
     )
     assert float((pixels(base) - pixels(aligned)).abs().mean()) > 1.0
@@ -160,7 +160,7 @@ def test_the_base_model_stands_beside_the_aligned_one(url: str) -> None:
 def test_refusals_come_in_the_envelope(
     url: str, body: dict[str, Any], status: int, param: str | None, code: str
 ) -> None:
-    response = httpx.post(url + PATH, json=body, timeout=60)
+    response = httpx.post(url + PATH, json=body, timeout=240)
     assert response.status_code == status
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
@@ -170,7 +170,7 @@ def test_refusals_come_in_the_envelope(
 def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=120, limits=limits, verify=False) as client:
+        async with httpx.AsyncClient(timeout=240, limits=limits, verify=False) as client:
             bodies = ({"prompt": "a house", "seed": seed, "steps": 150} for seed in range(40))
             return await asyncio.gather(*(client.post(url + PATH, json=body) for body in bodies))
 
@@ -182,12 +182,12 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
         assert answer.json()["error"]["code"] == "queue_full"
     # What may wait is served, whatever comes beside it.
     assert len(answers) - len(refused) >= 8
-    assert httpx.post(url + PATH, json={"prompt": "a house"}, timeout=60).status_code == 200
+    assert httpx.post(url + PATH, json={"prompt": "a house"}, timeout=240).status_code == 200
 
 
 def test_health_and_page(url: str) -> None:
-    assert httpx.get(url + "/healthz", timeout=60).json() == {"status": "ok"}
-    page = httpx.get(url + "/", timeout=60)
+    assert httpx.get(url + "/healthz", timeout=240).json() == {"status": "ok"}
+    page = httpx.get(url + "/", timeout=240)
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
@@ -195,4 +195,4 @@ def test_health_and_page(url: str) -> None:
 def test_a_deployment_that_cannot_start_says_why(url: str, deployed: Deploy) -> None:
     with pytest.raises(DeploymentFailed, match="the store has no release 'nowhere'"):
         deployed(app="other", route_prefix="/other", pointer="nowhere")
-    assert httpx.get(url + "/healthz", timeout=60).status_code == 200
+    assert httpx.get(url + "/healthz", timeout=240).status_code == 200

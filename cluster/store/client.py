@@ -1,0 +1,43 @@
+"""The S3 client: time limits, no retries of its own, and none of botocore's traps."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from cluster.store.config import StoreConfig
+
+
+def make_client(config: StoreConfig) -> Any:
+    """Return a boto3 client for the store; credentials come from boto3's usual chain.
+
+    It tries each request once: ``ObjectStore`` repeats whole operations, bodies included, which botocore does not.
+    """
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=config.endpoint,
+        region_name=config.region,
+        config=Config(
+            connect_timeout=config.connect_timeout_s,
+            read_timeout=config.read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+            # The newer checksums are refused by older S3 servers, and every artifact has its own hashes.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # A proxy of the environment cannot reach this machine's loopback.
+            proxies={} if _is_loopback(config.endpoint) else None,
+        ),
+    )
+    # When the connection ends inside a "100 Continue" answer, botocore reads for ever, deaf to its time limits
+    # (AWSConnection._consume_headers): do not ask for one.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
+
+
+def _is_loopback(endpoint: str | None) -> bool:
+    return endpoint is not None and urlsplit(endpoint).hostname in ("127.0.0.1", "::1", "localhost")
