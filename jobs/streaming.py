@@ -19,11 +19,14 @@ DEPTH = 50
 
 
 def configure_data() -> None:
-    """Make Ray Data quiet, and let an actor's own error through: the cause of its wrapper is lost on the way."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    """Keep Ray Data off the terminal, and let an actor's own error through: the cause of its wrapper gets lost."""
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.raise_original_map_exception = True
+    for handler in logging.getLogger("ray.data").handlers:
+        # Its log file keeps everything.
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
@@ -66,7 +69,8 @@ def first_cause(error: BaseException) -> BaseException:
     """Return the error with a known cause below Ray's wrappings, or the error itself when there is none."""
     seen: list[BaseException | None] = [error]
     for found in seen:
-        if isinstance(found, (SafetyError, ClusterError)):
+        # Ray's wrapper takes on the type of what it wraps, but its message is a whole remote traceback.
+        if isinstance(found, (SafetyError, ClusterError)) and not isinstance(found, ray.exceptions.RayError):
             return found
         if found is not None and len(seen) < DEPTH:
             seen += [getattr(found, "cause", None), found.__cause__, found.__context__]

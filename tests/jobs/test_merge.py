@@ -295,5 +295,5 @@ def test_wrong_experts_and_resources_are_named(
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_lora(LoraWeights({layer: LoraLayer(torch.ones(1, 7), torch.ones(9, 1))}), tmp_path, metadata={})
     other = put(context, "expert", "expert-of-another-base", tmp_path)
-    with pytest.raises(ArtifactFormatError, match=r"adapter\.mid_block.*\(9, 7\) in the adapter"):
+    with pytest.raises(ArtifactFormatError, match=r"adapter: mid_block.*\(9, 7\) in the adapter"):
         merge.run(context, dataset, {"hate": other})
