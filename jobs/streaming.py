@@ -73,5 +73,8 @@ def first_cause(error: BaseException) -> BaseException:
         if isinstance(found, (SafetyError, ClusterError)) and not isinstance(found, ray.exceptions.RayError):
             return found
         if found is not None and len(seen) < DEPTH:
-            seen += [getattr(found, "cause", None), found.__cause__, found.__context__]
+            # A trainer's error holds those of its workers, each in a wrapper that keeps its traceback.
+            seen += getattr(found, "worker_failures", {}).values()
+            seen += [getattr(found, "cause", None), getattr(found, "_base_exc", None)]
+            seen += [found.__cause__, found.__context__]
     return error
