@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import socket
 import time
@@ -67,7 +68,9 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
 def undeploy(endpoint: EndpointConfig) -> None:
     """Take the application down; it is no error when it is not up."""
     if endpoint.app in serve.status().applications:
-        serve.delete(endpoint.app)
+        # Serve stops waiting after a minute and goes on deleting, which must not hide why it is taken down.
+        with contextlib.suppress(TimeoutError):
+            serve.delete(endpoint.app)
 
 
 def _serve_is_up() -> bool:

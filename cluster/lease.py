@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -9,8 +10,10 @@ import secrets
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from cluster.canonical import canonical_json
@@ -24,13 +27,49 @@ STALE_S = 90.0
 
 
 class Holder(NamedTuple):
-    """Who holds a lease: host and process, since when, and when it last gave a sign of life (Unix seconds)."""
+    """Who holds a lease.
+
+    Attributes:
+        host: Its machine's name, to be read by people.
+        pid: Its process on that machine.
+        token: Its own, so that two leases of one process differ.
+        since: When it took the lease, in Unix seconds.
+        beat: When it last gave a sign of life, in Unix seconds by its own clock.
+        place: Which running system its pid belongs to: two containers or machines may share a host name.
+        born: When its process started, by that system's clock: a pid is used again.
+    """
 
     host: str
     pid: int
     token: str
     since: float
     beat: float
+    place: str
+    born: str
+
+
+@functools.cache
+def _place() -> str:
+    """Return what names the running system whose pids this process sees: its boot and its pid namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}/{uuid.getnode():x}"
+
+
+def _born(pid: int) -> str | None:
+    """Return when a process of this system started ("" where that cannot be known), or None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
 
 
 def _key(run: str) -> str:
@@ -44,16 +83,13 @@ def _read(found: Versioned) -> Holder | None:
         return None
 
 
-def _alive(holder: Holder, now: float) -> bool:
-    """Say whether a holder may still be at work: its process on this host, or its heartbeat on another."""
-    if holder.host == socket.gethostname():
-        try:
-            os.kill(holder.pid, 0)
-        except ProcessLookupError:
+def _alive(holder: Holder, age_s: float) -> bool:
+    """Say whether a holder may be at work, ``age_s`` after its last sign of life by the store's clock."""
+    if holder.place == _place():
+        born = _born(holder.pid)
+        if born is None or born != holder.born:
             return False
-        except PermissionError:  # another user's process, perhaps under a number used again: the heartbeat tells
-            pass
-    return now - holder.beat < STALE_S
+    return age_s < STALE_S
 
 
 def _acquire(store: ObjectStore, run: str, mine: Holder) -> None:
@@ -64,7 +100,7 @@ def _acquire(store: ObjectStore, run: str, mine: Holder) -> None:
             store.write(_key(run), data, if_absent=True)
             return
         holder = _read(found)
-        if holder is None or not _alive(holder, time.time()):
+        if holder is None or not _alive(holder, found.age_s):
             store.write(_key(run), data, if_match=found.etag)
             return
     except LostRace:
@@ -77,7 +113,7 @@ def _acquire(store: ObjectStore, run: str, mine: Holder) -> None:
     raise RunLocked(
         f"{run!r} is running in {who}{since}",
         field="run.name",
-        fix="wait for it, stop it, or give this run another name",
+        fix=f"wait for it, stop it, or give this run another name; a dead one lets go after {STALE_S:.0f} s",
     )
 
 
@@ -107,11 +143,16 @@ def _release(store: ObjectStore, run: str, mine: Holder) -> None:
 def lease(store: ObjectStore, run: str) -> Iterator[None]:
     """Hold the lease of a run's id.
 
+    It goes to another when its process is gone from the same running system, or, elsewhere, when it gave no sign of
+    life for ``STALE_S`` seconds. A holder that slept so long finds its lease taken and says so in the log; what both
+    publish is safe, since artifacts and pointers have one winner.
+
     Raises:
         RunLocked: another live process holds it; the message says which and since when.
     """
     now = time.time()
-    mine = Holder(socket.gethostname(), os.getpid(), secrets.token_hex(8), now, now)
+    pid = os.getpid()
+    mine = Holder(socket.gethostname(), pid, secrets.token_hex(8), now, now, _place(), _born(pid) or "")
     _acquire(store, run, mine)
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(store, run, mine, stop), daemon=True, name=f"lease-{run}")

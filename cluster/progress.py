@@ -25,10 +25,10 @@ PLAIN_INTERVAL_S = 15.0
 class StageProgress:
     """Counts a stage's finished units, with the time it has taken and the time it has left."""
 
-    def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
-        """Prepare progress of ``total`` units called ``unit``."""
+    def __init__(self, console: Console, title: str, total: int, unit: str, done: int = 0) -> None:
+        """Prepare progress of ``total`` units called ``unit``; an earlier run finished ``done`` of them already."""
         self.console, self.title, self.total, self.unit = console, title, total, unit
-        self.done = 0
+        self.done = self._earlier = done
         self._started = self._shown = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -48,7 +48,7 @@ class StageProgress:
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done)
         return self
 
     def __exit__(
@@ -68,16 +68,23 @@ class StageProgress:
         now = time.monotonic()
         if now - self._shown >= PLAIN_INTERVAL_S or self.done >= self.total:
             self._shown = now
-            self.console.print(
-                f"{self.title}: {self.done}/{self.total} {self.unit}, {self.left()} left {note}".rstrip()
-            )
+            taken = _clock(now - self._started)
+            counted = f"{self.title}: {self.done}/{self.total} {self.unit}"
+            self.console.print(f"{counted}, {taken} taken, {self.left()} left {note}".rstrip())
 
     def left(self) -> str:
         """Return the time left by the pace so far, such as "1:25"; "?" before the first unit."""
-        if not self.done:
+        paced = self.done - self._earlier
+        if paced <= 0:
             return "?"
-        seconds = (time.monotonic() - self._started) / self.done * max(0, self.total - self.done)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+        return _clock((time.monotonic() - self._started) / paced * max(0, self.total - self.done))
+
+
+def _clock(seconds: float) -> str:
+    """Return a span of time as minutes and seconds, "1:25", or with hours, "2:01:25"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @contextmanager

@@ -23,10 +23,10 @@ def require(resources: Mapping[str, float], field: str) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(all(node.get(name, 0.0) >= amount for name, amount in needed.items()) for node in nodes):
         return
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
-    most = ", ".join(f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in needed)
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed.items()))
+    most = ", ".join(f"{max((node.get(name, 0.0) for node in nodes), default=0.0):g} {name}" for name in sorted(needed))
     raise ImpossibleResources(
-        f"it asks for {asked} on one node, and the cluster's nodes have at most {most}",
+        f"the cluster has {most} on its largest nodes, and this asks for {asked} on one node",
         field=field,
-        fix="ask for less, or start a cluster with such a node",
+        fix=f"lower {field}, or use a cluster that has such a node",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,13 +18,19 @@ from pathlib import Path
 import ray
 from pydantic import BaseModel, ConfigDict, Field
 
+# Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must have it read again, or its own side
+# and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
+from ray._raylet import Config as RayEnvironment
+
 from cluster.errors import ClusterError, ClusterUnreachable
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
 
 LOCAL = "local"
+TOKEN = "token"
 ROOT = Path(__file__).parent.parent
+DEVICES = Path("/dev")
 START_ONE = "start one with 'ray start --head'"
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
@@ -38,7 +45,12 @@ class ClusterConfig(BaseModel):
     num_gpus: int | None = Field(None, ge=0)
     object_store_mb: int = Field(512, ge=100, description="of a local cluster")
     dashboard: bool = Field(True, description="serve Ray's dashboard on loopback")
-    auth: str = Field("disabled", pattern="^(disabled|token)$", description="Ray's token authentication")
+    auth: str = Field(
+        TOKEN,
+        pattern="^(disabled|token)$",
+        description="who may use the cluster: holders of the token in ~/.ray/auth_token, or all who reach its ports, "
+        "which Ray opens on every network of the machine",
+    )
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
 
 
@@ -56,25 +68,47 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
     return {
         **store,
         "RAY_AUTH_MODE": config.auth,
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        **({} if config.num_gpus or config.address != LOCAL else {"DS_ACCELERATOR": "cpu"}),
+        **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
     }
+
+
+def _may_have_gpus(config: ClusterConfig) -> bool:
+    if config.address != LOCAL:
+        return True
+    return any(DEVICES.glob("nvidia[0-9]*")) if config.num_gpus is None else config.num_gpus > 0
 
 
 @contextmanager
 def _exported(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables of this process's environment, and put back what was there."""
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+@contextmanager
+def _ray_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables as ``_exported`` does, and have Ray read its own anew, on the way in and on the way out."""
+    try:
+        with _exported(variables):
+            RayEnvironment.initialize("")
+            yield
+    finally:
+        RayEnvironment.initialize("")
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -101,6 +135,8 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
         artifacts.check()
         artifacts.probe_conditional_writes()
         dashboard = stack.enter_context(_ray(cluster, worker_environment(environment, cluster)))
+        if embedded:
+            _require_one_host()
         yield Session(artifacts, store, dashboard)
 
 
@@ -114,40 +150,81 @@ def _require_no_ray() -> None:
         )
 
 
+def _require_one_host() -> None:
+    """Refuse the embedded store, which answers on loopback alone, under a cluster of several machines."""
+    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1:
+        raise ClusterError(
+            f"the embedded store answers on this machine alone, and the cluster has {len(hosts)}",
+            field="store.endpoint",
+            fix="name the endpoint of a store that all of them reach",
+        )
+
+
 @contextmanager
 def _ray(config: ClusterConfig, environment: dict[str, str]) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
-    exported = {name: value for name, value in environment.items() if name.startswith(("RAY_", "DS_"))}
-    with _exported(exported):
+    # A local cluster's processes inherit this one's environment. A runtime_env would do as well, but Ray writes it,
+    # the store's secret key with it, into logs that every user of the machine can read.
+    mine = ("RAY_", "DS_")
+    exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(mine)}
+    with _ray_environment(exported):
         if config.address != LOCAL:
             _check_reachable(config)
         try:
-            yield _init(config, environment)
+            yield _start(config) if config.address == LOCAL else _join(config, environment)
         finally:
             ray.shutdown()
 
 
-def _init(config: ClusterConfig, environment: dict[str, str]) -> str | None:
-    """Connect, and return the dashboard's URL if there is one."""
-    settings: dict[str, object] = {"address": config.address}
-    if config.address == LOCAL:
-        settings |= {
-            "num_cpus": config.num_cpus,
-            "num_gpus": config.num_gpus,
-            "object_store_memory": config.object_store_mb * 2**20,
-            "include_dashboard": config.dashboard,
-            "dashboard_host": "127.0.0.1",
-        }
+def _start(config: ClusterConfig) -> str | None:
+    """Start a local cluster, and return its dashboard's URL if there is one."""
+    if config.auth == TOKEN:
+        _keep_token_private()
+    try:
+        return _init(
+            address=LOCAL,
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            object_store_memory=config.object_store_mb * 2**20,
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+        )
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        raise ClusterUnreachable(
+            f"a local cluster does not start: {error}", field="cluster.address", fix="read the logs in /tmp/ray"
+        ) from error
+
+
+def _keep_token_private() -> None:
+    """Make the user's token before Ray does: Ray would let every user of the machine read it."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _join(config: ClusterConfig, environment: Mapping[str, str]) -> str | None:
+    """Connect to a running cluster, and return its dashboard's URL if there is one."""
+    try:
+        return _init(address=config.address, runtime_env={"env_vars": dict(environment)})
+    except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise _unreachable(f"no Ray cluster answers: {error}") from error
+
+
+def _init(**settings: object) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            context = ray.init(
-                runtime_env={"env_vars": environment}, logging_level=logging.ERROR, log_to_driver=False, **settings
-            )
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
-            raise _unreachable(f"no Ray cluster answers: {error}") from error
+        context = ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
@@ -167,7 +244,13 @@ def _check_reachable(config: ClusterConfig) -> None:
             raise _unreachable(f"nothing answers at {config.address!r}: {error}") from error
     probe = [sys.executable, "-c", PROBE, config.address]
     try:
-        subprocess.run(probe, capture_output=True, check=True, timeout=max(1.0, deadline - time.monotonic()))
+        subprocess.run(
+            probe,
+            capture_output=True,
+            check=True,
+            timeout=max(1.0, deadline - time.monotonic()),
+            env={**os.environ, "RAY_AUTH_MODE": config.auth},
+        )
     except subprocess.TimeoutExpired:
         raise _unreachable(
             f"no Ray head node answers at {config.address!r} within cluster.start_timeout_s = {config.start_timeout_s:g}"

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ray
 import typer
@@ -24,13 +23,12 @@ from safety.errors import ConfigError
 from safety.evaluation.features import feature_extractors
 from safety.evaluation.learning import Curves, read_curves
 from safety.evaluation.metrics import MetricsReport, compute_metrics
-from safety.evaluation.plan import MERGED, RenderGroup, plan_evaluation
+from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.evaluation.provenance import JudgeIdentity, Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
 from safety.judges import load_judge
-from safety.lora.files import load_lora
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
@@ -140,19 +138,14 @@ def render_all(
     if done:
         context.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} groups are finished already")
     if missing:
-        inputs = EvaluationInputs(context.run.model, taxonomy, config, _share(context, adapters, missing), groups)
-        with StageProgress(context.console, "evaluate", sum(len(g.images) for g in missing), "images") as progress:
+        inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups)
+        total, left = (sum(len(group.images) for group in groups) for groups in (wanted, missing))
+        with StageProgress(context.console, "evaluate", total, "images", done=total - left) as progress:
             for row in evaluate_groups(missing, inputs):
                 progress.advance(int(row["images"]), str(row["model"]))
         done = groups.read_all()
     records = [record for group in wanted for record in done[group.number].records]
     return RecordTable(records=tuple(records), seconds=sum(done[group.number].seconds for group in wanted))
-
-
-def _share(context: StageContext, adapters: Mapping[str, ArtifactRef], groups: list[RenderGroup]) -> dict[str, Any]:
-    """Put the adapters that the groups need into Ray's object store."""
-    needed = {group.model for group in groups}
-    return {name: ray.put(load_lora(context.folder(ref))) for name, ref in adapters.items() if name in needed}
 
 
 def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curves) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import ray
@@ -31,6 +33,7 @@ from safety.evaluation.plan import BASE, RenderGroup
 from safety.evaluation.records import PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges import Judge, load_judge
+from safety.lora.files import load_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.rendering import render
@@ -77,13 +80,13 @@ class FinishedGroups:
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """All that an actor needs, sent through Ray's object store."""
+    """All that an actor needs."""
 
     model: ModelConfig
     taxonomy: Taxonomy
     config: EvaluateConfig
-    adapters: Mapping[str, Any]
-    """Each adapted model's ``LoraWeights`` by name, as references to Ray's object store."""
+    adapters: Mapping[str, ArtifactRef]
+    """Each adapted model's adapter by name."""
     groups: FinishedGroups
 
 
@@ -105,6 +108,7 @@ class EvaluationStage:
     def __init__(self, inputs: EvaluationInputs) -> None:
         """Keep what to evaluate with."""
         self.inputs = inputs
+        self._adapters: dict[str, LoraWeights] = {}
 
     @cached_property
     def tools(self) -> Tools:
@@ -128,8 +132,12 @@ class EvaluationStage:
         return {"model": row["model"], "images": len(records)}
 
     def _adapter(self, model: str) -> LoraWeights:
-        weights: LoraWeights = ray.get(self.inputs.adapters[model])
-        return weights
+        """Return a model's adapter; one is kept, as groups come model by model."""
+        if model not in self._adapters:
+            with TemporaryDirectory(prefix="adapter-") as scratch:
+                folder = self.inputs.groups.store.fetch(*self.inputs.adapters[model], Path(scratch))
+                self._adapters = {model: load_lora(folder)}
+        return self._adapters[model]
 
 
 def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> Iterator[dict[str, Any]]:

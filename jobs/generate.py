@@ -90,9 +90,9 @@ def render_missing(context: StageContext, plan: DatasetPlan, taxonomy: Taxonomy,
         context.console.print(f"{len(done)} of {len(plan.groups)} groups are finished already")
     if not missing:
         return
-    rows = sum(len(group.records) for group in missing)
+    rows, left = (sum(len(group.records) for group in groups) for groups in (plan.groups, missing))
     kept = 0
-    with StageProgress(context.console, "generate", rows, "rows") as progress:
+    with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
             kept += int(group["kept"])
             progress.advance(int(group["rows"]), f"{kept} kept")

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from rich.table import Table
 
+from cluster.errors import ClusterError
 from cluster.resources import require
 from jobs.merge_config import MergeConfig
 from jobs.merge_files import Recipe, Searched, fill_merge
@@ -179,7 +180,7 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=2
         )
         asked = task.remote(context.run.model, weights, probes, config.calibration, source.seed, config.threads)
-        statistics: Calibration = _result(asked)
+        statistics: Calibration = _result(asked, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
         context.console.print(f"calibration {ref.id}: {time.monotonic() - started:.0f} s")
     return _Measured(ref, load_calibration(context.folder(ref) / CALIBRATION_FILE))
@@ -201,10 +202,16 @@ def calibrate_task(
     return calibrate(loaded, experts, probes, config, seed)
 
 
-def _result(asked: Any) -> Any:
-    """Return a Ray task's result; raise the first cause when it failed."""
+def _result(asked: Any, timeout_s: float) -> Any:
+    """Return a Ray task's result; raise the first cause when it failed, and ClusterError when it takes too long."""
     try:
-        return ray.get(asked)
+        return ray.get(asked, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError(
+            f"the calibration was not finished in {timeout_s:g} s",
+            field="merge.timeout_s",
+            fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
+        ) from error
     except ray.exceptions.RayError as error:
         raise first_cause(error) from error
 

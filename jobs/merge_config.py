@@ -35,6 +35,11 @@ class MergeConfig(BaseModel):
     workers: int = Field(default=2, gt=0, description="most trials, and most confirmations, at once")
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: float = Field(default=0.0, ge=0, description="may be a share of one GPU")
+    timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="longest time for the calibration, for all trials together, and for the next confirmation",
+    )
 
     def resources(self) -> dict[str, float]:
         """Return what one worker takes of the cluster, as Ray counts it."""

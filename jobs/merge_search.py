@@ -25,6 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from cluster.canonical import config_hash
+from cluster.errors import ClusterError
 from cluster.progress import StageProgress
 from cluster.store.artifacts import ArtifactStore
 from jobs.merge_config import MergeConfig
@@ -197,8 +198,8 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     left = inputs.config.search.trials - len(done)
     failed: list[Exception] = []
     if left > 0:
-        with StageProgress(console, "merge search", inputs.config.search.trials, "trials") as progress:
-            progress.advance(len(done))
+        total = inputs.config.search.trials
+        with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
             failed = _tune(inputs, records, done, left, logs, progress)
         done = records.all("trials", Trial)
     if space.start not in [trial.parameters for trial in done]:
@@ -235,6 +236,7 @@ def _tune(
             search_alg=searcher,
             num_samples=left,
             max_concurrent_trials=config.workers,
+            time_budget_s=config.timeout_s,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
@@ -290,8 +292,7 @@ def confirm_best(
     missing = [position for position, seen in found.items() if seen is None]
     confirmed = {position: seen for position, seen in found.items() if seen is not None}
     if missing:
-        with StageProgress(console, "merge confirmation", len(positions), "merges") as progress:
-            progress.advance(len(confirmed))
+        with StageProgress(console, "merge confirmation", len(positions), "merges", done=len(confirmed)) as progress:
             for position, seen in _render(missing, trials, inputs):
                 records.write("confirmed", trials[position].parameters, seen)
                 confirmed[position] = seen
@@ -311,9 +312,15 @@ def _render(positions: list[int], trials: list[Trial], inputs: SearchInputs) -> 
     }
     waiting = list(asked)
     while waiting:
-        (ready, *_), waiting = ray.wait(waiting)
+        ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
+        if not ready:
+            raise ClusterError(
+                f"no merge was confirmed in {config.timeout_s:g} s",
+                field="merge.timeout_s",
+                fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
+            )
         try:
-            yield asked[ready], ray.get(ready)
+            yield asked[ready[0]], ray.get(ready[0])
         except ray.exceptions.RayError as error:
             raise first_cause(error) from error
     for actor in actors:

@@ -23,7 +23,7 @@ from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_fit import FitPlan, fit
-from jobs.train_worker import ExpertTask
+from jobs.train_worker import ExpertTask, check_task
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -34,7 +34,8 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
     """Train the experts that are not published yet and return all of them by name.
 
     Raises:
-        ConfigError: A category is not in the taxonomy.
+        ConfigError: A category is not in the taxonomy, or the model is on a GPU and the workers have none.
+        EmptyDatasetError: A category has no training pair, or no benign row where the objective reads them.
         ImpossibleResources: The cluster can never run a worker.
         TrainingHealthError: A run blew up.
         ClusterError: The experts did not finish in time.
@@ -47,7 +48,8 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
     if missing:
         config = context.run.train
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
-        context.folder(dataset)
+        for task in missing:
+            check_task(task)
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
     return {task.name: task.ref for task in tasks}

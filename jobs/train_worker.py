@@ -20,7 +20,7 @@ from safety.errors import ConfigError
 from safety.experts.card import write_card
 from safety.experts.checkpoint import Checkpointer, Metrics
 from safety.experts.curves import plot_curves, write_metrics
-from safety.experts.expert import Expert
+from safety.experts.expert import Expert, configured_objective, training_rows
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelConfig, load_model
 from safety.lora.files import save_lora
@@ -88,21 +88,30 @@ def load_pairs(task: ExpertTask) -> PreferenceSet:
     return sets[0] if task.name != ALL_SINGLE else combine(sets, ALL_SINGLE)
 
 
-def train_expert(task: ExpertTask) -> None:
-    """Train one expert on this worker, together with the others of its group.
+def check_task(task: ExpertTask) -> None:
+    """Find what can never be trained before any worker starts: a restart would only fail again.
 
     Raises:
-        ConfigError: The model is on a GPU and the worker has none.
-        EmptyDatasetError: There is no training pair.
-        TrainingHealthError: The run blew up.
+        ConfigError: The model is on a GPU and the workers have none.
+        EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
+        ArtifactFormatError: The dataset lacks a category.
     """
-    torch.set_num_threads(task.config.expert.threads)
     if task.model.device != "cpu" and not task.config.gpus_per_worker:
         raise ConfigError(
             f"the model is on {task.model.device!r} and a worker is given no GPU",
             field="train.gpus_per_worker",
             fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
         )
+    training_rows(load_pairs(task), configured_objective(task.config.expert))
+
+
+def train_expert(task: ExpertTask) -> None:
+    """Train one expert on this worker, together with the others of its group.
+
+    Raises:
+        TrainingHealthError: The run blew up.
+    """
+    torch.set_num_threads(task.config.expert.threads)
     expert = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed, task.config.workers)
     keeper = checkpointer(task.store, task.ref)
     start = keeper.latest()

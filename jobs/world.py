@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from safety.emoji.measure import JudgeQuality, ModelQuality
-from safety.emoji.world import WorldBuilder, WorldConfig, measure_world, write_cards
+from safety.emoji.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
 from safety.taxonomy import load_taxonomy
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "world.yaml"
@@ -44,11 +44,22 @@ def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) 
     console.print(base)
 
 
+def chosen_parts(names: list[str] | None) -> tuple[Part, ...]:
+    """Return the parts of these names, or all of them; raise BadParameter for a name that is none."""
+    unknown = [name for name in names or () if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"no part is called {unknown[0]!r}; use {', '.join(PARTS)}", param_hint="--part")
+    return tuple(part for part in PARTS if names is None or part in names)
+
+
 def main(
     work: Annotated[Path, typer.Option(help="folder for drawings and checkpoints")] = Path("out/world"),
     zoo: Annotated[Path, typer.Option(help="folder the models are written to")] = Path("out/zoo"),
     config: Annotated[Path, typer.Option(help="a WorldConfig as YAML")] = DEFAULT_CONFIG,
     images: Annotated[int, typer.Option(help="images a measurement of the base model renders")] = 1000,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"train this part and keep the zoo's others; one of {', '.join(PARTS)}")
+    ] = None,
     only_measure: Annotated[bool, typer.Option(help="measure an existing zoo again")] = False,
 ) -> None:
     """Train the emoji zoo, measure it and write its cards."""
@@ -58,7 +69,7 @@ def main(
     settings = WorldConfig.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
     builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
     if not only_measure:
-        builder.build(zoo)
+        builder.build(zoo, chosen_parts(part))
     judge, model = measure_world(builder, zoo, images)
     document = {"judge": {k: v.model_dump() for k, v in judge.items()}, "model": model.model_dump()}
     (zoo / "quality.json").write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -104,16 +104,15 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
     """Start one local Ray of two CPUs for the whole session; its workers can use the S3 server and import the code."""
     import ray
 
-    environment = worker_environment(s3_server.environment(REGION), ClusterConfig(num_cpus=2))
+    environment = worker_environment(s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"))
     with pytest.MonkeyPatch.context() as patch:
-        for name in environment.keys() - {"PYTHONPATH"}:
-            patch.setenv(name, environment[name])
+        for name, value in environment.items():
+            patch.setenv(name, value)  # the workers inherit it
         ray.init(
             address="local",
             num_cpus=2,
             object_store_memory=256 * 2**20,
             include_dashboard=False,
-            runtime_env={"env_vars": environment},
             configure_logging=False,
             log_to_driver=False,
         )

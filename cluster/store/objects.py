@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,10 +40,11 @@ START_ATTEMPTS = 2
 
 
 class Versioned(NamedTuple):
-    """An object's bytes, and the tag that names this version of them."""
+    """An object's bytes, the tag that names this version of them, and its age in seconds by the store's clock."""
 
     data: bytes
     etag: str
+    age_s: float
 
 
 class LostRace(Exception):
@@ -55,6 +57,11 @@ def _code(error: ClientError) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _age_s(answer: Mapping[str, Any]) -> float:
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - answer["LastModified"]).total_seconds())
 
 
 def _passes(error: BaseException) -> bool:
@@ -178,7 +185,7 @@ class ObjectStore:
         def get() -> Versioned | None:
             try:
                 answer = self._client.get_object(Bucket=self.config.bucket, Key=self._key(key))
-                return Versioned(answer["Body"].read(), answer["ETag"])
+                return Versioned(answer["Body"].read(), answer["ETag"], _age_s(answer))
             except ClientError as error:
                 if _code(error) in ABSENT:
                     return None

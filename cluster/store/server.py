@@ -138,7 +138,7 @@ class _Probe:
             region_name="us-east-1",
             aws_access_key_id=credentials.access_key,
             aws_secret_access_key=credentials.secret_key,
-            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}, proxies={}),
         )
 
     def answers(self) -> bool:

@@ -70,7 +70,8 @@ class DatasetWriter:
         self._check(category)
         for record in kept:
             self._shards[record.row.split].add(record)
-        self._samples += [record for record in kept if record.row.split == "train"][:GRID_PAIRS]
+        training = [record for record in kept if record.row.split == "train"]
+        self._samples += training[:: max(1, len(training) // GRID_PAIRS)][:GRID_PAIRS]
         if kept:
             found = preference_set(category, kept, self._benign, self.empty)
             write_preference_file(self.folder / latents_file(category), found)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from safety.emoji.fitting import Fit, FitConfig
 from safety.emoji.pool import ScenePool
+from safety.precision import native_autocast
 from safety.seeds import normal, rng
 
 NORM_GROUPS = 8
@@ -178,7 +179,7 @@ def train_decoder(model: AutoencoderKL, pool: ScenePool, config: DecoderFit, fol
         with torch.no_grad():
             latents = model.encode(images).latent_dist.mode()
             latents = latents + config.latent_noise * normal(tuple(latents.shape), config.fit.seed, "decoder", step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast(torch.device("cpu")):
             decoded = model.decode(latents).sample
         difference = decoded.float() - images
         error = difference.abs().mean()

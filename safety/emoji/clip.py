@@ -18,6 +18,7 @@ from safety.emoji.fitting import Fit, FitConfig
 from safety.emoji.pool import ScenePool
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.emoji.tokenizer import MAX_TOKENS
+from safety.precision import native_autocast
 from safety.seeds import rng
 
 
@@ -94,7 +95,7 @@ def train_clip(pool: ScenePool, tokenizer: CLIPTokenizer, config: ClipConfig, fo
         rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
         captions = [pool.caption(row, config.fit.seed, step) for row in rows]
         tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast(torch.device("cpu")):
             out: tuple[Tensor, dict[str, float]] = model(tokens.input_ids, pool.images(rows), pool.labels(rows))
         return out
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from safety.emoji.fitting import Fit, FitConfig
 from safety.emoji.pool import ScenePool
+from safety.precision import native_autocast
 from safety.seeds import rng, torch_generator
 
 CELLS = 8
@@ -124,7 +125,7 @@ def train_judge(pool: ScenePool, config: JudgeNetConfig, folder: Path) -> JudgeN
         rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
         images = degrade(pool.images(rows), torch_generator(config.fit.seed, "judge-noise", step), config.noise)
         targets = cell_targets(pool, rows)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast(torch.device("cpu")):
             logits = net(images.to(memory_format=torch.channels_last))
         logits = logits.float()
         nothing = targets == logits.shape[1] - 1

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safety.emoji.caption import caption, name_concept
-from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, PLACE_GRID, Scene, SceneRenderer, lay_out
+from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, FULL_REACH, PLACE_GRID, Scene, SceneRenderer, lay_out
 from safety.emoji.split import is_reserved
 from safety.seeds import rng
 from safety.taxonomy import Taxonomy
@@ -26,6 +26,7 @@ class PoolConfig(BaseModel):
     sets: tuple[str, ...] = ("twemoji", "noto", "fluent-emoji-flat")
     sides: tuple[int, ...] = (30,)
     grid: int = Field(PLACE_GRID, gt=0, le=DRAWN_PIXELS)
+    reach: int = Field(FULL_REACH, ge=0, le=FULL_REACH, description="most pixels a drawing is off its room's middle")
     single_share: float = Field(0.3, ge=0, le=1)
     seed: int = 0
 
@@ -80,6 +81,7 @@ def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -
                 f"scene-{number}",
                 sides=config.sides,
                 grid=config.grid,
+                reach=config.reach,
             )
         )
     pixels = torch.empty((len(scenes), 3, 64, 64), dtype=torch.uint8)

@@ -20,6 +20,7 @@ from safety.seeds import rng
 SCENE_PIXELS = 64
 PLACE_GRID = 8
 DRAWN_PIXELS = 32
+FULL_REACH = (SCENE_PIXELS - DRAWN_PIXELS) // 2
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
     "gray": (150, 152, 156),
@@ -63,6 +64,7 @@ def lay_out(
     *,
     sides: tuple[int, ...] = (30,),
     grid: int = PLACE_GRID,
+    reach: int = FULL_REACH,
 ) -> Scene:
     """Place one or two concepts as draws of (seed, row id).
 
@@ -74,20 +76,21 @@ def lay_out(
         row_id: The row's id.
         sides: Sizes in pixels to choose from, at most ``DRAWN_PIXELS``.
         grid: Corners fall on multiples of ``grid`` pixels.
+        reach: Most pixels that a drawing's centre is away from the middle of its room.
     """
     placed = []
     for index, concept in enumerate(concepts):
         draw = rng(seed, row_id, f"place-{index}")
         side = draw.choice(sides)
         margin = (DRAWN_PIXELS - side) // 2
-        room = (SCENE_PIXELS - DRAWN_PIXELS) // grid
-        across = draw.randint(0, room) * grid if len(concepts) == 1 else index * DRAWN_PIXELS
+        away = reach // grid
+        across = FULL_REACH + draw.randint(-away, away) * grid if len(concepts) == 1 else index * DRAWN_PIXELS
         placed.append(
             Placed(
                 concept,
                 draw.choice(list(sets_of[concept])),
                 across + margin,
-                draw.randint(0, room) * grid + margin,
+                FULL_REACH + draw.randint(-away, away) * grid + margin,
                 side,
             )
         )

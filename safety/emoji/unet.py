@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from safety.emoji.fitting import Fit, FitConfig
 from safety.emoji.pool import ScenePool
 from safety.emoji.tokenizer import MAX_TOKENS
+from safety.precision import native_autocast
 from safety.seeds import normal, rng, torch_generator
 
 
@@ -28,6 +29,15 @@ class UnetConfig(BaseModel):
     layers: int = Field(1, gt=0)
     heads: int = Field(4, gt=0)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    timestep_power: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="timesteps are u^power of the schedule, u uniform: below 1, more noise is seen more",
+    )
+    start: Path | None = Field(
+        None, description="a folder with a UNet of this shape to go on from; None: random weights"
+    )
     fit: FitConfig = FitConfig(steps=6000, batch=64, learning_rate=1e-3, checkpoint_every=250)
 
 
@@ -86,6 +96,8 @@ def train_unet(
     """Train the UNet on each phase's latents under their captions; resumes from ``folder``."""
     torch.manual_seed(config.fit.seed)
     unet = build_unet(config, phases[0].latents.shape[1], text_encoder.config.hidden_size)
+    if config.start is not None:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.start, dtype=torch.float32).state_dict())
     unet.to(memory_format=torch.channels_last)
     # On a CPU the fused attention's backward pass takes longer than the plain one's at 64 tokens.
     unet.set_attn_processor(AttnProcessor())
@@ -104,10 +116,10 @@ def train_unet(
         generator = torch_generator(config.fit.seed, "unet-timestep", step)
         # Stratified timesteps: one in each of B equal slices, so that every batch sees every noise level.
         slices = (torch.arange(len(rows)) + torch.rand(len(rows), generator=generator)) / len(rows)
-        timesteps = (slices * scheduler.config.num_train_timesteps).long()
+        timesteps = (slices**config.timestep_power * scheduler.config.num_train_timesteps).long()
         noisy = scheduler.add_noise(clean, noise, timesteps)
         target = scheduler.get_velocity(clean, noise, timesteps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast(torch.device("cpu")):
             with torch.no_grad():
                 states = text_encoder(tokens.input_ids).last_hidden_state
             predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps, states).sample

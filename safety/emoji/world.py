@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -28,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_CAPTIONS = 20_000
 ENCODER_SCENES = 4_000
+
+Part = Literal["text", "autoencoder", "unet", "judge"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class WorldConfig(BaseModel):
@@ -61,31 +67,50 @@ class WorldBuilder:
     """Builds the zoo's parts one after the other; each resumes from its checkpoints in the work folder."""
 
     def __init__(self, config: WorldConfig, taxonomy: Taxonomy, work: Path) -> None:
-        """Fetch and render the drawings (once) and compose the training scenes."""
+        """Fetch and render the drawings, once."""
         self.config, self.taxonomy, self.work = config, taxonomy, work
         drawings = work / "drawings.safetensors"
         if not drawings.exists():
             fetch_sets(work / "packages")
             save_drawings(render_taxonomy(taxonomy, work / "packages"), drawings)
         self.renderer = SceneRenderer(load_drawings(drawings))
-        self.pool = make_pool(taxonomy, self.renderer, config.pool)
 
-    def build(self, folder: Path) -> None:
-        """Train what is missing and write the zoo to ``folder``."""
-        tokenizer = self._tokenizer()
-        clip = train_clip(self.pool, tokenizer, self.config.clip, self.work / "clip")
-        autoencoder = self._autoencoder()
-        text = _text_encoder(clip)
-        main_pool = make_pool(self.taxonomy, self.renderer, self.config.unet_pool)
-        phases = [
-            Phase(self.config.unet_first_steps, self.pool, encode_pool(self.pool, autoencoder)),
-            Phase(self.config.unet.fit.steps, main_pool, encode_pool(main_pool, autoencoder)),
-        ]
-        unet = train_unet(phases, tokenizer, text, self.config.unet, self.work / "unet")
-        judge_pool = make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
-        judge = train_judge(judge_pool, self.config.judge, self.work / "judge")
+    @cached_property
+    def pool(self) -> ScenePool:
+        """Return the scenes of several sets, which the text encoder and the autoencoder learn from."""
+        return make_pool(self.taxonomy, self.renderer, self.config.pool)
+
+    def build(self, folder: Path, parts: Sequence[Part] = PARTS) -> None:
+        """Train ``parts``, take the others from the zoo that ``folder`` holds, and write all to ``folder``."""
+        if "text" in parts:
+            tokenizer = self._tokenizer()
+            clip = train_clip(self.pool, tokenizer, self.config.clip, self.work / "clip")
+        else:
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+            clip = CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32)
+        if "autoencoder" in parts:
+            autoencoder = self._autoencoder()
+        else:
+            autoencoder = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
+        if "unet" in parts:
+            unet = self._unet(tokenizer, _text_encoder(clip), autoencoder)
+        else:
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
         save_zoo(folder, tokenizer, clip, autoencoder, unet)
-        save_judge(folder / "judge", judge, self.config, judge_pool)
+        if "judge" in parts:
+            judge = train_judge(self._judge_pool(), self.config.judge, self.work / "judge")
+            save_judge(folder / "judge", judge, self.config, self.taxonomy)
+
+    def _unet(self, tokenizer: CLIPTokenizer, text: CLIPTextModel, autoencoder: AutoencoderKL) -> UNet2DConditionModel:
+        config = self.config
+        main = make_pool(self.taxonomy, self.renderer, config.unet_pool)
+        phases = [Phase(config.unet.fit.steps, main, encode_pool(main, autoencoder))]
+        if config.unet_first_steps:
+            phases.insert(0, Phase(config.unet_first_steps, self.pool, encode_pool(self.pool, autoencoder)))
+        return train_unet(phases, tokenizer, text, config.unet, self.work / "unet")
+
+    def _judge_pool(self) -> ScenePool:
+        return make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
 
     def _tokenizer(self) -> CLIPTokenizer:
         count = min(TOKENIZER_CAPTIONS, len(self.pool.scenes))
@@ -124,7 +149,7 @@ def save_zoo(
     clip.half().save_pretrained(folder / "clip", safe_serialization=True)
 
 
-def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, pool: ScenePool) -> None:
+def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, taxonomy: Taxonomy) -> None:
     """Write the judge's weights and what is needed to read its scores."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: v.half() if v.is_floating_point() else v for name, v in judge.state_dict().items()}
@@ -132,7 +157,7 @@ def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, pool: ScenePo
     document = {
         "name": "emoji-judge",
         "version": "1",
-        "concepts": list(pool.taxonomy.names),
+        "concepts": list(taxonomy.names),
         "net": json.loads(config.judge.model_dump_json(exclude={"fit"})),
         "temperature": config.judge_temperature,
         "threshold": config.judge_threshold,

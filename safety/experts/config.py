@@ -37,8 +37,10 @@ class ExpertConfig(BaseModel):
         description="batches come again, noise and all, after so many steps, and the reference's pass over them is "
         "made once; None: every batch is new",
     )
-    precision: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="what the denoiser computes in; errors are fp32 in any case"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="what the denoiser computes in: auto is bf16 where the device has it and fp32 where it would be "
+        "emulated; errors are fp32 in any case",
     )
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker; part of what the adapter depends on")
     checkpoint_every: int = Field(default=25, gt=0, description="steps between two checkpoints")

@@ -15,6 +15,7 @@ from safety.families.family import ModelFamily
 from safety.lora.attach import attach, extract, reference, trainable
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
+from safety.precision import autocast, computes_bf16
 from safety.preferences import PreferenceSet
 
 TRAIN, VALIDATION = "train", "validation"
@@ -27,6 +28,23 @@ class Reference(NamedTuple):
     """Squared errors of winners, then losers, [2B]."""
     benign: Tensor
     """Predictions on the benign rows, [M, C, h, w]."""
+
+
+def configured_objective(config: ExpertConfig) -> Objective:
+    """Return the objective that an expert minimises."""
+    return objectives[config.objective.name](config.objective)
+
+
+def training_rows(preferences: PreferenceSet, objective: Objective) -> PreferenceSet:
+    """Return what an expert learns from; raise EmptyDatasetError when it lacks pairs, or benign rows that are read."""
+    rows = preferences.rows(TRAIN)
+    if objective.needs_benign and not rows.benign_ids:
+        raise EmptyDatasetError(
+            f"{rows.category!r} has no benign row in the split {TRAIN!r}",
+            field="dataset",
+            fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
+        )
+    return rows
 
 
 class Expert(nn.Module):
@@ -53,23 +71,14 @@ class Expert(nn.Module):
         # A submodule, so that an engine finds the parameters.
         self.denoiser = model.denoiser
         self.parts = workers * config.accumulation
-        self.objective: Objective = objectives[config.objective.name](config.objective)
-        self._train = BatchMaker(model, self._training_rows(preferences), config, seed)
+        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(model.device))
+        self.objective = configured_objective(config)
+        self._train = BatchMaker(model, training_rows(preferences, self.objective), config, seed)
         self._validation = _validation(model, preferences, config, seed)
         attach(model, config.lora, seed)
         _use_plain_attention(model)
         self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
-
-    def _training_rows(self, preferences: PreferenceSet) -> PreferenceSet:
-        rows = preferences.rows(TRAIN)
-        if self.objective.needs_benign and not rows.benign_ids:
-            raise EmptyDatasetError(
-                f"{rows.category!r} has no benign row in the split {TRAIN!r}",
-                field="dataset",
-                fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
-            )
-        return rows
 
     def forward(self, step: int, part: int) -> ObjectiveValue:
         """Return the loss of one part (a worker's share of one accumulation) of a step, and its metrics."""
@@ -131,8 +140,7 @@ class Expert(nn.Module):
     def _predict(self, batch: Batch) -> Tensor:
         """Return the denoiser's predictions in fp32."""
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        half = self.config.precision == "bf16"
-        with torch.autocast(noisy.device.type, dtype=torch.bfloat16, enabled=half):
+        with autocast(noisy.device, half=self._half):
             return self.model.predict(noisy, batch.timesteps, batch.conditioning).float()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from safety.errors import ArtifactFormatError, ConfigError, PromptError
 from safety.families.family import Conditioning, families
@@ -129,6 +132,19 @@ class StableDiffusion:
         return self.decode_latents(latents)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the libraries' bars for loading a few files off the terminal, where a job shows its own."""
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
 @families.register("stable-diffusion")
 def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
     """Load a diffusers-format folder; raise ArtifactFormatError when it holds pickled weights only."""
@@ -139,12 +155,13 @@ def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> Sta
             field="model.path",
             fix="convert the weights to safetensors and remove the others",
         )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        path,
-        use_safetensors=True,
-        safety_checker=None,
-        requires_safety_checker=False,
-        dtype=dtype,
-        local_files_only=True,
-    )
+    with _no_progress_bars():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            path,
+            use_safetensors=True,
+            safety_checker=None,
+            requires_safety_checker=False,
+            dtype=dtype,
+            local_files_only=True,
+        )
     return StableDiffusion(pipeline.to(device))

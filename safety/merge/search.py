@@ -27,7 +27,12 @@ class SearchConfig(BaseModel):
     trials: int = Field(default=20, gt=0, description="candidates scored by the surrogate, the start included")
     confirm: int = Field(default=2, ge=0, description="best candidates that are rendered, besides the start")
     startup: int = Field(default=10, gt=0, description="trials before Optuna's model proposes")
-    strength: float = Field(default=4.0, gt=1, description="all lambdas are multiplied by 1/strength ... strength")
+    strength: float = Field(
+        default=8.0,
+        gt=1,
+        description="all lambdas are multiplied by 1/strength ... strength; as many as there are experts makes of an "
+        "even mix their sum",
+    )
     expert_spread: float = Field(default=1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
     block_spread: float = Field(default=1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
     tau: tuple[float, float] = Field(default=(0.0, 0.2), description="range of the soft selection's least share")
@@ -100,11 +105,12 @@ class SearchSpace:
     def first_points(self) -> list[Parameters]:
         """Return the points tried first: the start, then the plain forms at several strengths."""
         half, full = self.config.strength**0.5, self.config.strength
+        total = min(full, float(len(self.experts)))
         variations: tuple[Parameters, ...] = (
             {},
             {"strength": half},
             {"strength": full},
-            {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": full},
+            {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
             {"granularity": "weight", "strength": half},
             {"selection": "soft", "score": "sum", "strength": half},
         )

@@ -39,9 +39,9 @@ def test_a_log_file_gets_plain_lines_now_and_then_and_the_last_one(clock: Clock)
             shown.advance(note="kept 3")
     lines = file.getvalue().splitlines()
     assert lines == [
-        "render: 15/40 groups, 0:25 left kept 3",
-        "render: 30/40 groups, 0:10 left kept 3",
-        "render: 40/40 groups, 0:00 left kept 3",
+        "render: 15/40 groups, 0:15 taken, 0:25 left kept 3",
+        "render: 30/40 groups, 0:30 taken, 0:10 left kept 3",
+        "render: 40/40 groups, 0:40 taken, 0:00 left kept 3",
     ]
     assert "\x1b" not in file.getvalue()
 
@@ -54,6 +54,20 @@ def test_the_time_left_is_the_pace_so_far(clock: Clock) -> None:
         assert shown.left() == "1:10"
         shown.advance(9)
         assert shown.left() == "0:00"
+        shown.total = 1012
+        assert shown.left() == "41:40"
+        clock.now += 90.0
+        assert shown.left() == "2:46:40"
+
+
+def test_what_an_earlier_run_finished_does_not_count_as_pace(clock: Clock) -> None:
+    console, file = plain()
+    with StageProgress(console, "search", 100, "trials", done=90) as shown:
+        assert shown.left() == "?"
+        clock.now += 20.0
+        shown.advance()
+        assert shown.left() == "3:00"
+    assert file.getvalue() == "search: 91/100 trials, 0:20 taken, 3:00 left\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:

@@ -7,16 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-import small_world
 import yaml
 from rich.console import Console
-from small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY
 
 from cluster.errors import CorruptArtifact, ImpossibleResources
 from cluster.session import Session
@@ -30,34 +28,27 @@ from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
 from safety.prompts import BenignPrompt
+from tests.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY
 
 GROUP_SIZE = 8
 GROUPS = 2 * (56 // GROUP_SIZE) + BENIGN_ROWS // GROUP_SIZE
 
 DRIVER = """
 import sys
-import ray, small_world, yaml
+import ray, yaml
 from pathlib import Path
 from rich.console import Console
 from cluster.store.artifacts import ArtifactStore
 from jobs import generate
 from jobs.config import RunConfig
 from jobs.stage import StageContext
+from tests import small_world
 
 address, config, work = sys.argv[1:]
 run = RunConfig.model_validate(yaml.safe_load(Path(config).read_text()))
 ray.init(address=address, log_to_driver=False)
 generate.run(StageContext(run=run, store=ArtifactStore(run.store), work=Path(work), console=Console(quiet=True)))
 """
-
-
-@pytest.fixture(scope="module")
-def root() -> Iterator[Path]:
-    """Return the repository's root, from which this process and Ray's workers import the test's judge."""
-    found = Path(generate.__file__).parents[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(found))
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +170,9 @@ def kill_after_some_groups(context: StageContext, folder: Path) -> None:
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(context.run.model_dump(mode="json")), encoding="utf-8")
     address = ray.get_runtime_context().gcs_address
-    paths = [str(Path(small_world.__file__).parent), str(Path(generate.__file__).parents[1])]
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address, str(config), str(folder / "work")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": str(Path(generate.__file__).parents[1])},
     )
     try:
         while len([key for key in context.store.keys("work/") if "/groups/" in key]) < 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jobs.stage import ArtifactRef, StageContext
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_worker import checkpointer, load_pairs
 from safety.dataset.layout import latents_file
-from safety.errors import ArtifactFormatError, ConfigError, TrainingHealthError
+from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
@@ -212,12 +213,42 @@ def test_the_first_cause_is_told(context: StageContext, model: ModelFamily, tmp_
         train.run(broken, dataset)
 
 
-def test_a_dataset_without_the_category_is_told(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
+@pytest.fixture
+def no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a worker would be started."""
+    monkeypatch.setattr(train, "train_all", lambda *_: pytest.fail("it starts workers"))
+
+
+def test_a_dataset_without_the_category_is_told_before_any_worker(
+    context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
+) -> None:
     dataset = put_dataset(context, {"hate": preferences(model, "hate")}, "dataset-of-hate", tmp_path)
-    tasks = {task.name: task for task in train.plan(context, dataset)}
-    assert len(load_pairs(tasks["hate"])) == 5
     with pytest.raises(ArtifactFormatError, match=r"violence\.safetensors"):
-        load_pairs(tasks["violence"])
+        train.run(context, dataset)
+
+
+@pytest.mark.parametrize(
+    ("emptied", "message"),
+    [
+        ({"splits": ("validation",) * 5}, "no pair in the split 'train'"),
+        ({"benign_splits": ("validation",) * 2}, "no benign row in the split 'train'"),
+    ],
+    ids=["pairs", "benign rows"],
+)
+def test_a_category_without_training_rows_is_told_before_any_worker(
+    context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None, emptied: dict[str, Any], message: str
+) -> None:
+    found = replace(preferences(model, "hate"), **emptied)
+    dataset = put_dataset(context, {"hate": found}, f"dataset-without-{next(iter(emptied))}", tmp_path)
+    with pytest.raises(EmptyDatasetError, match=message):
+        train.run(changed(context, categories=["hate"], all_single=False), dataset)
+
+
+def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset: ArtifactRef, no_fit: None) -> None:
+    run = context.run.model_copy(update={"model": context.run.model.model_copy(update={"device": "cuda"})})
+    on_gpu = StageContext(run, context.store, context.work, context.console)
+    with pytest.raises(ConfigError, match=r"train\.gpus_per_worker"):
+        train.run(on_gpu, dataset)
 
 
 def test_a_time_limit_is_told_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:

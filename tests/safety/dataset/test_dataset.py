@@ -12,9 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pixel_judge import PixelSumJudge
 from safetensors.torch import load
-from small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
 
 from safety.dataset.layout import DatasetWriter, latents_file
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -31,6 +29,8 @@ from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file
 from safety.prompts.rows import WITHHELD
 from safety.rendering import RenderConfig, render, row_seed
+from tests.pixel_judge import PixelSumJudge
+from tests.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
 
 PROVENANCE = Provenance(
     model="tiny",

@@ -37,6 +37,16 @@ def test_drawings_never_overlap_or_leave_the_scene(row: int, count: int) -> None
         assert left.left + left.side <= 32 <= right.left
 
 
+@given(st.integers(0, 10_000), st.sampled_from([0, 8, 16]))
+def test_drawings_stay_within_reach_of_the_middle_of_their_room(row: int, reach: int) -> None:
+    [single] = lay_out(["red square"], "white", SETS, 0, str(row), reach=reach).placed
+    pair = lay_out(["red square", "small square"], "white", SETS, 0, str(row), reach=reach).placed
+    assert abs(single.left + single.side / 2 - 32) <= reach
+    for item in (single, *pair):
+        assert abs(item.top + item.side / 2 - 32) <= reach
+    assert [item.left + item.side / 2 for item in pair] == [16, 48]
+
+
 def test_a_counterparts_scene_shares_everything_but_the_concept() -> None:
     unsafe = lay_out(["red square", "small square"], "pink", SETS, 3, "row")
     safe = lay_out(["black square", "small square"], "pink", SETS, 3, "row")

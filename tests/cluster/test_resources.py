@@ -1,0 +1,51 @@
+"""What the cluster can never give is refused at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cluster import resources
+from cluster.errors import ImpossibleResources
+from cluster.resources import require
+
+
+@pytest.mark.ray
+def test_a_gpu_that_is_not_there_is_told_at_once(ray_cluster: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(ImpossibleResources, match=r"train\.gpus: the cluster has 0 GPU .* asks for 1 GPU") as caught:
+        require({"GPU": 1.0}, "train.gpus")
+    assert time.monotonic() - started < 5
+    assert caught.value.field == "train.gpus"
+    assert caught.value.fix == "lower train.gpus, or use a cluster that has such a node"
+    require({"CPU": 2.0, "GPU": 0.0}, "train.cpus")
+    require({"CPU": 0.01}, "train.cpus")
+    with pytest.raises(ImpossibleResources, match="3 CPU"):
+        require({"CPU": 3.0}, "train.cpus")
+
+
+def node(alive: bool = True, **amounts: float) -> dict[str, object]:
+    return {"Alive": alive, "Resources": amounts}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "possible"),
+    [
+        ([node(CPU=8.0, GPU=1.0)], True),
+        ([node(CPU=8.0), node(CPU=1.0, GPU=4.0)], False),
+        ([node(CPU=8.0), node(CPU=2.0, GPU=4.0)], True),
+        ([node(False, CPU=8.0, GPU=1.0), node(CPU=8.0)], False),
+        ([], False),
+    ],
+    ids=["one node", "split over two", "the second node", "a dead node", "no node"],
+)
+def test_one_live_node_must_have_it_all(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, object]], possible: bool
+) -> None:
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
+    if possible:
+        require({"CPU": 2.0, "GPU": 1.0}, "x")
+    else:
+        with pytest.raises(ImpossibleResources, match="2 CPU, 1 GPU on one node"):
+            require({"CPU": 2.0, "GPU": 1.0}, "x")

@@ -1,0 +1,243 @@
+"""Connecting to Ray and the store: what opens closes again, and what is not there is told in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster import session as session_module
+from cluster.errors import ClusterError, ClusterUnreachable, MissingBucket, StoreUnreachable
+from cluster.session import ClusterConfig, connect, worker_environment
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+
+ROOT = Path(__file__).parent.parent.parent
+LOCAL = """
+import json, os, subprocess, sys, urllib.request
+from pathlib import Path
+import ray
+from cluster.session import ClusterConfig, connect
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+
+before, events = dict(os.environ), []
+real = ray.shutdown
+
+def shutdown():
+    real()
+    if events:
+        found.store.check()
+        events.append("the store outlives Ray")
+
+ray.shutdown = shutdown
+
+@ray.remote
+def work(config):
+    ArtifactStore(config).write("from-a-worker", b"1")
+    return os.environ["RAY_AUTH_MODE"], os.environ["DS_ACCELERATOR"]
+
+def logs_with(secret):
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    return [path.name for path in files if secret in path.read_bytes()]
+
+with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sys.argv[1]))) as found:
+    events.append(ray.get(work.remote(found.store_config)))
+    events.append(found.store.keys("from"))
+    events.append(urllib.request.urlopen(found.dashboard, timeout=30).status)
+    events.append(found.dashboard)
+    address = ray.get_runtime_context().gcs_address
+    join = subprocess.run([sys.executable, "-c", sys.argv[2], address, found.store_config.model_dump_json()],
+                          capture_output=True, text=True)
+    events.append(join.stdout.strip() or join.stderr[-2000:])
+    events.append(ray.get(work.remote(found.store_config))[0])
+    events.append(logs_with(os.environ["AWS_SECRET_ACCESS_KEY"].encode()))
+    events.append((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777)
+events.append(ray.is_initialized())
+changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
+events.append(sorted(k for k in changed if k.startswith(("AWS_", "RAY_AUTH", "RAY_TRAIN", "DS_"))))
+print(json.dumps(events))
+"""
+JOIN = """
+import os, sys
+import ray
+from cluster.session import ClusterConfig, connect
+from cluster.store.config import StoreConfig
+
+@ray.remote
+def double(x):
+    return 2 * x
+
+store = StoreConfig.model_validate_json(sys.argv[2])
+with connect(ClusterConfig(address=sys.argv[1], start_timeout_s=120.0), store) as found:
+    print("joined", ray.get(double.remote(21)), len(ray.nodes()), found.dashboard is not None)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_local_session_and_one_that_joins_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCAL, str(tmp_path / "store"), JOIN]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_", "DS_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = json.loads(done.stdout.splitlines()[-1])
+    assert events[:3] == [["token", "cpu"], ["from-a-worker"], 200]
+    assert events[3].startswith("http://127.0.0.1:")
+    assert events[4:6] == ["joined 42 1 True", "token"]
+    assert events[6:8] == [[], 0o600], "no log shows the store's key, and the token is the user's alone"
+    assert events[8:] == ["the store outlives Ray", False, []]
+    assert not (tmp_path / "store" / "server.json").exists(), "the server is down"
+
+
+@pytest.fixture
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the test session's Ray."""
+    monkeypatch.setattr(session_module.ray, "is_initialized", lambda: False)
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fails_in_time(address: str, store: StoreConfig, match: str) -> ClusterUnreachable:
+    started = time.monotonic()
+    with pytest.raises(ClusterUnreachable, match=match) as caught:
+        with connect(ClusterConfig(address=address, start_timeout_s=3.0), store):
+            pytest.fail("it connected")
+    assert time.monotonic() - started < 20
+    assert caught.value.field == "cluster.address"
+    assert "ray start --head" in caught.value.fix
+    return caught.value
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:99999", "no-such-host.invalid:6379", ""])
+def test_an_address_where_nothing_can_be_is_told(store: ArtifactStore, not_connected: None, address: str) -> None:
+    fails_in_time(address, store.config, "nothing answers")
+
+
+@pytest.mark.s3
+def test_an_address_where_nobody_listens_is_told(store: ArtifactStore, not_connected: None) -> None:
+    address = f"127.0.0.1:{unused_port()}"
+    fails_in_time(address, store.config, f"nothing answers at '{address}'")
+
+
+@pytest.mark.s3
+def test_something_else_at_the_address_is_told_in_time(store: ArtifactStore, not_connected: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        fails_in_time(address, store.config, f"no Ray head node answers at '{address}'")
+
+
+@pytest.mark.s3
+def test_a_cluster_that_was_announced_and_is_gone_is_told_in_time(
+    store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
+    fails_in_time("auto", store.config, "no Ray head node answers at 'auto'")
+
+
+@pytest.mark.s3
+def test_a_store_that_cannot_be_used_is_told_before_ray_is_started(
+    store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(session_module.ray, "init", start)
+    missing = store.config.model_copy(update={"bucket": "not-there"})
+    nowhere = store.config.model_copy(update={"endpoint": f"http://127.0.0.1:{unused_port()}"})
+    for config, kind in ((missing, MissingBucket), (nowhere, StoreUnreachable)):
+        with pytest.raises(kind), connect(ClusterConfig(), config):
+            pytest.fail("it connected")
+    assert "not-there" not in {bucket["Name"] for bucket in store._client.list_buckets()["Buckets"]}
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_ray_that_is_connected_already_is_used_and_left(
+    ray_cluster: None, store: ArtifactStore, tmp_path: Path
+) -> None:
+    with connect(ClusterConfig(), store.config) as found:
+        assert found.store.config == store.config
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+    with pytest.raises(ClusterError, match=r"store\.endpoint.*ray\.shutdown"):
+        with connect(ClusterConfig(), StoreConfig(data_dir=tmp_path)):
+            pytest.fail("it connected")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_get_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    found = worker_environment({"AWS_ACCESS_KEY_ID": "key"}, ClusterConfig(num_gpus=0))
+    assert found["AWS_ACCESS_KEY_ID"] == "key"
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/mine"]
+    assert found["DS_ACCELERATOR"] == "cpu"
+    assert "DS_ACCELERATOR" not in worker_environment({}, ClusterConfig(num_gpus=1))
+    assert "DS_ACCELERATOR" not in worker_environment({}, ClusterConfig(address="auto"))
+    assert worker_environment({}, ClusterConfig(auth="disabled"))["RAY_AUTH_MODE"] == "disabled"
+
+
+@pytest.mark.parametrize(("devices", "accelerator"), [(["nvidia0", "nvidiactl"], None), (["null"], "cpu")])
+def test_deepspeed_looks_for_gpus_only_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: list[str], accelerator: str | None
+) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(session_module, "DEVICES", tmp_path)
+    assert worker_environment({}, ClusterConfig()).get("DS_ACCELERATOR") == accelerator
+
+
+def test_the_embedded_store_is_for_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "NodeManagerAddress": "10.0.0.1"}, {"Alive": False, "NodeManagerAddress": "10.0.0.2"}]
+    monkeypatch.setattr(session_module.ray, "nodes", lambda: nodes)
+    session_module._require_one_host()
+    nodes[1]["Alive"] = True
+    with pytest.raises(ClusterError, match=r"store\.endpoint: .* this machine alone, and the cluster has 2"):
+        session_module._require_one_host()
+
+
+def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "before")
+    monkeypatch.delenv("NEW", raising=False)
+    with pytest.raises(ZeroDivisionError), session_module._exported({"KEPT": "within", "NEW": "1"}):
+        assert (os.environ["KEPT"], os.environ["NEW"]) == ("within", "1")
+        raise ZeroDivisionError
+    assert os.environ["KEPT"] == "before"
+    assert "NEW" not in os.environ
+
+
+def test_a_token_is_made_for_its_user_alone_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    token = tmp_path / ".ray" / "auth_token"
+    session_module._keep_token_private()
+    made = token.read_text()
+    assert len(made) == 64
+    token.chmod(0o644)
+    session_module._keep_token_private()
+    assert token.read_text() == made
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.unlink()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's own")
+    session_module._keep_token_private()
+    assert not token.exists()
