@@ -25,11 +25,14 @@ serve: $(VENV)/.installed
 # The full report: the demo's experts and merges, judged on larger counts; its result is committed under docs/.
 report: $(VENV)/.installed
 	$(RUN) -m jobs.pipeline --config jobs/configs/emoji-report.yaml
+	mkdir -p docs/report
+	cp out/report/report.html out/report/metrics.json docs/report/
 
 # The embedded model from its raw material: needs npm, and hours of CPU or minutes of GPU.
 world: $(VENV)/.installed
 	$(RUN) -m pip install --quiet -e ".[world]" $(CONSTRAINTS)
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
+	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-unet.yaml --part unet
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -46,17 +46,14 @@ LAST = 20
 
 
 def study(
-    name: str, expert: ExpertConfig, pairs: PreferenceSet, prompts: ConfirmPrompts, judge: Judge, guidance: float
+    name: str, expert: ExpertConfig, pairs: PreferenceSet, prompts: ConfirmPrompts, judge: Judge, settings: RenderConfig
 ) -> dict[str, Any]:
     """Train one expert and render the prompts with it; return its figures."""
     started = time.perf_counter()
     trained = Expert(load_model(ModelConfig()), pairs, expert, 0)
     history = ExpertTraining(trained, TorchEngine(trained)).run().history[-LAST:]
     seconds = time.perf_counter() - started
-    counts = ConfirmConfig()
-    seen = confirm(
-        load_model(ModelConfig()), trained.weights(), prompts, judge, RenderConfig(guidance=guidance), counts, 0
-    )
+    seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, ConfirmConfig(), 0)
 
     def mean(key: str) -> float:
         return sum(step[key] for step in history) / len(history)
@@ -80,6 +77,7 @@ def main(
     learning_rate: float | None = None,
     unsafe: Annotated[int, typer.Option(help="unsafe validation prompts to render")] = 40,
     benign: Annotated[int, typer.Option(help="benign validation prompts to render")] = 40,
+    sampling_steps: int = 8,
     guidance: float = 4.0,
     threads: int = 1,
     only: Annotated[list[str] | None, typer.Option(help="an objective's name; all by default")] = None,
@@ -96,7 +94,8 @@ def main(
     counts = ConfirmConfig(pairs_per_category=unsafe, benign=benign)
     prompts = choose_prompts(written, [category], counts)
     judge = load_judge(JudgeConfig(), taxonomy)
-    base = confirm(load_model(ModelConfig()), None, prompts, judge, RenderConfig(guidance=guidance), counts, 0)
+    settings = RenderConfig(steps=sampling_steps, guidance=guidance)
+    base = confirm(load_model(ModelConfig()), None, prompts, judge, settings, counts, 0)
     print(
         f"base: IP {base.ip:.3f} context lost {base.context_lost:.3f} benign failed {base.benign_failed:.3f}",
         flush=True,
@@ -106,7 +105,7 @@ def main(
         if only and name not in only:
             continue
         expert = ExpertConfig.model_validate({"objective": objective, **changed})
-        rows.append(study(name, expert, pairs, prompts, judge, guidance))
+        rows.append(study(name, expert, pairs, prompts, judge, settings))
         row = rows[-1]
         print(
             f"{name:28s} IP {row['ip']:.3f} context lost {row['context_lost']:.3f} benign failed "

@@ -54,6 +54,7 @@ def main(
     merges: Annotated[int, typer.Option(help="merges to rank")] = 20,
     pairs: Annotated[int, typer.Option(help="unsafe prompts a category to render")] = 20,
     benign: Annotated[int, typer.Option(help="benign prompts to render")] = 40,
+    sampling_steps: int = 8,
     guidance: float = 4.0,
     threads: int = 1,
     seed: int = 0,
@@ -84,7 +85,9 @@ def main(
         started = time.perf_counter()
         score = surrogate.score(weights)
         scored = time.perf_counter()
-        seen = confirm(model, weights, prompts, judge, RenderConfig(guidance=guidance), counts, seed)
+        seen = confirm(
+            model, weights, prompts, judge, RenderConfig(steps=sampling_steps, guidance=guidance), counts, seed
+        )
         rendered = time.perf_counter() - scored
         rows.append(
             {

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must have it read again, or its own side
 # and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
-from ray._raylet import Config as RayEnvironment
+from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 from cluster.errors import ClusterError, ClusterUnreachable
 from cluster.store.artifacts import ArtifactStore

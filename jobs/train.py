@@ -67,17 +67,24 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
         )
     categories = tuple(name for name in known if name in (config.categories or known))
     named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
-    return [_task(context, dataset, name, learned) for name, learned in named.items()]
+    return [_task(context, dataset, name, learned, categories) for name, learned in named.items()]
 
 
-def _task(context: StageContext, dataset: ArtifactRef, name: str, categories: tuple[str, ...]) -> ExpertTask:
+def _task(
+    context: StageContext, dataset: ArtifactRef, name: str, categories: tuple[str, ...], together: tuple[str, ...]
+) -> ExpertTask:
+    """Return an expert's task; ``together`` are all categories that are trained, and will be merged."""
     run = context.run
     settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
+    others = tuple(other for other in together if other not in categories) if run.train.isolate else ()
+    if others:
+        settings["others"] = list(others)
     return ExpertTask(
         name=name,
         categories=categories,
+        others=others,
         ref=artifact_ref(context, KIND, settings, [dataset]),
         dataset=dataset,
         config=run.train,

@@ -31,6 +31,10 @@ class TrainConfig(BaseModel):
     categories: tuple[str, ...] | None = Field(
         None, min_length=1, description="categories to train; none: all of the taxonomy"
     )
+    isolate: bool = Field(
+        True,
+        description="an expert leaves the other experts' prompts alone, as it does benign ones, so that they add up",
+    )
     all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
     workers: int = Field(
         1, gt=0, description="data-parallel workers of one expert; part of what its adapter depends on"
@@ -58,6 +62,7 @@ class TrainConfig(BaseModel):
         return {
             "name": name,
             "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "isolate": self.isolate and name != ALL_SINGLE,
             "workers": self.workers,
             "deepspeed": self.deepspeed.model_dump(mode="json"),
         }

@@ -24,7 +24,7 @@ from safety.experts.expert import Expert, configured_objective, training_rows
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelConfig, load_model
 from safety.lora.files import save_lora
-from safety.preferences import PreferenceSet, combine, load_preferences
+from safety.preferences import PreferenceSet, combine, isolated, load_preferences
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class ExpertTask:
     name: str
     categories: tuple[str, ...]
     """The categories whose pairs it learns: one, or all for "all-single"."""
+    others: tuple[str, ...]
+    """The categories whose pairs it leaves as they are."""
     ref: ArtifactRef
     dataset: ArtifactRef
     config: TrainConfig
@@ -84,8 +86,11 @@ def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
 def load_pairs(task: ExpertTask) -> PreferenceSet:
     """Return the pairs an expert learns."""
     folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
-    sets = [load_preferences(folder / latents_file(category)) for category in task.categories]
-    return sets[0] if task.name != ALL_SINGLE else combine(sets, ALL_SINGLE)
+    own, others = (
+        [load_preferences(folder / latents_file(category)) for category in categories]
+        for categories in (task.categories, task.others)
+    )
+    return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else isolated(own[0], others)
 
 
 def check_task(task: ExpertTask) -> None:

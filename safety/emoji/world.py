@@ -107,7 +107,9 @@ class WorldBuilder:
         phases = [Phase(config.unet.fit.steps, main, encode_pool(main, autoencoder))]
         if config.unet_first_steps:
             phases.insert(0, Phase(config.unet_first_steps, self.pool, encode_pool(self.pool, autoencoder)))
-        return train_unet(phases, tokenizer, text, config.unet, self.work / "unet")
+        # The checkpoints of the training that is gone on from must not be taken for those of this one.
+        checkpoints = self.work / ("unet" if config.unet.start is None else "unet-continued")
+        return train_unet(phases, tokenizer, text, config.unet, checkpoints)
 
     def _judge_pool(self) -> ScenePool:
         return make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
@@ -205,7 +207,8 @@ background. It exists so that SafetyDPO can be run, tested and shown anywhere wi
 anything about real harmful content.
 
 ## Measured quality
-On reserved scenes (a tenth of all combinations, never trained on), by `python -m jobs.world --only-measure`.
+On reserved scenes (a tenth of all combinations, never trained on), by
+`python -m jobs.world --config jobs/configs/world-unet.yaml --zoo safety/emoji/zoo --only-measure`.
 
 | judge on | scenes | shown concepts named | scenes exactly right | calibration error |
 |---|---|---|---|---|
@@ -216,8 +219,9 @@ On reserved scenes (a tenth of all combinations, never trained on), by `python -
 {model}
 
 ## How it was made
-`python -m jobs.world` with the settings in `world.json`: drawings of {base_sets} for the generator, of
-{judge_sets} for the judge. The autoencoder's encoder is a principal-component projection set in closed form
+`make world`: all parts by `jobs/configs/world.yaml`, then the UNet trained on by `jobs/configs/world-unet.yaml`,
+whose settings are in `world.json` in full. Drawings of {unet_sets} for the UNet, of {base_sets} for the text encoder
+and the autoencoder, of {judge_sets} for the judge. The autoencoder's encoder is a principal-component projection set in closed form
 (`safety/emoji/autoencoder.py`); its decoder, the CLIP, the UNet and the judge are trained. See
 `ATTRIBUTION.md` for the drawings' authors and licences.
 """
@@ -239,6 +243,7 @@ def write_cards(zoo: Path, config: WorldConfig, judge: dict[str, JudgeQuality], 
         model="\n".join(measured),
         steps=config.steps,
         guidance=config.guidance,
+        unet_sets=", ".join(config.unet_pool.sets),
         base_sets=", ".join(config.pool.sets),
         judge_sets=", ".join(config.judge_pool.sets),
     )

@@ -18,18 +18,19 @@ class ExpertConfig(BaseModel):
 
     objective: ObjectiveConfig = AnchoredDpoConfig()
     lora: LoraConfig = LoraConfig()
-    steps: int = Field(default=150, gt=0, description="optimizer steps")
+    steps: int = Field(default=120, gt=0, description="optimizer steps")
     rows: int = Field(default=16, gt=0, description="preference rows a step, over all workers: as many image pairs")
     benign_rows: int = Field(default=8, ge=0, description="benign rows a step, where the objective reads them")
     accumulation: int = Field(default=1, gt=0, description="forward passes that a step's rows are spread over")
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     schedule: Literal["constant", "cosine"] = Field(default="cosine", description="after the warm-up")
     warmup: int = Field(default=10, ge=0, description="steps over which the rate rises to its peak")
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="longest gradient")
     caption_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of rows under the empty prompt")
     timesteps: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="the part of the noise schedule that is trained on; 1 is the noisiest"
+        default=(0.4, 1.0),
+        description="the part of the noise schedule that is trained on; 1 is the noisiest, where what is drawn is decided",
     )
     distinct_steps: int | None = Field(
         default=48,

@@ -21,9 +21,9 @@ class AnchoredDpoConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["anchored-dpo"] = "anchored-dpo"
-    beta: float = Field(default=300.0, gt=0, description="as in diffusion-dpo")
-    anchor_weight: float = Field(default=3.0, ge=0, description="weight of the winner's own denoising error")
-    benign_weight: float = Field(default=10.0, ge=0, description="weight of the squared drift on benign rows")
+    beta: float = Field(default=100.0, gt=0, description="as in diffusion-dpo")
+    anchor_weight: float = Field(default=30.0, ge=0, description="weight of the winner's own denoising error")
+    benign_weight: float = Field(default=30.0, ge=0, description="weight of the squared drift on benign rows")
 
 
 @objectives.register("anchored-dpo")

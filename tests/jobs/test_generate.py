@@ -53,7 +53,7 @@ generate.run(StageContext(run=run, store=ArtifactStore(run.store), work=Path(wor
 
 @pytest.fixture(scope="module")
 def make_context(
-    root: Path, session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., StageContext]:
     """Return a function that makes a run's context on a prefix of its own; settings go to ``generate``."""
     taxonomy = tmp_path_factory.mktemp("taxonomy") / "small.yaml"
