@@ -176,7 +176,8 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
 
     answers = asyncio.run(flood())
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert {answer.status_code for answer in refused} == {429}
+    assert refused
+    assert [(a.status_code, a.text[:500]) for a in refused if a.status_code != 429] == []
     for answer in refused:
         assert answer.headers["retry-after"] == "2"
         # Serve's proxy, when it is the one that refuses, answers in plain text.
