@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(RUN) -m serve.up --config $(CONFIG)
 
-# The full report: the demo's experts and merges, judged on larger counts; its result is committed under docs/.
+# The full report: the demo's experts and merges, judged on larger counts; copied to docs/report.
 report: $(VENV)/.installed
 	$(RUN) -m jobs.pipeline --config jobs/configs/emoji-report.yaml
 	mkdir -p docs/report

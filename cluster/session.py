@@ -232,7 +232,7 @@ def _check_reachable(config: ClusterConfig) -> None:
     """Fail within the time limit when no head node answers at the address.
 
     ``ray.init`` waits for minutes, or ends the process, when what listens there is not a head node, so another
-    process tries it first.
+    process tries it first; it inherits this one's authentication mode.
     """
     deadline = time.monotonic() + config.start_timeout_s
     if config.address != "auto":
@@ -244,13 +244,7 @@ def _check_reachable(config: ClusterConfig) -> None:
             raise _unreachable(f"nothing answers at {config.address!r}: {error}") from error
     probe = [sys.executable, "-c", PROBE, config.address]
     try:
-        subprocess.run(
-            probe,
-            capture_output=True,
-            check=True,
-            timeout=max(1.0, deadline - time.monotonic()),
-            env={**os.environ, "RAY_AUTH_MODE": config.auth},
-        )
+        subprocess.run(probe, capture_output=True, check=True, timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise _unreachable(
             f"no Ray head node answers at {config.address!r} within cluster.start_timeout_s = {config.start_timeout_s:g}"
