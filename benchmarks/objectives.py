@@ -18,7 +18,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
+from jobs.config import load_run
 from safety.dataset.layout import latents_file
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
@@ -30,9 +32,12 @@ from safety.merge.confirmation import ConfirmConfig, ConfirmPrompts, choose_prom
 from safety.objectives import AnchoredDpoConfig, DiffusionDpoConfig, ObjectiveConfig
 from safety.preferences import PreferenceSet, load_preferences
 from safety.prompts import PromptCounts, write_prompts
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy
+from safety.text_inputs import gather_text_inputs, training_texts
 
+CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "emoji.yaml"
 TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "peft")
 OBJECTIVES: dict[str, ObjectiveConfig] = {
@@ -46,11 +51,17 @@ LAST = 20
 
 
 def study(
-    name: str, expert: ExpertConfig, pairs: PreferenceSet, prompts: ConfirmPrompts, judge: Judge, settings: RenderConfig
+    name: str,
+    expert: ExpertConfig,
+    gate: Tensor | None,
+    pairs: PreferenceSet,
+    prompts: ConfirmPrompts,
+    judge: Judge,
+    settings: RenderConfig,
 ) -> dict[str, Any]:
     """Train one expert and render the prompts with it; return its figures."""
     started = time.perf_counter()
-    trained = Expert(load_model(ModelConfig()), pairs, expert, 0)
+    trained = Expert(load_model(ModelConfig()), pairs, expert, 0, 1, gate)
     history = ExpertTraining(trained, TorchEngine(trained)).run().history[-LAST:]
     seconds = time.perf_counter() - started
     seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, ConfirmConfig(), 0)
@@ -73,6 +84,7 @@ def study(
 def main(
     dataset: Annotated[Path, typer.Argument(help="the folder of a dataset artifact")],
     category: str = "violence",
+    config: Annotated[Path, typer.Option(help="the run whose train section is taken, but for the objective")] = CONFIG,
     steps: int | None = None,
     learning_rate: float | None = None,
     unsafe: Annotated[int, typer.Option(help="unsafe validation prompts to render")] = 40,
@@ -89,6 +101,12 @@ def main(
     changed = {key: value for key, value in given.items() if value is not None}
     pairs = load_preferences(dataset / latents_file(category))
     taxonomy = load_taxonomy(TAXONOMY)
+    train = load_run(config).train
+    gate = None
+    if train.gate is not None:
+        texts = training_texts(read_prompt_file(dataset / PROMPTS_FILE), taxonomy.categories)
+        gates = gather_text_inputs(load_model(ModelConfig()), texts).gates(train.gate)
+        gate = gates[taxonomy.categories.index(category)]
     # The dataset holds few validation prompts; the writer gives as many more as are asked for, on the same side.
     written = write_prompts("grammar", taxonomy, PromptCounts(validation=unsafe, benign_validation=benign), 0)
     counts = ConfirmConfig(pairs_per_category=unsafe, benign=benign)
@@ -104,8 +122,8 @@ def main(
     for name, objective in OBJECTIVES.items():
         if only and name not in only:
             continue
-        expert = ExpertConfig.model_validate({"objective": objective, **changed})
-        rows.append(study(name, expert, pairs, prompts, judge, settings))
+        expert = ExpertConfig.model_validate({**train.expert.model_dump(), "objective": objective, **changed})
+        rows.append(study(name, expert, gate, pairs, prompts, judge, settings))
         row = rows[-1]
         print(
             f"{name:28s} IP {row['ip']:.3f} context lost {row['context_lost']:.3f} benign failed "

@@ -34,7 +34,9 @@ from safety.merge.probes import Probes, gather_probes
 from safety.merge.search import SearchSpace
 from safety.preferences import PreferenceSet, load_preferences
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from safety.prompts.rows import PromptSet
 from safety.taxonomy import Taxonomy
+from safety.text_inputs import PromptTexts, training_texts
 
 KIND, CALIBRATION_KIND = "merge", "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
@@ -70,6 +72,9 @@ class _Source:
     def sets(self) -> dict[str, PreferenceSet]:
         folder = self.context.folder(self.dataset)
         return {name: load_preferences(folder / latents_file(name)) for name in self.experts}
+
+    def prompts(self) -> PromptSet:
+        return read_prompt_file(self.context.folder(self.dataset) / PROMPTS_FILE)
 
 
 def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, ArtifactRef]) -> dict[str, ArtifactRef]:
@@ -179,7 +184,8 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
         task = ray.remote(calibrate_task).options(
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=2
         )
-        asked = task.remote(context.run.model, weights, probes, config.calibration, source.seed, config.threads)
+        texts = training_texts(source.prompts(), source.experts)
+        asked = task.remote(context.run.model, weights, probes, texts, config.calibration, source.seed, config.threads)
         statistics: Calibration = _result(asked, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
         context.console.print(f"calibration {ref.id}: {time.monotonic() - started:.0f} s")
@@ -190,6 +196,7 @@ def calibrate_task(
     model: ModelConfig,
     experts: dict[str, LoraWeights],
     probes: Probes,
+    texts: PromptTexts,
     config: CalibrationConfig,
     seed: int,
     threads: int,
@@ -199,7 +206,7 @@ def calibrate_task(
     loaded = load_model(model)
     for expert in experts.values():
         check_fits(expert, loaded)
-    return calibrate(loaded, experts, probes, config, seed)
+    return calibrate(loaded, experts, probes, texts, config, seed)
 
 
 def _result(asked: Any, timeout_s: float) -> Any:
@@ -221,7 +228,6 @@ def _search(
 ) -> tuple[Searched, BaseModel]:
     """Search Co-Merge's coefficients; return what was found and the chosen configuration."""
     context, config = source.context, source.config
-    prompts = read_prompt_file(context.folder(source.dataset) / PROMPTS_FILE)
     inputs = SearchInputs(
         model=context.run.model,
         taxonomy=source.taxonomy,
@@ -230,7 +236,7 @@ def _search(
         experts=weights,
         statistics=statistics,
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
-        prompts=choose_prompts(prompts, list(source.experts), config.confirm),
+        prompts=choose_prompts(source.prompts(), list(source.experts), config.confirm),
     )
     records = Records(context.store, f"work/{ref.kind}/{ref.id}")
     logs = _log_folder(context, ref)

@@ -23,7 +23,7 @@ from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_fit import FitPlan, fit
-from jobs.train_worker import ExpertTask, check_task
+from jobs.train_worker import ExpertTask, check_task, load_sets
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -48,8 +48,9 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
     if missing:
         config = context.run.train
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
+        sets = load_sets(missing)
         for task in missing:
-            check_task(task)
+            check_task(task, sets)
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
     return {task.name: task.ref for task in tasks}
@@ -73,18 +74,17 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
 def _task(
     context: StageContext, dataset: ArtifactRef, name: str, categories: tuple[str, ...], together: tuple[str, ...]
 ) -> ExpertTask:
-    """Return an expert's task; ``together`` are all categories that are trained, and will be merged."""
+    """Return an expert's task; ``together`` are all categories that are trained, and will be added up."""
     run = context.run
     settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
-    others = tuple(other for other in together if other not in categories) if run.train.isolate else ()
-    if others:
-        settings["others"] = list(others)
+    if run.train.gate is not None:
+        settings["gated together"] = list(together)
     return ExpertTask(
         name=name,
         categories=categories,
-        others=others,
+        together=together,
         ref=artifact_ref(context, KIND, settings, [dataset]),
         dataset=dataset,
         config=run.train,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from safety.experts.config import ExpertConfig
+from safety.text_inputs import GateConfig
 
 ALL_SINGLE = "all-single"
 """The expert that is trained on all categories at once."""
@@ -31,9 +32,10 @@ class TrainConfig(BaseModel):
     categories: tuple[str, ...] | None = Field(
         None, min_length=1, description="categories to train; none: all of the taxonomy"
     )
-    isolate: bool = Field(
-        True,
-        description="an expert leaves the other experts' prompts alone, as it does benign ones, so that they add up",
+    gate: GateConfig | None = Field(
+        GateConfig(),
+        description="an expert reads those directions of the prompt's states that are its own prompts', so that "
+        "experts add up; none: it reads all",
     )
     all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
     workers: int = Field(
@@ -62,7 +64,7 @@ class TrainConfig(BaseModel):
         return {
             "name": name,
             "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "isolate": self.isolate and name != ALL_SINGLE,
+            "gate": None if self.gate is None else self.gate.model_dump(mode="json"),
             "workers": self.workers,
             "deepspeed": self.deepspeed.model_dump(mode="json"),
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.store.artifacts import ArtifactStore
@@ -22,9 +24,11 @@ from safety.experts.checkpoint import Checkpointer, Metrics
 from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.expert import Expert, configured_objective, training_rows
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
-from safety.families import ModelConfig, load_model
+from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import save_lora
-from safety.preferences import PreferenceSet, combine, isolated, load_preferences
+from safety.preferences import PreferenceSet, combine, load_preferences
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from safety.text_inputs import gather_text_inputs, training_texts
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +42,8 @@ class ExpertTask:
     name: str
     categories: tuple[str, ...]
     """The categories whose pairs it learns: one, or all for "all-single"."""
-    others: tuple[str, ...]
-    """The categories whose pairs it leaves as they are."""
+    together: tuple[str, ...]
+    """All categories that experts are trained for: its gate shares the prompts' directions among them."""
     ref: ArtifactRef
     dataset: ArtifactRef
     config: TrainConfig
@@ -83,17 +87,30 @@ def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
     return Checkpointer(ObjectCheckpoints(store, ref), fingerprint=ref.id)
 
 
-def load_pairs(task: ExpertTask) -> PreferenceSet:
+def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
+    """Return the pairs of every category that one of the tasks learns; all are of one dataset."""
+    folder = tasks[0].store.fetch(tasks[0].dataset.kind, tasks[0].dataset.id, tasks[0].cache)
+    categories = dict.fromkeys(category for task in tasks for category in task.categories)
+    return {category: load_preferences(folder / latents_file(category)) for category in categories}
+
+
+def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
     """Return the pairs an expert learns."""
+    own = [sets[category] for category in task.categories]
+    return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else own[0]
+
+
+def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
+    """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
+    if task.config.gate is None:
+        return None
     folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
-    own, others = (
-        [load_preferences(folder / latents_file(category)) for category in categories]
-        for categories in (task.categories, task.others)
-    )
-    return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else isolated(own[0], others)
+    texts = training_texts(read_prompt_file(folder / PROMPTS_FILE), task.together)
+    gates = gather_text_inputs(model, texts).gates(task.config.gate)
+    return gates[[task.together.index(category) for category in task.categories]].sum(dim=0)
 
 
-def check_task(task: ExpertTask) -> None:
+def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
     """Find what can never be trained before any worker starts: a restart would only fail again.
 
     Raises:
@@ -107,7 +124,7 @@ def check_task(task: ExpertTask) -> None:
             field="train.gpus_per_worker",
             fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
         )
-    training_rows(load_pairs(task), configured_objective(task.config.expert))
+    training_rows(pairs_of(task, sets), configured_objective(task.config.expert))
 
 
 def train_expert(task: ExpertTask) -> None:
@@ -117,7 +134,9 @@ def train_expert(task: ExpertTask) -> None:
         TrainingHealthError: The run blew up.
     """
     torch.set_num_threads(task.config.expert.threads)
-    expert = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed, task.config.workers)
+    model, pairs = load_model(task.model), pairs_of(task, load_sets([task]))
+    gate = expert_gate(task, model)
+    expert = Expert(model, pairs, task.config.expert, task.seed, task.config.workers, gate)
     keeper = checkpointer(task.store, task.ref)
     start = keeper.latest()
     if start is not None:

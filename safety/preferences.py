@@ -181,29 +181,6 @@ def combine(sets: Sequence[PreferenceSet], category: str) -> PreferenceSet:
     return whole._take(range(len(whole)), list(firsts.values()))
 
 
-def isolated(own: PreferenceSet, others: Sequence[PreferenceSet]) -> PreferenceSet:
-    """Return ``own`` with the other sets' pairs among its benign rows, each picture under its own prompt.
-
-    What is to be added up with other experts must leave their prompts alone: benign rows alone do not tell it so.
-
-    Raises:
-        ValueError: A pair occurs in two of the sets.
-    """
-    sides = [(part, side) for part in others for side in SIDES]
-    added = tuple(f"{name}/{side}" for part, side in sides for name in part.ids)
-    if len(set(added)) != len(added) or set(own.ids) & {name for part in others for name in part.ids}:
-        raise ValueError("a pair occurs in two of the sets")
-    return replace(
-        own,
-        benign_ids=own.benign_ids + added,
-        benign_splits=own.benign_splits + tuple(name for part, _ in sides for name in part.splits),
-        benign=torch.cat([own.benign, *(part.winner if side == "safe" else part.loser for part, side in sides)]),
-        benign_prompts=_join(
-            [own.benign_prompts, *(part.safe if side == "safe" else part.unsafe for part, side in sides)]
-        ),
-    )
-
-
 def _join(parts: Sequence[Conditioning]) -> Conditioning:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 

@@ -17,7 +17,9 @@ TAXONOMY = Taxonomy(
     ),
     benign=(BenignConcept(name="house"),),
 )
-COUNTS = PromptCounts(train=28, validation=28, test=3, heldout=0, benign_train=12, benign_validation=12, benign_test=2)
+COUNTS = PromptCounts(
+    train=28, validation=28, test=3, heldout=0, benign_train=12, benign_validation=12, benign_test=2, benign_text=6
+)
 PAIRS, BENIGN_ROWS = 2 * (28 + 28), 12 + 12
 
 
@@ -42,11 +44,12 @@ class SmallWriter:
             for number in range(count)
         ]
         benign = [
-            BenignPrompt(prompt_id=f"benign-{split}-{n}", prompt=f"{split[:2]} house {n}", split=split, writer="small")
+            BenignPrompt(prompt_id=f"benign-{split}-{n}", prompt=f"{split[:3]} house {n}", split=split, writer="small")
             for split, count in (
                 ("train", counts.benign_train),
                 ("validation", counts.benign_validation),
                 ("test", counts.benign_test),
+                ("text", counts.benign_text),
             )
             for n in range(count)
         ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from safety.errors import ArtifactFormatError
+from safety.quiet import no_progress_bars
 from safety.registry import Registry
 
 EMBEDDED_FEATURES = "emoji-clip"
@@ -60,7 +61,8 @@ class EmojiClip:
             raise ArtifactFormatError(
                 f"no {weights}", field="evaluate.features", fix="build the emoji zoo, or name other features"
             )
-        self._model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        with no_progress_bars():
+            self._model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._tokenizer: Any = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
         self._device = torch.device(device)

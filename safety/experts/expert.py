@@ -13,6 +13,7 @@ from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
 from safety.families.family import ModelFamily
 from safety.lora.attach import attach, extract, reference, trainable
+from safety.lora.gate import fold_gate, gate_inputs
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
 from safety.precision import autocast, computes_bf16
@@ -51,7 +52,13 @@ class Expert(nn.Module):
     """The denoiser with a trainable LoRA, and the loss of any part of any step."""
 
     def __init__(
-        self, model: ModelFamily, preferences: PreferenceSet, config: ExpertConfig, seed: int, workers: int = 1
+        self,
+        model: ModelFamily,
+        preferences: PreferenceSet,
+        config: ExpertConfig,
+        seed: int,
+        workers: int = 1,
+        gate: Tensor | None = None,
     ) -> None:
         """Attach a LoRA to the model's denoiser, and lay out its weights for training.
 
@@ -61,6 +68,7 @@ class Expert(nn.Module):
             config: How the expert is trained.
             seed: The run's seed; every draw is a function of it, the category, and the row or layer.
             workers: How many share a step; with the accumulation, the number of a step's equal parts.
+            gate: P of ``safety.text_inputs``, [K, K], which the layers that read the prompt are trained behind.
 
         Raises:
             EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
@@ -76,6 +84,9 @@ class Expert(nn.Module):
         self._train = BatchMaker(model, training_rows(preferences, self.objective), config, seed)
         self._validation = _validation(model, preferences, config, seed)
         attach(model, config.lora, seed)
+        self.gate = gate
+        if gate is not None:
+            gate_inputs(model, gate)
         _use_plain_attention(model)
         self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
@@ -107,8 +118,9 @@ class Expert(nn.Module):
         return trainable(self.model)
 
     def weights(self) -> LoraWeights:
-        """Return the adapter as trained so far."""
-        return extract(self.model)
+        """Return the adapter as trained so far, its gate folded in."""
+        weights = extract(self.model)
+        return weights if self.gate is None else fold_gate(weights, self.gate, self.model.text_targets)
 
     def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
         """Return the base's side of a batch; batches that come again are kept, so their reference is exact."""

@@ -41,6 +41,8 @@ class ModelFamily(Protocol):
     """The network that LoRA experts adapt."""
     lora_targets: tuple[str, ...]
     """Module name suffixes that experts adapt by default."""
+    text_targets: tuple[str, ...]
+    """Suffixes of the modules that read the prompt's states alone, ``conditioning["states"]``."""
     train_timesteps: int
     """Timesteps are in [0, train_timesteps)."""
     default_size: int

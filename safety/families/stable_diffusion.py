@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from safety.errors import ArtifactFormatError, ConfigError, PromptError
 from safety.families.family import Conditioning, families
+from safety.quiet import no_progress_bars
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
 
@@ -22,6 +20,7 @@ class StableDiffusion:
     """A loaded Stable Diffusion 1.x or 2.x model (see ``ModelFamily``)."""
 
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         """Freeze a pipeline's networks and read its sizes; sampling uses DDIM, which is deterministic."""
@@ -132,19 +131,6 @@ class StableDiffusion:
         return self.decode_latents(latents)
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' bars for loading a few files off the terminal, where a job shows its own."""
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
-
-
 @families.register("stable-diffusion")
 def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
     """Load a diffusers-format folder; raise ArtifactFormatError when it holds pickled weights only."""
@@ -155,7 +141,7 @@ def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> Sta
             field="model.path",
             fix="convert the weights to safetensors and remove the others",
         )
-    with _no_progress_bars():
+    with no_progress_bars():
         pipeline = StableDiffusionPipeline.from_pretrained(
             path,
             use_safetensors=True,

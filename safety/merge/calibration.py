@@ -24,8 +24,9 @@ from safety.families.family import ModelFamily
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.method import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
+from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs
 
-FORMAT = "safetydpo-calibration-1"
+FORMAT = "safetydpo-calibration-2"
 METADATA_KEY = "calibration"
 CHUNK_SIGNALS = 8_000_000
 
@@ -67,6 +68,9 @@ class Calibration:
 
     experts: tuple[str, ...]
     layers: Mapping[str, LayerStatistics]
+    texts: TextInputs
+    """What the layers called ``text_layers`` see."""
+    text_layers: tuple[str, ...]
 
     def save(self, path: Path) -> None:
         """Write the statistics as one safetensors file."""
@@ -76,7 +80,8 @@ class Calibration:
             for key in ("votes", "signal", "mean_input", "active_inputs"):
                 tensors[f"{name}|{key}"] = getattr(layer, key).contiguous()
             counts[name] = {"ties": layer.ties, "count": layer.count}
-        head = {"format": FORMAT, "experts": self.experts, "counts": counts}
+        tensors |= {f"texts|{key}": value.contiguous() for key, value in self.texts._asdict().items()}
+        head = {"format": FORMAT, "experts": self.experts, "counts": counts, "text_layers": self.text_layers}
         # One entry only: the order in which safetensors writes several changes from process to process.
         save_file(tensors, path, metadata={METADATA_KEY: json.dumps(head, sort_keys=True)})
 
@@ -97,7 +102,8 @@ def load_calibration(path: Path) -> Calibration:
         )
         for name, counts in head["counts"].items()
     }
-    return Calibration(tuple(head["experts"]), layers)
+    texts = TextInputs(own=tensors["texts|own"], kept=tensors["texts|kept"])
+    return Calibration(tuple(head["experts"]), layers, texts, tuple(head["text_layers"]))
 
 
 def _not_calibration(path: Path, reason: str) -> ArtifactFormatError:
@@ -152,7 +158,9 @@ class _LayerGauge:
 
 
 @torch.no_grad()
-def gather(model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch]) -> Calibration:
+def gather(
+    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], texts: TextInputs
+) -> Calibration:
     """Run the base model, which must have no LoRA attached, over the batches and gather each layer's statistics."""
     check_experts(experts)
     names = list(next(iter(experts.values())))
@@ -162,7 +170,8 @@ def gather(model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iter
             hooks.enter_context(_hook(model, name, gauge))
         for batch in batches:
             model.predict(batch.noisy, batch.timesteps, batch.conditioning)
-    return Calibration(tuple(experts), {name: gauge.statistics() for name, gauge in gauges.items()})
+    layers = {name: gauge.statistics() for name, gauge in gauges.items()}
+    return Calibration(tuple(experts), layers, texts, tuple(n for n in names if n.endswith(model.text_targets)))
 
 
 def _hook(model: ModelFamily, name: str, gauge: _LayerGauge) -> Any:
@@ -174,7 +183,13 @@ def _hook(model: ModelFamily, name: str, gauge: _LayerGauge) -> Any:
 
 
 def calibrate(
-    model: ModelFamily, experts: Mapping[str, LoraWeights], probes: Probes, config: CalibrationConfig, seed: int
+    model: ModelFamily,
+    experts: Mapping[str, LoraWeights],
+    probes: Probes,
+    texts: PromptTexts,
+    config: CalibrationConfig,
+    seed: int,
 ) -> Calibration:
-    """Gather the statistics on the probes' unsafe prompts, at each timestep of the config's grid."""
-    return gather(model, experts, unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration"))
+    """Gather the statistics on the probes' unsafe prompts, at each timestep of the config's grid, and on the texts."""
+    batches = unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration")
+    return gather(model, experts, batches, gather_text_inputs(model, texts))

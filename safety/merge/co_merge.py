@@ -7,6 +7,11 @@ dW_i = (alpha/r) B_i A_i and a layer's inputs x on calibration prompts of all ca
     signal_i[j,k](x) = |dW_i[j,k]| |x_k|         granularity "weight"
     score_i          = number of inputs on which i has the largest signal ("vote"), or its mean signal ("sum")
     merged           = lambda_i * factor(block) * dW_i of the best score ("hard"), or a softmax mixture ("soft")
+
+What one expert does to the prompts of another, or to benign ones, is not seen by selecting outputs. Hence a third
+granularity of our own, "input", for layers that read the prompt: what is shared out among the experts are the
+directions of the input, by whose prompts are the most active along them (``safety.text_inputs``); each expert
+then acts on its own prompts with all its rows. Layers that do not read the prompt are merged by rows beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from safety.merge.calibration import Calibration, LayerStatistics
 from safety.merge.method import MergeResult, base_report, check_experts, merge_methods, stack
 from safety.merge.selection import Selection, select_hard, select_soft
 from safety.merge.truncation import truncate_all
+from safety.text_inputs import GateConfig
 
 BlockGroup = Literal["down", "mid", "up"]
 BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
@@ -34,9 +40,11 @@ class CoMergeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    granularity: Literal["row", "weight"] = Field(
-        default="row", description="what is taken as a whole: an output row or a weight"
+    granularity: Literal["row", "weight", "input"] = Field(
+        default="row",
+        description="what is taken as a whole: an output row, a weight, or a direction of the prompt's states",
     )
+    gate: GateConfig = Field(default=GateConfig(), description="input: how the directions are shared out")
     score: Literal["vote", "sum"] = Field(default="vote", description="count the inputs won, or average the signal")
     selection: Literal["hard", "soft"] = Field(default="hard", description="the best expert alone, or a mixture")
     tau: float = Field(default=0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
@@ -70,7 +78,7 @@ def block_group(name: str) -> BlockGroup | None:
 
 def scores(layers: list[LoraLayer], statistics: LayerStatistics, config: CoMergeConfig) -> Tensor:
     """Return the experts' scores: [N, outputs] for rows, [N, outputs, inputs] for weights."""
-    if config.granularity == "row":
+    if config.granularity != "weight":
         return statistics.votes if config.score == "vote" else statistics.signal
     magnitude = torch.stack([layer.delta().abs() for layer in layers])
     if config.score == "sum":
@@ -96,8 +104,10 @@ class CoMerge:
         """Return the merge; raise ConfigError when statistics are missing, of others, or a lambda names no expert."""
         check_experts(experts)
         calibration = _check(experts, statistics, config)
+        gates = _gates(calibration, config)
         merged = {
-            name: _merge_layer(name, experts, calibration.layers[name], config) for name in next(iter(experts.values()))
+            name: _merge_layer(name, experts, calibration.layers[name], config, gates.get(name))
+            for name in next(iter(experts.values()))
         }
         weights = LoraWeights({name: part.layer for name, part in merged.items()})
         errors, overall = dict.fromkeys(weights, 0.0), 0.0
@@ -134,17 +144,32 @@ def _check(experts: Mapping[str, LoraWeights], statistics: Calibration | None, c
     return statistics
 
 
+def _gates(calibration: Calibration, config: CoMergeConfig) -> dict[str, Tensor]:
+    """Return the experts' gates [N, inputs, inputs] by layer, for the layers that are merged by inputs."""
+    if config.granularity != "input":
+        return {}
+    gates = calibration.texts.gates(config.gate)
+    return dict.fromkeys(calibration.text_layers, gates)
+
+
 def _merge_layer(
-    name: str, experts: Mapping[str, LoraWeights], statistics: LayerStatistics, config: CoMergeConfig
+    name: str,
+    experts: Mapping[str, LoraWeights],
+    statistics: LayerStatistics,
+    config: CoMergeConfig,
+    gates: Tensor | None,
 ) -> _MergedLayer:
     layers = [expert[name] for expert in experts.values()]
-    found = scores(layers, statistics, config)
-    selection = select_hard(found) if config.selection == "hard" else select_soft(found, config.tau, config.temperature)
     group = block_group(name)
     factor = config.block_factors.get(group, 1.0) if group else 1.0
     lambdas = [factor * config.lambdas.get(expert, 1.0) for expert in experts]
+    if gates is not None:
+        gated = [LoraLayer(layer.down @ gate, layer.up) for layer, gate in zip(layers, gates, strict=True)]
+        return _MergedLayer(stack(gated, lambdas), Selection(gates.diagonal(dim1=1, dim2=2), 0))
+    found = scores(layers, statistics, config)
+    selection = select_hard(found) if config.selection == "hard" else select_soft(found, config.tau, config.temperature)
     shares = [share * value for share, value in zip(selection.coefficients, lambdas, strict=True)]
-    if config.granularity == "row":
+    if config.granularity != "weight":
         return _MergedLayer(stack(layers, shares), selection)
     dense = torch.stack([share * layer.delta() for share, layer in zip(shares, layers, strict=True)]).sum(dim=0)
     return _MergedLayer(_factor_exactly(dense), selection)

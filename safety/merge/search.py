@@ -24,9 +24,9 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    trials: int = Field(default=20, gt=0, description="candidates scored by the surrogate, the start included")
-    confirm: int = Field(default=2, ge=0, description="best candidates that are rendered, besides the start")
-    startup: int = Field(default=10, gt=0, description="trials before Optuna's model proposes")
+    trials: int = Field(default=24, gt=0, description="candidates scored by the surrogate, the start included")
+    confirm: int = Field(default=3, ge=0, description="best candidates that are rendered, besides the start")
+    startup: int = Field(default=12, gt=0, description="trials before Optuna's model proposes")
     strength: float = Field(
         default=8.0,
         gt=1,
@@ -35,6 +35,7 @@ class SearchConfig(BaseModel):
     )
     expert_spread: float = Field(default=1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
     block_spread: float = Field(default=1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
+    benign: tuple[float, float] = Field(default=(0.25, 4.0), description="range of the benign prompts' weight")
     tau: tuple[float, float] = Field(default=(0.0, 0.2), description="range of the soft selection's least share")
     temperature: tuple[float, float] = Field(
         default=(0.02, 1.0), description="range of the soft selection's temperature"
@@ -69,15 +70,17 @@ class SearchSpace:
         def around(width: float) -> FloatDistribution:
             return FloatDistribution(1.0 / width, width, log=True)
 
-        tau, temperature = (
+        benign, tau, temperature = (
             (min(low, value), max(high, value))
             for (low, high), value in (
+                (self.config.benign, self.base.gate.benign),
                 (self.config.tau, self.base.tau),
                 (self.config.temperature, self.base.temperature),
             )
         )
         return {
-            "granularity": CategoricalDistribution(("row", "weight")),
+            "granularity": CategoricalDistribution(("row", "weight", "input")),
+            "benign": FloatDistribution(*benign, log=True),
             "score": CategoricalDistribution(("vote", "sum")),
             "selection": CategoricalDistribution(("hard", "soft")),
             "tau": FloatDistribution(*tau),
@@ -92,6 +95,7 @@ class SearchSpace:
         """Return the point of the start configuration."""
         return {
             "granularity": self.base.granularity,
+            "benign": self.base.gate.benign,
             "score": self.base.score,
             "selection": self.base.selection,
             "tau": self.base.tau,
@@ -103,7 +107,10 @@ class SearchSpace:
 
     @property
     def first_points(self) -> list[Parameters]:
-        """Return the points tried first: the start, then the plain forms at several strengths."""
+        """Return the points tried first: the start, the plain forms, and inputs shared out at several strengths.
+
+        The more weight benign prompts are given, the less the experts keep, so that both are raised together.
+        """
         half, full = self.config.strength**0.5, self.config.strength
         total = min(full, float(len(self.experts)))
         variations: tuple[Parameters, ...] = (
@@ -112,9 +119,19 @@ class SearchSpace:
             {"strength": full},
             {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
             {"granularity": "weight", "strength": half},
-            {"selection": "soft", "score": "sum", "strength": half},
+            *({"granularity": "input"} | self._inside(strength=size, benign=size) for size in (1.0, 1.5, 2.0, 2.5)),
         )
-        return [self.start | variation for variation in variations]
+        points = [self.start | variation for variation in variations]
+        return [point for index, point in enumerate(points) if point not in points[:index]]
+
+    def _inside(self, **values: float) -> Parameters:
+        """Return the values, each moved into its range."""
+        ranges = {name: self.distributions[name] for name in values}
+        return {
+            name: min(max(value, part.low), part.high)
+            for name, value in values.items()
+            if isinstance(part := ranges[name], FloatDistribution)
+        }
 
     def candidate(self, parameters: Mapping[str, Any]) -> CoMergeConfig:
         """Return the configuration of a point; the start's point gives the start back."""
@@ -132,6 +149,7 @@ class SearchSpace:
         return self.base.model_copy(
             update={
                 **{key: parameters[key] for key in ("granularity", "score", "selection", "tau", "temperature")},
+                "gate": self.base.gate.model_copy(update={"benign": parameters["benign"]}),
                 "lambdas": {name: value for name, value in lambdas.items() if value != 1.0},
                 "block_factors": {group: value for group, value in blocks.items() if value != 1.0},
             }

@@ -90,7 +90,12 @@ class GrammarWriter:
 
     @staticmethod
     def _benign_counts(counts: PromptCounts) -> tuple[tuple[BenignSplit, int], ...]:
-        return ("train", counts.benign_train), ("validation", counts.benign_validation), ("test", counts.benign_test)
+        return (
+            ("train", counts.benign_train),
+            ("validation", counts.benign_validation),
+            ("test", counts.benign_test),
+            ("text", counts.benign_text),
+        )
 
     def _category(
         self, taxonomy: Taxonomy, category: str, split: PairSplit, count: int, seed: int, taken: set[str]
@@ -162,9 +167,10 @@ class GrammarWriter:
         self, taxonomy: Taxonomy, concept: str, split: BenignSplit, seed: int, taken: set[str], first_kind: int
     ) -> Iterator[BenignPrompt]:
         identity = f"benign-{split}-{slug(concept)}"
+        wanted = "train" if split == "text" else split
         others = [b.name for b in taxonomy.benign if b.name != concept]
         usable = [
-            c for c in _contexts(others, f"{identity}-contexts", seed) if side(c.scene(concept), c.background) == split
+            c for c in _contexts(others, f"{identity}-contexts", seed) if side(c.scene(concept), c.background) == wanted
         ]
         for number, context, wording in _worded(taxonomy, usable, identity, seed, first_kind):
             row_id = f"{identity}-{number:05d}"

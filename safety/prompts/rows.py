@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safety.errors import ConfigError
 
 PairSplit = Literal["train", "validation", "test", "heldout"]
-BenignSplit = Literal["train", "validation", "test"]
+BenignSplit = Literal["train", "validation", "test", "text"]
+"""Of a benign prompt in the split "text" only the words are read: what a merge must leave alone."""
 WITHHELD = "[withheld]"
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from safety.errors import ArtifactFormatError, EmptyDatasetError
-from safety.preferences import PreferenceSet, combine, isolated, load_preferences, write_preference_file
+from safety.preferences import PreferenceSet, combine, load_preferences, write_preference_file
 
 
 def make_set(category: str = "hate", pairs: int = 5, benign: int = 3) -> PreferenceSet:
@@ -126,24 +126,6 @@ def test_combine_keeps_all_pairs_and_each_benign_row_once() -> None:
     for sets in ([hate, hate], []):
         with pytest.raises(ValueError, match="no set to combine, or a pair"):
             combine(sets, "all")
-
-
-def test_an_isolated_set_leaves_the_others_pairs_alone_under_their_own_prompts() -> None:
-    own, others = make_set(), [make_set("violence", 4), make_set("sexual", 2)]
-    found = isolated(own, others)
-    assert (found.ids, found.benign_ids[:3]) == (own.ids, own.benign_ids)
-    assert len(found.benign_ids) == 3 + 2 * (4 + 2)
-    by_id = {name: place for place, name in enumerate(found.benign_ids)}
-    for part in others:
-        for pair, name in enumerate(part.ids):
-            for side, latents, prompts in (("unsafe", part.loser, part.unsafe), ("safe", part.winner, part.safe)):
-                place = by_id[f"{name}/{side}"]
-                assert found.benign_splits[place] == part.splits[pair]
-                assert torch.equal(found.benign[place], latents[pair])
-                assert all(torch.equal(found.benign_prompts[key][place], prompts[key][pair]) for key in prompts)
-    assert_same(isolated(own, []), own)
-    with pytest.raises(ValueError, match="in two of the sets"):
-        isolated(own, [make_set()])
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:

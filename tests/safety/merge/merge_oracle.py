@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import CoMergeConfig
+from safety.text_inputs import TextInputs
 
 
 def random_weights(seed: int, shapes: Mapping[str, tuple[int, int]], rank: int = 3, size: float = 1.0) -> LoraWeights:
@@ -22,6 +23,14 @@ def random_weights(seed: int, shapes: Mapping[str, tuple[int, int]], rank: int =
             for name, (outputs, inputs) in shapes.items()
         }
     )
+
+
+def random_texts(experts: int, width: int, seed: int) -> TextInputs:
+    """Return second moments of a few random states of each expert and of benign ones."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(experts + 1, 9, width, generator=generator, dtype=torch.float64)
+    moments = states.transpose(1, 2) @ states / 9
+    return TextInputs(moments[:-1], moments[-1])
 
 
 def signal(delta: Tensor, x: Tensor, granularity: str) -> list[list[float]]:

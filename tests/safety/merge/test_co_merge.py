@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_oracle import brute_merge, brute_scores, random_weights
+from merge_oracle import brute_merge, brute_scores, random_texts, random_weights
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import Calibration, CoMerge, CoMergeConfig
 from safety.merge.calibration import LayerStatistics
 from safety.merge.co_merge import block_group
+from safety.text_inputs import GateConfig
 
 LAYER = "mid_block.attentions.0.to_q"
 UP_LAYER = "up_blocks.1.attentions.0.to_v"
@@ -42,7 +44,8 @@ def calibration_of(experts: Mapping[str, LoraWeights], seed: int) -> tuple[Calib
     layers = {
         name: statistics_of([expert[name].delta() for expert in experts.values()], inputs[name]) for name in SHAPES
     }
-    return Calibration(tuple(experts), layers), inputs
+    texts = random_texts(len(experts), SHAPES[UP_LAYER][1], seed)
+    return Calibration(tuple(experts), layers, texts, (UP_LAYER,)), inputs
 
 
 def experts_of(count: int, seed: int = 0) -> dict[str, LoraWeights]:
@@ -112,6 +115,8 @@ def test_order_of_experts_does_not_matter_without_ties(
             )
             for name, layer in statistics.layers.items()
         },
+        statistics.texts,
+        statistics.text_layers,
     )
     other = co_merge(shuffled, moved, config)
     assert plain.report["ties"]["overall"] == other.report["ties"]["overall"]
@@ -198,7 +203,7 @@ def test_wrong_statistics_experts_and_lambdas_are_named() -> None:
     with pytest.raises(ConfigError, match=r"lambdas\.expert-9: there is no expert"):
         co_merge(experts, statistics, CoMergeConfig(lambdas={"expert-9": 1.0}))
     with pytest.raises(ConfigError, match="lacks the layer mid_block"):
-        co_merge(experts, Calibration(statistics.experts, {UP_LAYER: statistics.layers[UP_LAYER]}), CoMergeConfig())
+        co_merge(experts, replace(statistics, layers={UP_LAYER: statistics.layers[UP_LAYER]}), CoMergeConfig())
     with pytest.raises(ConfigError, match="no expert to merge"):
         co_merge({}, statistics, CoMergeConfig())
     lesser = {**experts, "expert-1": LoraWeights({LAYER: experts["expert-1"][LAYER]})}
@@ -216,6 +221,29 @@ def test_experts_may_differ_in_rank() -> None:
     expected = brute_merge([e[LAYER].delta() for e in experts.values()], inputs[LAYER], CoMergeConfig(), [1, 1])
     assert layer.rank == 5
     torch.testing.assert_close(layer.delta(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_by_inputs_the_layers_that_read_prompts_are_gated_and_the_others_are_merged_by_rows() -> None:
+    experts = experts_of(3)
+    statistics, _ = calibration_of(experts, 6)
+    lambdas = {"expert-1": 1.7, "expert-2": 0.4}
+    config = CoMergeConfig(
+        granularity="input", gate=GateConfig(benign=0.7, ridge=0.01), lambdas=lambdas, block_factors={"up": 2.0}
+    )
+    result = co_merge(experts, statistics, config)
+    own, kept = statistics.texts
+    total = own.sum(0) + 0.7 * 3 * kept
+    total += 0.01 * float(total.diagonal().mean()) * torch.eye(6)
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    for index, (name, expert) in enumerate(experts.items()):
+        delta = expert[UP_LAYER].delta().double()
+        expected += 2.0 * lambdas.get(name, 1.0) * delta @ own[index] @ torch.linalg.inv(total)
+    torch.testing.assert_close(result.weights[UP_LAYER].delta().double(), expected, rtol=1e-4, atol=1e-5)
+    assert result.weights[UP_LAYER].rank == 3 * 2
+    rows = co_merge(experts, statistics, config.model_copy(update={"granularity": "row"})).weights
+    assert torch.equal(result.weights[LAYER].delta(), rows[LAYER].delta())
+    # What the experts leave of the input space is the benign prompts' and the ridge's.
+    assert 0 < sum(result.report["shares"]["layers"][UP_LAYER].values()) < 1
 
 
 def test_svd_rank_goes_with_the_svd_form() -> None:

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from safety.merge import CoMergeConfig
 from safety.merge.search import SearchConfig, SearchSpace, Trial, best, in_order, shortlist
+from safety.text_inputs import GateConfig
 
 EXPERTS = ("hate", "self-harm", "violence")
 
 starts = st.builds(
     CoMergeConfig,
-    granularity=st.sampled_from(["row", "weight"]),
+    granularity=st.sampled_from(["row", "weight", "input"]),
+    gate=st.builds(GateConfig, benign=st.floats(0.01, 10)),
     score=st.sampled_from(["vote", "sum"]),
     selection=st.sampled_from(["hard", "soft"]),
     tau=st.floats(0, 0.9),

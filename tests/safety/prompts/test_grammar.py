@@ -20,7 +20,14 @@ from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonom
 
 TAXONOMY = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
 COUNTS = PromptCounts(
-    train=23, validation=7, test=12, heldout=6, benign_train=110, benign_validation=20, benign_test=60
+    train=23,
+    validation=7,
+    test=12,
+    heldout=6,
+    benign_train=110,
+    benign_validation=20,
+    benign_test=60,
+    benign_text=120,
 )
 
 
@@ -45,7 +52,7 @@ def test_counts_are_as_asked(written: PromptSet) -> None:
     for split in ("train", "validation", "test", "heldout"):
         found = Counter(p.category for p in written.in_split(split))
         assert found == dict.fromkeys(TAXONOMY.categories, getattr(COUNTS, split))
-    for split in ("train", "validation", "test"):
+    for split in ("train", "validation", "test", "text"):
         assert len(written.benign_in(split)) == getattr(COUNTS, f"benign_{split}")
 
 
@@ -60,7 +67,9 @@ def test_no_prompt_and_no_scene_is_in_two_splits(written: PromptSet) -> None:
             scenes.setdefault(side, set()).add((frozenset(concepts), background))
     for row in written.benign:
         assert row.background is not None
-        scenes.setdefault(row.split, set()).add((frozenset(row.objects), row.background))
+        # What is only read may show a training scene again, in other words.
+        side = "train" if row.split == "text" else row.split
+        scenes.setdefault(side, set()).add((frozenset(row.objects), row.background))
     for left, right in itertools.combinations(scenes.values(), 2):
         assert not left & right
 

@@ -1,0 +1,51 @@
+"""A gate on what a LoRA reads: dW = (alpha / rank) B A P, with P fixed while A and B are trained.
+
+An expert that is trained through its gate has all of its effect behind it, so nothing is lost when experts whose
+gates share the input space out (``safety.text_inputs``) are added up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+from torch import Tensor
+
+from safety.families import ModelFamily
+from safety.lora.attach import EXPERT
+from safety.lora.weights import LoraLayer, LoraWeights
+
+
+def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
+    """Put P in front of the attached LoRA of every layer that reads the prompt; ``lora.attach`` comes first.
+
+    Args:
+        model: The model with the LoRA attached.
+        gate: P, [inputs, inputs].
+        name: The LoRA's name.
+    """
+    for layer, module in model.denoiser.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer) and layer.endswith(model.text_targets):
+            module.lora_A[name].register_forward_pre_hook(_Gate(gate))
+
+
+class _Gate:
+    """Multiplies a layer's input by P."""
+
+    def __init__(self, gate: Tensor) -> None:
+        self.gate = gate
+
+    def __call__(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (inputs,) = arguments
+        self.gate = self.gate.to(inputs.device)
+        return (inputs @ self.gate.T.to(inputs.dtype),)
+
+
+def fold_gate(weights: LoraWeights, gate: Tensor, suffixes: tuple[str, ...]) -> LoraWeights:
+    """Return the LoRA with P folded into the A of the layers whose names end with a suffix: a plain LoRA again."""
+    return LoraWeights(
+        {
+            name: LoraLayer(layer.down @ gate, layer.up) if name.endswith(suffixes) else layer
+            for name, layer in weights.items()
+        }
+    )

@@ -1,0 +1,95 @@
+"""What the layers that read the prompt see, and whose prompts each direction of it belongs to.
+
+A cross-attention's keys and values are linear in the text encoder's states, so an expert's dW_i acts on x = a token's
+state, and how much it does to whose prompts is told by second moments alone. With G_i = mean x x^T over the prompts
+of expert i and G_0 over benign prompts, the gates
+
+    P_i = G_i (sum_j G_j + w N G_0 + ridge)^-1
+
+share the input space out: where the G commute, P_i is the share of expert i in the activation along each common
+direction, benign prompts taking theirs. An expert that is trained behind its gate (``safety.lora.gate``) hardly
+touches the others' prompts and benign ones, so that experts can be added up. Of experts trained without one,
+sum_i dW_i P_i is the linear map that comes nearest to every expert on its own prompts and to no change on benign
+ones, in least squares: the merge of RegMean (Jin et al., arXiv:2212.09849), with benign prompts held fixed as
+closed-form concept erasure holds them (MACE, Lu et al., arXiv:2403.06135).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from safety.families.family import ModelFamily
+from safety.prompts.rows import PromptSet
+
+BATCH = 64
+
+
+class GateConfig(BaseModel):
+    """How the directions of the prompt's states are shared out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    benign: float = Field(default=1.0, ge=0, description="weight of benign prompts beside all experts' own")
+    ridge: float = Field(default=1e-4, gt=0, description="share of the mean activation that is added in all directions")
+
+
+class PromptTexts(NamedTuple):
+    """Prompts whose text alone is read."""
+
+    own: Mapping[str, tuple[str, ...]]
+    """Unsafe prompts by expert."""
+    kept: tuple[str, ...]
+    """Prompts that are to be left alone."""
+
+
+def training_texts(prompts: PromptSet, experts: Iterable[str]) -> PromptTexts:
+    """Return the training split's unsafe prompts by expert (a category), and all benign ones that may be learned from."""
+    kept = [row.prompt for split in ("train", "text") for row in prompts.benign_in(split)]
+    own = {name: tuple(pair.unsafe_prompt for pair in prompts.in_split("train", name)) for name in experts}
+    return PromptTexts(own, tuple(kept))
+
+
+class TextInputs(NamedTuple):
+    """Second moments of the token states, fp64."""
+
+    own: Tensor
+    """G_i of each expert's unsafe prompts, [N, K, K]."""
+    kept: Tensor
+    """G_0 of the prompts to be left alone, [K, K]."""
+
+    def gates(self, config: GateConfig) -> Tensor:
+        """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
+        total = self.own.sum(dim=0) + config.benign * len(self.own) * self.kept
+        total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
+        # total is symmetric, so that G P = (total^-1 G)^T needs no explicit inverse.
+        gates: Tensor = torch.linalg.solve(total, self.own).transpose(1, 2).float()
+        return gates
+
+
+@torch.no_grad()
+def gather_text_inputs(model: ModelFamily, texts: PromptTexts) -> TextInputs:
+    """Encode the prompts and gather their second moments; the empty prompt, which guidance reads, is always kept.
+
+    Args:
+        model: The model whose text encoder is used.
+        texts: At least one unsafe prompt of each expert, and the prompts to be left alone.
+    """
+    return TextInputs(
+        own=torch.stack([_second_moment(model, prompts) for prompts in texts.own.values()]),
+        kept=_second_moment(model, [*texts.kept, ""]),
+    )
+
+
+def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
+    """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
+    total, count = torch.zeros(()), 0
+    for start in range(0, len(prompts), BATCH):
+        states = model.encode_text(prompts[start : start + BATCH])["states"].double().flatten(0, 1).cpu()
+        total = total + states.T @ states
+        count += len(states)
+    return total / count
