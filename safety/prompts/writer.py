@@ -25,7 +25,7 @@ class PromptCounts(BaseModel):
     benign_validation: int = Field(default=40, ge=1)
     benign_test: int = Field(default=500, ge=0, description="never rendered by generation")
     benign_text: int = Field(
-        default=600, ge=0, description="never rendered: a merge is told by them what to leave alone"
+        default=2000, ge=0, description="never rendered: a merge is told by them what to leave alone"
     )
 
 
