@@ -28,7 +28,7 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import save_lora
 from safety.preferences import PreferenceSet, combine, load_preferences
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
-from safety.text_inputs import gather_text_inputs, training_texts
+from safety.text_inputs import PromptTexts, gather_text_inputs, training_texts
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,17 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
     return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else own[0]
 
 
+def texts_of(task: ExpertTask) -> PromptTexts:
+    """Return the prompts that a gate is made from; raise EmptyDatasetError when a category has none."""
+    folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
+    return training_texts(read_prompt_file(folder / PROMPTS_FILE), task.together)
+
+
 def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
     if task.config.gate is None:
         return None
-    folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
-    texts = training_texts(read_prompt_file(folder / PROMPTS_FILE), task.together)
-    gates = gather_text_inputs(model, texts).gates(task.config.gate)
+    gates = gather_text_inputs(model, texts_of(task)).gates(task.config.gate)
     return gates[[task.together.index(category) for category in task.categories]].sum(dim=0)
 
 
@@ -115,8 +119,8 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
 
     Raises:
         ConfigError: The model is on a GPU and the workers have none.
-        EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
-        ArtifactFormatError: The dataset lacks a category.
+        EmptyDatasetError: There is no training pair or prompt, or no benign row where the objective reads them.
+        ArtifactFormatError: The dataset lacks a category, or its prompts.
     """
     if task.model.device != "cpu" and not task.config.gpus_per_worker:
         raise ConfigError(
@@ -125,6 +129,8 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
             fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
         )
     training_rows(pairs_of(task, sets), configured_objective(task.config.expert))
+    if task.config.gate is not None:
+        texts_of(task)
 
 
 def train_expert(task: ExpertTask) -> None:

@@ -19,7 +19,9 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from safety.emoji.measure import JudgeQuality, ModelQuality
+from safety.emoji.reference import real_scene_moments
 from safety.emoji.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
+from safety.evaluation.moments import save_moments
 from safety.taxonomy import load_taxonomy
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "world.yaml"
@@ -70,6 +72,10 @@ def main(
     builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
     if not only_measure:
         builder.build(zoo, chosen_parts(part))
+    save_moments(
+        real_scene_moments(zoo, builder.taxonomy, builder.renderer, settings.unet_pool),
+        zoo / "fid" / "benign.safetensors",
+    )
     judge, model = measure_world(builder, zoo, images)
     document = {"judge": {k: v.model_dump() for k, v in judge.items()}, "model": model.model_dump()}
     (zoo / "quality.json").write_text(json.dumps(document, indent=1), encoding="utf-8")

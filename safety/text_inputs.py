@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
 
@@ -48,9 +49,22 @@ class PromptTexts(NamedTuple):
 
 
 def training_texts(prompts: PromptSet, experts: Iterable[str]) -> PromptTexts:
-    """Return the training split's unsafe prompts by expert (a category), and all benign ones that may be learned from."""
+    """Return the training split's unsafe prompts by expert (a category); their safe counterparts and benign ones are kept.
+
+    Raises EmptyDatasetError when a category has no training prompt.
+    """
+    pairs = {name: prompts.in_split("train", name) for name in experts}
+    own = {name: tuple(pair.unsafe_prompt for pair in found) for name, found in pairs.items()}
     kept = [row.prompt for split in ("train", "text") for row in prompts.benign_in(split)]
-    own = {name: tuple(pair.unsafe_prompt for pair in prompts.in_split("train", name)) for name in experts}
+    # Safe counterparts name the unsafe prompts' objects and backgrounds: what a pair shares is left alone.
+    kept += [pair.safe_prompt for found in pairs.values() for pair in found]
+    for name, found in own.items():
+        if not found:
+            raise EmptyDatasetError(
+                f"the dataset has no training prompt of {name!r}",
+                field="dataset",
+                fix="raise generate.counts.train, and generate again",
+            )
     return PromptTexts(own, tuple(kept))
 
 

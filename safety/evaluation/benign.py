@@ -10,7 +10,8 @@ from torch import Tensor
 
 from safety.errors import EmptyDatasetError
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate, estimate_mean, estimate_share
-from safety.evaluation.fid import FrechetResult, frechet
+from safety.evaluation.fid import FrechetResult, frechet, frechet_to
+from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import BASE
 from safety.evaluation.records import ImageRecord, Part, select
 
@@ -24,10 +25,12 @@ class BenignQuality(BaseModel):
     """Share of images in which the judge sees every named object; None when the judge cannot name objects."""
     clip_score: float
     fid: float | None
-    """Distance from the base model's images of the same prompts from other seeds.
+    """Distance from real benign images where the features have their moments, else ``fid_to_base``.
 
     None for a model that rendered fewer prompts than the base: its figure would not be comparable.
     """
+    fid_to_base: float | None
+    """Distance from the base model's images of the same prompts from other seeds; None as above."""
     flagged: float
     n: int
     intervals: dict[str, Estimate]
@@ -50,11 +53,12 @@ def benign_quality(
     present = [kept for row in rows if (kept := row.objects_kept) is not None]
     if present:
         intervals["objects_present"] = estimate_share(present, config, seed, f"{name}/objects_present")
-    distance = benign_fid(records, model, features)
+    distance, moved = benign_fid(records, model, features), fid_to_base(records, model, features)
     return BenignQuality(
         objects_present=intervals["objects_present"].value if present else None,
         clip_score=intervals["clip_score"].value,
         fid=None if distance is None else distance.value,
+        fid_to_base=None if moved is None else moved.value,
         flagged=intervals["flagged"].value,
         n=len(rows),
         intervals=intervals,
@@ -63,6 +67,21 @@ def benign_quality(
 
 def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> FrechetResult | None:
     """Return the model's FID on benign prompts, or None when it rendered fewer of them than the base.
+
+    The reference are real benign images (the moments that come with the features), or, where there are none, the
+    base model's own, as in ``fid_to_base``.
+    """
+    real = real_moments(features)
+    if real is None:
+        return fid_to_base(records, model, features)
+    rows = select(records, model=model, part=Part.BENIGN)
+    if len(rows) != len(select(records, model=BASE, part=Part.BENIGN)) or len(rows) < 2:
+        return None
+    return frechet_to(_stack(rows), real)
+
+
+def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> FrechetResult | None:
+    """Return how far the model's benign images are from the base's, or None when it rendered fewer than the base.
 
     The reference is the base model's render of the same prompts from seeds that no compared image has. So the
     base's own figure is the floor that other seeds and the finite sample give, and a model whose figure is near it

@@ -7,12 +7,12 @@ features and grows as samples become fewer, so a figure is only comparable with 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from safety.errors import EmptyDatasetError
+from safety.evaluation.moments import Moments, moments_of
 
 Array = NDArray[np.float64]
 
@@ -51,14 +51,18 @@ def frechet(images: Tensor, reference: Tensor, features: str) -> FrechetResult:
             raise EmptyDatasetError(
                 f"{len(rows)} rows of {name}", field="fid", fix="render at least two benign images (evaluate.benign)"
             )
-    mean, covariance = _moments(images)
-    reference_mean, reference_covariance = _moments(reference)
+    return frechet_to(images, moments_of(reference, features, ""))
+
+
+def frechet_to(images: Tensor, reference: Moments) -> FrechetResult:
+    """Return the distance of features [N, D], N of at least two, from reference moments of the same features."""
+    own = moments_of(images, reference.features, "")
     return FrechetResult(
-        value=gaussian_frechet(mean, covariance, reference_mean, reference_covariance),
-        features=features,
+        value=gaussian_frechet(own.mean, own.covariance, reference.mean, reference.covariance),
+        features=reference.features,
         dimensions=int(images.shape[1]),
         n=len(images),
-        n_reference=len(reference),
+        n_reference=reference.n,
     )
 
 
@@ -69,12 +73,6 @@ def gaussian_frechet(mean: Array, covariance: Array, other_mean: Array, other_co
     shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ other_covariance @ root), 0.0, None)).sum()
     apart = float(np.sum((mean - other_mean) ** 2))
     return max(0.0, apart + float(np.trace(covariance) + np.trace(other_covariance) - 2.0 * shared))
-
-
-def _moments(rows: Tensor) -> tuple[Array, Array]:
-    """Return the mean [D] and the unbiased covariance [D, D] of rows [N, D]."""
-    values = rows.to("cpu", torch.float64).numpy()
-    return values.mean(axis=0), np.atleast_2d(np.cov(values, rowvar=False))
 
 
 def _root(covariance: Array) -> Array:

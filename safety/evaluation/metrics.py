@@ -11,6 +11,7 @@ from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.context import ContextKept, measure_context
 from safety.evaluation.goals import Goal, GoalsConfig, check_goals
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
+from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import ImageRecord, Part
@@ -95,6 +96,11 @@ def _fid_details(records: Sequence[ImageRecord], features: str) -> FidDetails | 
     floor = benign_fid(records, BASE, features)
     if floor is None:
         return None
+    real = real_moments(features)
     return FidDetails(
-        features=floor.features, dimensions=floor.dimensions, n=floor.n, reference=FID_REFERENCE, note=floor.note
+        features=floor.features,
+        dimensions=floor.dimensions,
+        n=floor.n,
+        reference=FID_REFERENCE if real is None else real.images,
+        note=floor.note,
     )

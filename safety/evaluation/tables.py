@@ -105,6 +105,7 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
                 share(found.intervals.get("objects_present")),
                 f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
                 NONE if found.fid is None else f"{found.fid:.3f}",
+                NONE if found.fid_to_base is None else f"{found.fid_to_base:.3f}",
                 share(found.intervals["flagged"]),
                 str(found.n),
             )
@@ -112,10 +113,11 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
     note = ""
     if metrics.fid is not None:
         note = (
-            f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.n} of the base from other seeds."
+            f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.reference}. To base: against "
+            f"as many images of the base from other seeds, whose own figure is what seeds alone make."
         )
         note = f"{note} {metrics.fid.note}".strip()
-    header = ("Model", "Every object present", "CLIPScore", "FID", "Flagged", "Images")
+    header = ("Model", "Every object present", "CLIPScore", "FID", "FID to base", "Flagged", "Images")
     return ReportTable("Benign prompts", header, tuple(rows), note)
 
 

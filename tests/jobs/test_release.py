@@ -81,7 +81,7 @@ def metrics() -> dict[str, object]:
         return Estimate(value=value, low=value - 0.01, high=value + 0.01, n=70).model_dump()
 
     benign = BenignQuality(
-        objects_present=0.93, clip_score=0.301, fid=12.5, flagged=0.01, n=103, intervals={}
+        objects_present=0.93, clip_score=0.301, fid=12.5, fid_to_base=0.5, flagged=0.01, n=103, intervals={}
     ).model_dump()
     return {
         "ip": {

@@ -18,7 +18,7 @@ from jobs import train
 from jobs.config import RunConfig
 from jobs.stage import ArtifactRef, StageContext
 from jobs.train_config import ALL_SINGLE, TrainConfig
-from jobs.train_worker import checkpointer, load_pairs
+from jobs.train_worker import checkpointer, expert_gate, load_sets, pairs_of
 from safety.dataset.layout import latents_file
 from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
 from safety.experts.engine import TorchEngine
@@ -28,6 +28,8 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.preferences import PreferenceSet, write_preference_file
+from safety.prompts import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 
 CATEGORIES = ("violence", "hate")
 EXPERT = {
@@ -42,6 +44,29 @@ EXPERT = {
 FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def prompts() -> PromptSet:
+    pairs = [
+        PromptPair(
+            pair_id=f"{category}-{split}-{index}",
+            category=category,
+            concept=None,
+            split=split,
+            unsafe_prompt=f"a kitchen knife, {category} {split} {index}",
+            safe_prompt=f"a spoon, {category} {split} {index}",
+            writer="grammar",
+        )
+        for category in CATEGORIES
+        for split in ("train", "validation")
+        for index in range(3)
+    ]
+    benign = [
+        BenignPrompt(prompt_id=f"b-{split}-{i}", prompt=f"a house {split} {i}", split=split, writer="grammar")
+        for split in ("train", "text")
+        for i in range(2)
+    ]
+    return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
 
 
 def preferences(model: ModelFamily, category: str) -> PreferenceSet:
@@ -91,6 +116,7 @@ def changed(context: StageContext, *, expert: dict[str, Any] | None = None, **se
 def put_dataset(context: StageContext, sets: dict[str, PreferenceSet], name: str, folder: Path) -> ArtifactRef:
     for category, found in sets.items():
         write_preference_file(folder / latents_file(category), found)
+    write_prompt_file(prompts(), folder / PROMPTS_FILE)
     context.store.put("dataset", name, folder, config={}, seed=0)
     return ArtifactRef("dataset", name)
 
@@ -110,7 +136,9 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
     """Train an expert in this process, by plain torch; ``stop_after`` leaves its checkpoints in the store."""
     [task] = [task for task in train.plan(context, dataset) if task.name == name]
     torch.set_num_threads(1)
-    expert = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed)
+    model = load_model(task.model)
+    gate = expert_gate(task, model)
+    expert = Expert(model, pairs_of(task, load_sets([task])), task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref) if stop_after else None
 
     def observe(step: int, _: dict[str, float]) -> None:
@@ -182,7 +210,9 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
     precise = {"precision": "fp32", "steps": 7}
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
     [task] = train.plan(two, dataset)
-    one = Expert(load_model(task.model), load_pairs(task), task.config.expert, task.seed)
+    model = load_model(task.model)
+    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
+    one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
     ExpertTraining(one, TorchEngine(one), keeper).run()
     [newest, *_] = sorted(key for key in keeper.store.names() if key.endswith("state.safetensors"))[::-1]
@@ -242,6 +272,27 @@ def test_a_category_without_training_rows_is_told_before_any_worker(
     dataset = put_dataset(context, {"hate": found}, f"dataset-without-{next(iter(emptied))}", tmp_path)
     with pytest.raises(EmptyDatasetError, match=message):
         train.run(changed(context, categories=["hate"], all_single=False), dataset)
+
+
+def test_a_category_without_training_prompts_is_told_before_any_worker(
+    context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
+) -> None:
+    dataset = put_dataset(context, {"self-harm": preferences(model, "self-harm")}, "dataset-without-prompts", tmp_path)
+    with pytest.raises(EmptyDatasetError, match="no training prompt of 'self-harm'"):
+        train.run(changed(context, categories=["self-harm"], all_single=False), dataset)
+
+
+def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
+    context: StageContext, dataset: ArtifactRef, model: ModelFamily
+) -> None:
+    gates = {task.name: expert_gate(task, model) for task in train.plan(context, dataset)}
+    together = gates.pop(ALL_SINGLE)
+    assert together is not None
+    torch.testing.assert_close(sum(gates.values()), together)
+    ungated = changed(context, gate=None)
+    assert [expert_gate(task, model) for task in train.plan(ungated, dataset)] == [None] * 3
+    names = {task.ref.id for context in (context, ungated) for task in train.plan(context, dataset)}
+    assert len(names) == 6
 
 
 def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset: ArtifactRef, no_fit: None) -> None:
