@@ -11,7 +11,7 @@ FILES = {
     "pytorch_lora_weights.safetensors": "the merged LoRA; `pipe.load_lora_weights(folder)` of diffusers reads it",
     "merge.yaml": "the method and its exact parameters",
     "report.json": "ties, shares, ranks, the error of the rank's truncation, and the search",
-    "shares.png": "whose rows or weights each layer took",
+    "shares.png": "whose rows, weights or inputs each layer took",
     "search.png": "the search's trials, and the rendered scores of the confirmed ones",
 }
 

@@ -1,4 +1,4 @@
-"""The plots of a merge's artifact: whose rows it took, and how the search went."""
+"""The plots of a merge's artifact: whose rows, weights or inputs it took, and how the search went."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safety
+from safety.errors import EmptyDatasetError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.prompts import PromptCounts, write_prompts
 from safety.taxonomy import load_taxonomy
@@ -97,4 +98,8 @@ def test_texts_are_training_prompts_alone() -> None:
     split = dict(prompts.prompts())
     assert [len(own) for own in texts.own.values()] == [6, 6]
     assert {split[prompt] for own in texts.own.values() for prompt in own} == {"train"}
-    assert sorted(split[prompt] for prompt in texts.kept) == ["text"] * 4 + ["train"] * 3
+    safe = {pair.safe_prompt for name in texts.own for pair in prompts.in_split("train", name)}
+    assert safe < set(texts.kept)
+    assert sorted(split[prompt] for prompt in texts.kept) == ["text"] * 4 + ["train"] * (3 + len(safe))
+    with pytest.raises(EmptyDatasetError, match="no training prompt of 'nothing'"):
+        training_texts(prompts, ["hate", "nothing"])
