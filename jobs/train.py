@@ -23,7 +23,7 @@ from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_fit import FitPlan, fit
-from jobs.train_worker import ExpertTask, check_task, load_sets
+from jobs.train_worker import ExpertTask, check_task, load_sets, texts_of
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -35,7 +35,7 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
 
     Raises:
         ConfigError: A category is not in the taxonomy, or the model is on a GPU and the workers have none.
-        EmptyDatasetError: A category has no training pair, or no benign row where the objective reads them.
+        EmptyDatasetError: A category has no training pair or prompt, or no benign row where the objective reads them.
         ImpossibleResources: The cluster can never run a worker.
         TrainingHealthError: A run blew up.
         ClusterError: The experts did not finish in time.
@@ -51,6 +51,9 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         sets = load_sets(missing)
         for task in missing:
             check_task(task, sets)
+        if config.gate is not None:
+            # The same prompts for all of them.
+            texts_of(missing[0])
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
     return {task.name: task.ref for task in tasks}

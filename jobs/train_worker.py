@@ -119,8 +119,7 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
 
     Raises:
         ConfigError: The model is on a GPU and the workers have none.
-        EmptyDatasetError: There is no training pair or prompt, or no benign row where the objective reads them.
-        ArtifactFormatError: The dataset lacks a category, or its prompts.
+        EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
     """
     if task.model.device != "cpu" and not task.config.gpus_per_worker:
         raise ConfigError(
@@ -129,8 +128,6 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
             fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
         )
     training_rows(pairs_of(task, sets), configured_objective(task.config.expert))
-    if task.config.gate is not None:
-        texts_of(task)
 
 
 def train_expert(task: ExpertTask) -> None:

@@ -72,10 +72,8 @@ def main(
     builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
     if not only_measure:
         builder.build(zoo, chosen_parts(part))
-    save_moments(
-        real_scene_moments(zoo, builder.taxonomy, builder.renderer, settings.unet_pool),
-        zoo / "fid" / "benign.safetensors",
-    )
+        moments = real_scene_moments(zoo, builder.taxonomy, builder.renderer, settings.unet_pool)
+        save_moments(moments, zoo / "fid" / "benign.safetensors")
     judge, model = measure_world(builder, zoo, images)
     document = {"judge": {k: v.model_dump() for k, v in judge.items()}, "model": model.model_dump()}
     (zoo / "quality.json").write_text(json.dumps(document, indent=1), encoding="utf-8")

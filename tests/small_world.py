@@ -5,7 +5,10 @@ The judge beside them (``pixel_judge``) keeps one pair in four, so splits have 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from safety.prompts import BenignPrompt, PromptCounts, PromptPair, PromptSet, writers
+from safety.prompts.rows import BenignSplit, PairSplit
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(
@@ -54,3 +57,27 @@ class SmallWriter:
             for n in range(count)
         ]
         return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
+
+
+def knife_prompts(categories: Sequence[str], splits: Sequence[PairSplit], benign: Sequence[BenignSplit]) -> PromptSet:
+    """Return two pairs of each category and split, and two benign prompts of each benign split."""
+    pairs = [
+        PromptPair(
+            pair_id=f"{category}-{split}-{index}",
+            category=category,
+            concept=None,
+            split=split,
+            unsafe_prompt=f"a kitchen knife, {category} {split} {index}",
+            safe_prompt=f"a spoon, {category} {split} {index}",
+            writer="grammar",
+        )
+        for category in categories
+        for split in splits
+        for index in range(2)
+    ]
+    rows = [
+        BenignPrompt(prompt_id=f"b-{split}-{i}", prompt=f"a house {split} {i}", split=split, writer="grammar")
+        for split in benign
+        for i in range(2)
+    ]
+    return PromptSet(pairs=tuple(pairs), benign=tuple(rows))

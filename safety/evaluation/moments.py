@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ def load_moments(path: Path) -> Moments:
     return Moments(mean, covariance, int(head["n"]), head["features"], head["images"])
 
 
+@cache
 def real_moments(features: str) -> Moments | None:
     """Return the moments of real benign images for these features, or None where there are none."""
     if not EMBEDDED_MOMENTS.is_file():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safety.families import ModelFamily
 from safety.lora.attach import EXPERT
-from safety.lora.weights import LoraLayer, LoraWeights
+from safety.lora.weights import LoraWeights
 
 
 def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
@@ -24,28 +24,19 @@ def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
         gate: P, [inputs, inputs].
         name: The LoRA's name.
     """
+    turned = gate.T.to(model.device)
+
+    def through(_module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (inputs,) = arguments
+        return (inputs @ turned.to(inputs.dtype),)
+
     for layer, module in model.denoiser.named_modules():
         if isinstance(module, peft.tuners.lora.LoraLayer) and layer.endswith(model.text_targets):
-            module.lora_A[name].register_forward_pre_hook(_Gate(gate))
-
-
-class _Gate:
-    """Multiplies a layer's input by P."""
-
-    def __init__(self, gate: Tensor) -> None:
-        self.gate = gate
-
-    def __call__(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (inputs,) = arguments
-        self.gate = self.gate.to(inputs.device)
-        return (inputs @ self.gate.T.to(inputs.dtype),)
+            module.lora_A[name].register_forward_pre_hook(through)
 
 
 def fold_gate(weights: LoraWeights, gate: Tensor, suffixes: tuple[str, ...]) -> LoraWeights:
     """Return the LoRA with P folded into the A of the layers whose names end with a suffix: a plain LoRA again."""
     return LoraWeights(
-        {
-            name: LoraLayer(layer.down @ gate, layer.up) if name.endswith(suffixes) else layer
-            for name, layer in weights.items()
-        }
+        {name: layer.gated(gate) if name.endswith(suffixes) else layer for name, layer in weights.items()}
     )

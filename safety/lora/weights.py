@@ -25,6 +25,10 @@ class LoraLayer(NamedTuple):
         """Return dW, fp32 [outputs, inputs]."""
         return self.up @ self.down
 
+    def gated(self, gate: Tensor) -> LoraLayer:
+        """Return the layer that reads P x in place of x: dW P, with P [inputs, inputs]."""
+        return LoraLayer(self.down @ gate, self.up)
+
 
 class LoraWeights(Mapping[str, LoraLayer]):
     """Layers by the adapted module's dotted name in the denoiser, in sorted order.

@@ -164,7 +164,7 @@ def _merge_layer(
     factor = config.block_factors.get(group, 1.0) if group else 1.0
     lambdas = [factor * config.lambdas.get(expert, 1.0) for expert in experts]
     if gates is not None:
-        gated = [LoraLayer(layer.down @ gate, layer.up) for layer, gate in zip(layers, gates, strict=True)]
+        gated = [layer.gated(gate) for layer, gate in zip(layers, gates, strict=True)]
         return _MergedLayer(stack(gated, lambdas), Selection(gates.diagonal(dim1=1, dim2=2), 0))
     found = scores(layers, statistics, config)
     selection = select_hard(found) if config.selection == "hard" else select_soft(found, config.tau, config.temperature)

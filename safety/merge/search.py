@@ -119,19 +119,18 @@ class SearchSpace:
             {"strength": full},
             {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
             {"granularity": "weight", "strength": half},
-            *({"granularity": "input"} | self._inside(strength=size, benign=size) for size in (1.0, 1.5, 2.0, 2.5)),
+            *(
+                {"granularity": "input", **{name: self._inside(name, size) for name in ("strength", "benign")}}
+                for size in (1.0, 1.5, 2.0, 2.5)
+            ),
         )
         points = [self.start | variation for variation in variations]
         return [point for index, point in enumerate(points) if point not in points[:index]]
 
-    def _inside(self, **values: float) -> Parameters:
-        """Return the values, each moved into its range."""
-        ranges = {name: self.distributions[name] for name in values}
-        return {
-            name: min(max(value, part.low), part.high)
-            for name, value in values.items()
-            if isinstance(part := ranges[name], FloatDistribution)
-        }
+    def _inside(self, name: str, value: float) -> float:
+        """Return the value, moved into its parameter's range."""
+        part = self.distributions[name]
+        return min(max(value, float(part.low)), float(part.high))
 
     def candidate(self, parameters: Mapping[str, Any]) -> CoMergeConfig:
         """Return the configuration of a point; the start's point gives the start back."""

@@ -31,7 +31,8 @@ from safety.merge.confirmation import Confirmed
 from safety.merge.search import SearchSpace, Trial
 from safety.preferences import PreferenceSet, write_preference_file
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
-from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.rows import PromptSet
+from tests.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
 SETTINGS = {
@@ -46,26 +47,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
 def prompt_set() -> PromptSet:
-    pairs = [
-        PromptPair(
-            pair_id=f"{category}-{split}-{index}",
-            category=category,
-            concept=None,
-            split=split,
-            unsafe_prompt=f"a kitchen knife, {category} {split} {index}",
-            safe_prompt=f"a spoon, {category} {split} {index}",
-            writer="grammar",
-        )
-        for category in CATEGORIES
-        for split in ("train", "validation", "test")
-        for index in range(2)
-    ]
-    benign = [
-        BenignPrompt(prompt_id=f"b-{split}-{i}", prompt=f"a house {split} {i}", split=split, writer="grammar")
-        for split in ("train", "validation", "test")
-        for i in range(2)
-    ]
-    return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
+    splits = ("train", "validation", "test")
+    return knife_prompts(CATEGORIES, splits, splits)
 
 
 def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> PreferenceSet:

@@ -28,10 +28,11 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.preferences import PreferenceSet, write_preference_file
-from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from tests.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
+PROMPTS = knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text"))
 EXPERT = {
     "steps": 6,
     "rows": 4,
@@ -44,29 +45,6 @@ EXPERT = {
 FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def prompts() -> PromptSet:
-    pairs = [
-        PromptPair(
-            pair_id=f"{category}-{split}-{index}",
-            category=category,
-            concept=None,
-            split=split,
-            unsafe_prompt=f"a kitchen knife, {category} {split} {index}",
-            safe_prompt=f"a spoon, {category} {split} {index}",
-            writer="grammar",
-        )
-        for category in CATEGORIES
-        for split in ("train", "validation")
-        for index in range(3)
-    ]
-    benign = [
-        BenignPrompt(prompt_id=f"b-{split}-{i}", prompt=f"a house {split} {i}", split=split, writer="grammar")
-        for split in ("train", "text")
-        for i in range(2)
-    ]
-    return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
 
 
 def preferences(model: ModelFamily, category: str) -> PreferenceSet:
@@ -116,7 +94,7 @@ def changed(context: StageContext, *, expert: dict[str, Any] | None = None, **se
 def put_dataset(context: StageContext, sets: dict[str, PreferenceSet], name: str, folder: Path) -> ArtifactRef:
     for category, found in sets.items():
         write_preference_file(folder / latents_file(category), found)
-    write_prompt_file(prompts(), folder / PROMPTS_FILE)
+    write_prompt_file(PROMPTS, folder / PROMPTS_FILE)
     context.store.put("dataset", name, folder, config={}, seed=0)
     return ArtifactRef("dataset", name)
 
