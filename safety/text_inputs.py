@@ -2,16 +2,20 @@
 
 A cross-attention's keys and values are linear in the text encoder's states, so an expert's dW_i acts on x = a token's
 state, and how much it does to whose prompts is told by second moments alone. With G_i = mean x x^T over the prompts
-of expert i and G_0 over benign prompts, the gates
+of expert i, G_0 over benign prompts, and T = sum_j G_j + w N G_0 + ridge, the gates
 
-    P_i = G_i (sum_j G_j + w N G_0 + ridge)^-1
+    P_i = G_i T^-1 = sum_k h_k (T v_k) v_k^T,    G_i v_k = h_k T v_k,    v_k^T T v_k = 1
 
-share the input space out: where the G commute, P_i is the share of expert i in the activation along each common
-direction, benign prompts taking theirs. An expert that is trained behind its gate (``safety.lora.gate``) hardly
-touches the others' prompts and benign ones, so that experts can be added up. Of experts trained without one,
-sum_i dW_i P_i is the linear map that comes nearest to every expert on its own prompts and to no change on benign
-ones, in least squares: the merge of RegMean (Jin et al., arXiv:2212.09849), with benign prompts held fixed as
-closed-form concept erasure holds them (MACE, Lu et al., arXiv:2403.06135).
+share the input space out: h_k, in [0, 1], is the share of expert i in the activation along v_k, benign prompts
+taking theirs. Of experts trained without a gate, sum_i dW_i P_i is the linear map that comes nearest to every
+expert on its own prompts and to no change on benign ones, in least squares: the merge of RegMean (Jin et al.,
+arXiv:2212.09849), with benign prompts held fixed as closed-form concept erasure holds them (MACE, Lu et al.,
+arXiv:2403.06135).
+
+An expert that is trained behind its gate (``safety.lora.gate``) hardly touches the others' prompts and benign ones,
+so that experts can be added up. For that a gate is better steep: what all prompts share (h about 1 / 2N) would pass
+a little through each gate, and the experts' effects there, being alike, add up. With ``directions`` = k a gate passes
+its k most own directions whole (h = 1) and nothing else: the concepts that the prompts of a category name are few.
 """
 
 from __future__ import annotations
@@ -37,6 +41,11 @@ class GateConfig(BaseModel):
 
     benign: float = Field(default=1.0, ge=0, description="weight of benign prompts beside all experts' own")
     ridge: float = Field(default=1e-4, gt=0, description="share of the mean activation that is added in all directions")
+    directions: int | None = Field(
+        default=None,
+        gt=0,
+        description="how many of its own directions a gate passes, whole; None: all, each by the share it has in it",
+    )
 
 
 class PromptTexts(NamedTuple):
@@ -80,9 +89,23 @@ class TextInputs(NamedTuple):
         """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
         total = self.own.sum(dim=0) + config.benign * len(self.own) * self.kept
         total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
+        if config.directions is not None:
+            return torch.stack([_own_directions(own, total, config.directions) for own in self.own]).float()
         # total is symmetric, so that G P = (total^-1 G)^T needs no explicit inverse.
         gates: Tensor = torch.linalg.solve(total, self.own).transpose(1, 2).float()
         return gates
+
+
+def _own_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
+    """Return the projection [K, K] onto the ``count`` directions in which ``own`` has the largest share of ``total``."""
+    lower = torch.linalg.cholesky(total)
+    # With T = L L^T, G v = h T v is an ordinary symmetric problem for u = L^T v: L^-1 G L^-T u = h u.
+    half = torch.linalg.solve_triangular(lower, own, upper=False)
+    shares = torch.linalg.solve_triangular(lower, half.T, upper=False)
+    vectors = torch.linalg.eigh(shares).eigenvectors[:, -count:]
+    # T v v^T = L u u^T L^-1.
+    right = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+    return lower @ vectors @ right.T
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import eigh
 
 import safety
 from safety.errors import EmptyDatasetError
@@ -67,6 +68,20 @@ def test_more_weight_on_benign_prompts_leaves_less_to_the_experts(seed: int, wei
     texts = random_texts(3, 5, seed)
     less, more = (float(texts.gates(GateConfig(benign=w, ridge=0.01)).sum(0).trace()) for w in (weight, weight + 0.5))
     assert 0 < more < less < 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 5))
+def test_a_gate_of_some_directions_passes_those_of_the_largest_shares_whole(seed: int, count: int) -> None:
+    texts = random_texts(3, 6, seed)
+    gates = texts.gates(GateConfig(benign=2.0, ridge=0.01, directions=count)).double()
+    total = texts.own.sum(0) + 2.0 * 3 * texts.kept
+    total = total + 0.01 * total.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+    for own, gate in zip(texts.own, gates, strict=True):
+        _, vectors = eigh(own.numpy(), total.numpy())
+        passed, stopped = total @ torch.from_numpy(vectors[:, -count:]), total @ torch.from_numpy(vectors[:, :-count])
+        torch.testing.assert_close(gate @ passed, passed, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gate @ stopped, torch.zeros_like(stopped), rtol=1e-3, atol=1e-4)
 
 
 def test_second_moments_are_those_of_single_tokens(tiny_model: ModelFamily) -> None:
