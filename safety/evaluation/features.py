@@ -62,7 +62,9 @@ class EmojiClip:
                 f"no {weights}", field="evaluate.features", fix="build the emoji zoo, or name other features"
             )
         with no_progress_bars():
-            self._model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self._model: Any = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._tokenizer: Any = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
         self._device = torch.device(device)
