@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safety.errors import EmptyDatasetError
 from safety.tensor_format import Head, TensorFormat, Tensors
 
 FORMAT = TensorFormat(
@@ -39,7 +40,15 @@ class Moments(NamedTuple):
 
 
 def moments_of(rows: Tensor, features: str, images: str) -> Moments:
-    """Return the moments of features [N, D]."""
+    """Return the moments of features [N, D] of ``images``, told in words.
+
+    Raises:
+        EmptyDatasetError: There are fewer than two rows, so no covariance.
+    """
+    if len(rows) < 2:
+        raise EmptyDatasetError(
+            f"{len(rows)} rows of {images}", field="fid", fix="render at least two benign images (evaluate.counts)"
+        )
     values = rows.to("cpu", torch.float64).numpy()
     covariance: Array = np.atleast_2d(np.cov(values, rowvar=False))
     return Moments(values.mean(axis=0), covariance, len(rows), features, images)
