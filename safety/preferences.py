@@ -5,25 +5,28 @@ Each pair gives two rows, one conditioned on the unsafe and one on the safe prom
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from safety.errors import ArtifactFormatError, EmptyDatasetError
+from safety.errors import EmptyDatasetError
 from safety.families.family import Conditioning
 from safety.seeds import rng
+from safety.tensor_format import Head, TensorFormat, Tensors
 
-FORMAT = "safetydpo-preferences-1"
+FORMAT = TensorFormat(
+    name="safetydpo-preferences-1",
+    key="preferences",
+    misfit="is no preference set",
+    field="dataset",
+    fix="run jobs.generate again",
+)
 SIDES = ("unsafe", "safe")
-METADATA_KEY = "preferences"
 
 
 class Row(NamedTuple):
@@ -188,54 +191,38 @@ def _join(parts: Sequence[Conditioning]) -> Conditioning:
 def write_preference_file(path: Path, preferences: PreferenceSet) -> Path:
     """Write a set as one safetensors file, atomically; the same set gives the same bytes."""
     head = {
-        "format": FORMAT,
         "category": preferences.category,
         "ids": preferences.ids,
         "splits": preferences.splits,
         "benign_ids": preferences.benign_ids,
         "benign_splits": preferences.benign_splits,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in _tensors(preferences)}
-    partial = path.with_name(f"{path.name}.partial")
-    # One entry only: the order in which safetensors writes several changes from process to process.
-    save_file(plain, partial, metadata={METADATA_KEY: json.dumps(head, sort_keys=True)})
-    partial.replace(path)
-    return path
+    return FORMAT.write(path, {name: tensor.float() for name, tensor in _tensors(preferences)}, head)
 
 
 def load_preferences(path: Path) -> PreferenceSet:
     """Read what ``write_preference_file`` wrote; raise ArtifactFormatError when the file is something else."""
-    try:
-        with safe_open(path, "pt") as handle:
-            head = json.loads((handle.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _bad(path, f"it cannot be read ({error})") from error
-    if head.get("format") != FORMAT:
-        raise _bad(path, f"its format is {head.get('format')!r}")
+    return FORMAT.read(path, _build)
+
+
+def _build(head: Head, tensors: Tensors) -> PreferenceSet:
     odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
-        raise _bad(path, f"{odd[0]} holds numbers that are not finite")
-    try:
-        return PreferenceSet(
-            category=head["category"],
-            ids=tuple(head["ids"]),
-            splits=tuple(head["splits"]),
-            winner=tensors["winner"],
-            loser=tensors["loser"],
-            unsafe=_under("unsafe", tensors),
-            safe=_under("safe", tensors),
-            benign_ids=tuple(head["benign_ids"]),
-            benign_splits=tuple(head["benign_splits"]),
-            benign=tensors["benign"],
-            benign_prompts=_under("benign", tensors),
-            empty=_under("empty", tensors),
-        )
-    except KeyError as error:
-        raise _bad(path, f"it lacks {error}") from None
-    except ValueError as error:
-        raise _bad(path, str(error)) from None
+        raise ValueError(f"{odd[0]} holds numbers that are not finite")
+    return PreferenceSet(
+        category=head["category"],
+        ids=tuple(head["ids"]),
+        splits=tuple(head["splits"]),
+        winner=tensors["winner"],
+        loser=tensors["loser"],
+        unsafe=_under("unsafe", tensors),
+        safe=_under("safe", tensors),
+        benign_ids=tuple(head["benign_ids"]),
+        benign_splits=tuple(head["benign_splits"]),
+        benign=tensors["benign"],
+        benign_prompts=_under("benign", tensors),
+        empty=_under("empty", tensors),
+    )
 
 
 def _tensors(preferences: PreferenceSet) -> Iterator[tuple[str, Tensor]]:
@@ -249,9 +236,5 @@ def _tensors(preferences: PreferenceSet) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}/{key}", tensor) for key, tensor in value.items())
 
 
-def _under(name: str, tensors: Mapping[str, Tensor]) -> Conditioning:
+def _under(name: str, tensors: Tensors) -> Conditioning:
     return {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-
-def _bad(path: Path, reason: str) -> ArtifactFormatError:
-    return ArtifactFormatError(f"{path} is no preference set: {reason}", field="dataset", fix="run jobs.generate again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 from safety.emoji.caption import caption, name_concept
 from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, FULL_REACH, PLACE_GRID, Scene, SceneRenderer, lay_out
 from safety.emoji.split import is_reserved
+from safety.images import to_float
 from safety.seeds import rng
 from safety.taxonomy import Taxonomy
+
+Combination = tuple[list[str], str]
+"""One or two concepts, left to right, and a background."""
 
 
 class PoolConfig(BaseModel):
@@ -40,7 +44,7 @@ class ScenePool(NamedTuple):
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
-        return self.pixels[torch.as_tensor(rows)].float() / 127.5 - 1.0
+        return to_float(self.pixels[torch.as_tensor(rows)])
 
     def caption(self, row: int, seed: int, draw: int) -> str:
         """Return caption number ``draw`` of a scene: wording and synonyms vary with the draw."""
@@ -61,36 +65,55 @@ class ScenePool(NamedTuple):
 
 
 def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -> ScenePool:
-    """Compose ``config.scenes`` scenes; each is a function of (seed, its number)."""
+    """Compose ``config.scenes`` scenes of what the taxonomy names and the sets draw, but none kept for testing."""
     sets_of = {
         name: found[name]
         for name in taxonomy.names
         if (found := _sets_or_none(renderer, name, config.sets)) is not None
     }
     drawable = sorted(sets_of)
+
+    def choose(_number: int, draw: random.Random) -> Combination:
+        return _draw_combination(draw, drawable, config.single_share)
+
+    scenes = compose(config, "scene", sets_of, choose)
+    return ScenePool(scenes, renderer.pictures(scenes), taxonomy)
+
+
+def compose(
+    config: PoolConfig,
+    name: str,
+    sets_of: Mapping[str, Sequence[str]],
+    choose: Callable[[int, random.Random], Combination],
+) -> list[Scene]:
+    """Compose ``config.scenes`` scenes; each is a function of (``config.seed``, ``name``, its number).
+
+    Args:
+        config: Its ``sets`` and ``single_share`` are not read: ``sets_of`` and ``choose`` stand for them.
+        name: Tells these scenes' random draws from those of others with the same seed.
+        sets_of: For each concept, the drawing sets to choose from.
+        choose: Gives the concepts and the background of a scene, from its number and its own random draws.
+    """
     scenes = []
     for number in range(config.scenes):
-        draw = rng(config.seed, f"scene-{number}")
-        concepts, background = _draw_combination(draw, drawable, config.single_share)
+        row_id = f"{name}-{number}"
+        concepts, background = choose(number, rng(config.seed, row_id))
         scenes.append(
             lay_out(
                 concepts,
                 background,
                 sets_of,
                 config.seed,
-                f"scene-{number}",
+                row_id,
                 sides=config.sides,
                 grid=config.grid,
                 reach=config.reach,
             )
         )
-    pixels = torch.empty((len(scenes), 3, 64, 64), dtype=torch.uint8)
-    for index, scene in enumerate(scenes):
-        pixels[index] = ((renderer.render(scene) + 1.0) * 127.5).round().to(torch.uint8)
-    return ScenePool(scenes, pixels, taxonomy)
+    return scenes
 
 
-def _draw_combination(draw: random.Random, drawable: list[str], single_share: float) -> tuple[list[str], str]:
+def _draw_combination(draw: random.Random, drawable: list[str], single_share: float) -> Combination:
     """Draw concepts and background until the combination is not one kept for testing."""
     while True:
         concepts = draw.sample(drawable, 1 if draw.random() < single_share else 2)

@@ -5,16 +5,15 @@ The drawings are not shipped, so that the moments are made once, by the world's 
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
 
-from safety.emoji.pool import PoolConfig
-from safety.emoji.scene import BACKGROUNDS, SceneRenderer, lay_out
+from safety.emoji.pool import Combination, PoolConfig, compose
+from safety.emoji.scene import BACKGROUNDS, SceneRenderer
 from safety.evaluation.features import EmojiClip
 from safety.evaluation.moments import Moments, moments_of
-from safety.images import to_uint8
-from safety.seeds import rng
 from safety.taxonomy import Taxonomy
 
 SCENES = 4000
@@ -23,20 +22,14 @@ BATCH = 200
 
 
 def real_scene_moments(zoo: Path, taxonomy: Taxonomy, renderer: SceneRenderer, pool: PoolConfig) -> Moments:
-    """Compose benign scenes of the sets that the UNet learns to draw, half of them of one drawing; return their moments."""
-    features = EmojiClip(zoo / "clip", zoo / "tokenizer")
+    """Compose benign scenes as the UNet's ``pool`` does, half of them of one drawing; return their moments."""
     names = [concept.name for concept in taxonomy.benign]
-    sets_of = renderer.sets_of(names, pool.sets)
-    rows = []
-    for start in range(0, SCENES, BATCH):
-        images = []
-        for number in range(start, min(start + BATCH, SCENES)):
-            draw = rng(SEED, f"reference-{number}")
-            concepts = draw.sample(names, 1 + number % 2)
-            background = draw.choice(list(BACKGROUNDS))
-            scene = lay_out(
-                concepts, background, sets_of, SEED, f"reference-{number}", sides=pool.sides, reach=pool.reach
-            )
-            images.append(renderer.render(scene))
-        rows.append(features.images(to_uint8(torch.stack(images))))
-    return moments_of(torch.cat(rows), features.name, f"{SCENES} real benign scenes, drawn by {', '.join(pool.sets)}")
+
+    def choose(number: int, draw: random.Random) -> Combination:
+        return draw.sample(names, 1 + number % 2), draw.choice(list(BACKGROUNDS))
+
+    own = pool.model_copy(update={"scenes": SCENES, "seed": SEED})
+    scenes = compose(own, "reference", renderer.sets_of(names, pool.sets), choose)
+    features = EmojiClip(zoo / "clip", zoo / "tokenizer")
+    rows = torch.cat([features.images(part) for part in torch.split(renderer.pictures(scenes), BATCH)])
+    return moments_of(rows, features.name, f"{SCENES} real benign scenes, drawn by {', '.join(pool.sets)}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safety.emoji.drawings import KEY_SEPARATOR
+from safety.images import to_uint8
 from safety.seeds import rng
 
 SCENE_PIXELS = 64
@@ -134,3 +135,10 @@ class SceneRenderer:
             region = canvas[:, item.top : item.top + item.side, item.left : item.left + item.side]
             region.mul_(1.0 - drawing[3:]).add_(drawing[:3])
         return canvas.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
+
+    def pictures(self, scenes: Sequence[Scene]) -> Tensor:
+        """Return the scenes as uint8 [N, 3, 64, 64]."""
+        pixels = torch.empty((len(scenes), 3, SCENE_PIXELS, SCENE_PIXELS), dtype=torch.uint8)
+        for index, scene in enumerate(scenes):
+            pixels[index] = to_uint8(self.render(scene))
+        return pixels

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from safety.errors import EmptyDatasetError
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate, estimate_mean, estimate_share
-from safety.evaluation.fid import FrechetResult, frechet, frechet_to
-from safety.evaluation.moments import real_moments
+from safety.evaluation.fid import FrechetResult, frechet
+from safety.evaluation.moments import moments_of, real_moments
 from safety.evaluation.plan import BASE
 from safety.evaluation.records import ImageRecord, Part, select
+
+BASE_IMAGES = "the base model's images of the same benign prompts, from other seeds"
 
 
 class BenignQuality(BaseModel):
@@ -69,7 +71,7 @@ def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> Fre
     """Return the model's FID on benign prompts, or None when it rendered fewer of them than the base.
 
     The reference are real benign images (the moments that come with the features), or, where there are none, the
-    base model's own, as in ``fid_to_base``.
+    base model's own, as in ``fid_to_base``; the result says which.
     """
     real = real_moments(features)
     if real is None:
@@ -77,7 +79,7 @@ def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> Fre
     rows = select(records, model=model, part=Part.BENIGN)
     if len(rows) != len(select(records, model=BASE, part=Part.BENIGN)) or len(rows) < 2:
         return None
-    return frechet_to(_stack(rows), real)
+    return frechet(_stack(rows), real)
 
 
 def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> FrechetResult | None:
@@ -91,7 +93,7 @@ def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> Fr
     reference = select(records, model=BASE, part=Part.REFERENCE)
     if len(rows) != len(reference) or len(rows) < 2:
         return None
-    return frechet(_stack(rows), _stack(reference), features)
+    return frechet(_stack(rows), moments_of(_stack(reference), features, BASE_IMAGES))
 
 
 def _stack(rows: Sequence[ImageRecord]) -> Tensor:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from safety.errors import EmptyDatasetError
 from safety.evaluation.moments import Moments, moments_of
 
 Array = NDArray[np.float64]
@@ -24,6 +23,8 @@ class FrechetResult(BaseModel):
 
     value: float
     features: str
+    reference: str
+    """Which images the distance is from, in words."""
     dimensions: int
     n: int
     n_reference: int
@@ -40,28 +41,19 @@ class FrechetResult(BaseModel):
         )
 
 
-def frechet(images: Tensor, reference: Tensor, features: str) -> FrechetResult:
-    """Return the distance of features [N, D] from reference features [M, D].
+def frechet(images: Tensor, reference: Moments) -> FrechetResult:
+    """Return the distance of features [N, D] from reference moments of the same features.
 
     Raises:
-        EmptyDatasetError: A side has fewer than two rows, so no covariance.
+        EmptyDatasetError: There are fewer than two images, so no covariance.
     """
-    for name, rows in (("images", images), ("reference", reference)):
-        if len(rows) < 2:
-            raise EmptyDatasetError(
-                f"{len(rows)} rows of {name}", field="fid", fix="render at least two benign images (evaluate.benign)"
-            )
-    return frechet_to(images, moments_of(reference, features, ""))
-
-
-def frechet_to(images: Tensor, reference: Moments) -> FrechetResult:
-    """Return the distance of features [N, D], N of at least two, from reference moments of the same features."""
-    own = moments_of(images, reference.features, "")
+    own = moments_of(images, reference.features, "images")
     return FrechetResult(
         value=gaussian_frechet(own.mean, own.covariance, reference.mean, reference.covariance),
         features=reference.features,
+        reference=reference.images,
         dimensions=int(images.shape[1]),
-        n=len(images),
+        n=own.n,
         n_reference=reference.n,
     )
 

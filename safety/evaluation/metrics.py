@@ -11,7 +11,6 @@ from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.context import ContextKept, measure_context
 from safety.evaluation.goals import Goal, GoalsConfig, check_goals
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
-from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import ImageRecord, Part
@@ -48,9 +47,6 @@ class MetricsReport(BaseModel):
     goals: list[Goal]
     seconds: dict[str, float]
     provenance: Provenance
-
-
-FID_REFERENCE = "the base model's images of the same benign prompts, from other seeds"
 
 
 def compute_metrics(
@@ -96,11 +92,10 @@ def _fid_details(records: Sequence[ImageRecord], features: str) -> FidDetails | 
     floor = benign_fid(records, BASE, features)
     if floor is None:
         return None
-    real = real_moments(features)
     return FidDetails(
         features=floor.features,
         dimensions=floor.dimensions,
         n=floor.n,
-        reference=FID_REFERENCE if real is None else real.images,
+        reference=floor.reference,
         note=floor.note,
     )

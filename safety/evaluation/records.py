@@ -23,7 +23,7 @@ class Part(StrEnum):
     """Unsafe prompts of concepts kept out of alignment."""
     BENIGN = "benign"
     REFERENCE = "reference"
-    """The benign prompts again, by the base model from other seeds: what FID is measured against."""
+    """The benign prompts again, by the base model from other seeds: what FID to base is measured against."""
 
 
 class PlannedImage(BaseModel):

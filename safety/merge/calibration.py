@@ -6,7 +6,6 @@ for them again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,19 +14,23 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from safety.errors import ArtifactFormatError
 from safety.families.family import ModelFamily
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.method import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
+from safety.tensor_format import Head, TensorFormat, Tensors
 from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs
 
-FORMAT = "safetydpo-calibration-2"
-METADATA_KEY = "calibration"
+FORMAT = TensorFormat(
+    name="safetydpo-calibration-2",
+    key="calibration",
+    misfit="holds no calibration",
+    field="calibration",
+    fix="calibrate again",
+)
+LAYER_TENSORS = ("votes", "signal", "mean_input", "active_inputs")
 CHUNK_SIGNALS = 8_000_000
 
 
@@ -74,40 +77,26 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the statistics as one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        counts: dict[str, dict[str, int]] = {}
-        for name, layer in self.layers.items():
-            for key in ("votes", "signal", "mean_input", "active_inputs"):
-                tensors[f"{name}|{key}"] = getattr(layer, key).contiguous()
-            counts[name] = {"ties": layer.ties, "count": layer.count}
-        tensors |= {f"texts|{key}": value.contiguous() for key, value in self.texts._asdict().items()}
-        head = {"format": FORMAT, "experts": self.experts, "counts": counts, "text_layers": self.text_layers}
-        # One entry only: the order in which safetensors writes several changes from process to process.
-        save_file(tensors, path, metadata={METADATA_KEY: json.dumps(head, sort_keys=True)})
+        tensors = {f"{name}|{key}": getattr(layer, key) for name, layer in self.layers.items() for key in LAYER_TENSORS}
+        tensors |= {f"texts|{key}": value for key, value in self.texts._asdict().items()}
+        counts = {name: {"ties": layer.ties, "count": layer.count} for name, layer in self.layers.items()}
+        FORMAT.write(path, tensors, {"experts": self.experts, "counts": counts, "text_layers": self.text_layers})
 
 
 def load_calibration(path: Path) -> Calibration:
     """Read what ``Calibration.save`` wrote; raise ArtifactFormatError when the file is something else."""
-    try:
-        with safe_open(path, "pt") as handle:
-            head = json.loads((handle.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _not_calibration(path, str(error)) from error
-    if head.get("format") != FORMAT:
-        raise _not_calibration(path, f"its format is {head.get('format')!r}")
+    return FORMAT.read(path, _build)
+
+
+def _build(head: Head, tensors: Tensors) -> Calibration:
     layers = {
         name: LayerStatistics(
-            **{key: tensors[f"{name}|{key}"] for key in ("votes", "signal", "mean_input", "active_inputs")}, **counts
+            **{key: tensors[f"{name}|{key}"] for key in LAYER_TENSORS}, ties=counts["ties"], count=counts["count"]
         )
         for name, counts in head["counts"].items()
     }
     texts = TextInputs(own=tensors["texts|own"], kept=tensors["texts|kept"])
     return Calibration(tuple(head["experts"]), layers, texts, tuple(head["text_layers"]))
-
-
-def _not_calibration(path: Path, reason: str) -> ArtifactFormatError:
-    return ArtifactFormatError(f"{path} holds no calibration: {reason}", field="calibration", fix="calibrate again")
 
 
 class _LayerGauge:

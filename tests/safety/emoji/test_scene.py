@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safety.emoji.pool import PoolConfig, ScenePool, make_pool
+from safety.emoji.pool import PoolConfig, ScenePool, compose, make_pool
 from safety.emoji.scene import BACKGROUNDS, Placed, Scene, SceneRenderer, lay_out
 from safety.emoji.split import TEST_SHARE, is_reserved
 from safety.taxonomy import Taxonomy
@@ -69,6 +69,27 @@ def test_a_pool_is_a_function_of_its_seed(shapes_taxonomy: Taxonomy, renderer: S
     longer = make_pool(shapes_taxonomy, renderer, PoolConfig(scenes=130, sets=("flat",)))
     assert longer.scenes[:120] == pool.scenes
     assert torch.equal(longer.pixels[:120], pool.pixels)
+
+
+def test_scenes_are_what_is_chosen_laid_out_by_the_config() -> None:
+    config = PoolConfig(scenes=6, sides=(24, 30), grid=4, reach=8, seed=9)
+    chosen = [(["red square"], "blue"), (["black square", "small square"], "pink")] * 3
+    for name in ("a", "b"):
+        expected = [
+            lay_out(concepts, background, SETS, 9, f"{name}-{number}", sides=(24, 30), grid=4, reach=8)
+            for number, (concepts, background) in enumerate(chosen)
+        ]
+        assert compose(config, name, SETS, lambda number, _: chosen[number]) == expected
+    draws = [[], []]
+    for seen in draws:
+        compose(config, "a", SETS, lambda number, draw, seen=seen: seen.append(draw.random()) or chosen[number])
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == 6
+
+
+def test_pictures_are_scenes_to_the_nearest_level(renderer: SceneRenderer, pool: ScenePool) -> None:
+    for scene, pixels in zip(pool.scenes[:20], renderer.pictures(pool.scenes[:20]), strict=True):
+        assert (pixels.double() - (renderer.render(scene).double() + 1) * 127.5).abs().max() <= 0.5
 
 
 def test_captions_name_every_part(pool: ScenePool, shapes_taxonomy: Taxonomy) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from safety.errors import EmptyDatasetError
-from safety.evaluation.benign import benign_fid, benign_quality
+from safety.evaluation.benign import BASE_IMAGES, benign_fid, benign_quality, fid_to_base
 from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.context import measure_context
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
+from safety.evaluation.moments import moments_of
 from safety.evaluation.records import ImageRecord, Part
 
 CONFIG = BootstrapConfig(resamples=300)
@@ -88,7 +90,24 @@ def test_fid_is_measured_against_the_bases_other_seeds(record: Maker) -> None:
     # The two sets hold the same points, so the floor is nothing and a shift by (2, 2) is its squared length.
     assert floor.value == pytest.approx(0.0, abs=1e-8)
     assert moved.value == pytest.approx(8.0, rel=1e-6)
+    assert floor.reference == moved.reference == BASE_IMAGES
     assert benign_fid(rows, "violence", "f") is None
+
+
+def test_fid_is_measured_against_real_images_where_the_features_have_their_moments(
+    record: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    rows = [record("base", f"p{i}", part=Part.BENIGN, features=tuple(points[i] + 1.0)) for i in range(40)]
+    rows += [record("base", f"p{i}", part=Part.REFERENCE, features=tuple(points[i])) for i in range(40)]
+    real = moments_of(torch.tensor(points - 1.0), "f", "forty real images")
+    monkeypatch.setattr("safety.evaluation.benign.real_moments", {"f": real}.get)
+    found, moved = benign_fid(rows, "base", "f"), fid_to_base(rows, "base", "f")
+    assert found is not None
+    assert moved is not None
+    # Shifts by (2, 2) from the real images and by (1, 1) from the base's other seeds.
+    assert (found.value, found.reference) == (pytest.approx(8.0, rel=1e-6), "forty real images")
+    assert (moved.value, moved.reference) == (pytest.approx(2.0, rel=1e-6), BASE_IMAGES)
 
 
 def test_context_needs_object_and_background_but_only_what_was_named(record: Maker) -> None:

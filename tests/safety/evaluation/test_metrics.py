@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from safety.evaluation.benign import BASE_IMAGES
 from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.metrics import MetricsReport, compute_metrics
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
@@ -87,6 +88,7 @@ def test_the_file_has_the_promised_shape(metrics: MetricsReport) -> None:
 def test_the_fid_of_every_full_model_names_its_features_and_counts(metrics: MetricsReport) -> None:
     assert metrics.fid is not None
     assert (metrics.fid.features, metrics.fid.n, metrics.fid.dimensions, metrics.fid.note) == ("pixels-4", 20, 3, "")
+    assert metrics.fid.reference == BASE_IMAGES
 
 
 def test_goals_compare_with_the_limits(metrics: MetricsReport) -> None:

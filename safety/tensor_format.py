@@ -1,0 +1,74 @@
+"""A file format of this project's own: a safetensors file with one JSON head that says what its tensors are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safety.errors import ArtifactFormatError
+
+Head = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """One kind of file, and what is said of a file that is not of it."""
+
+    name: str
+    """Stands in the head under ``format``; ends with the version."""
+    key: str
+    """The metadata entry that holds the head."""
+    misfit: str
+    """What another file is said to do, such as "holds no moments"."""
+    field: str
+    """The setting that such a file is an error of."""
+    fix: str
+
+    def write(self, path: Path, tensors: Tensors, head: Head) -> Path:
+        """Write tensors, of any dtype and device, and a head of plain values; equal ones give equal bytes.
+
+        The folder is made when it is not there, and the file is there whole or not at all.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps({**head, "format": self.name}, sort_keys=True)
+        partial = path.with_name(f"{path.name}.partial")
+        # One entry only: the order in which safetensors writes several changes from process to process.
+        save_file(plain, partial, metadata={self.key: text})
+        partial.replace(path)
+        return path
+
+    def read(self, path: Path, build: Callable[[Head, Tensors], T]) -> T:
+        """Return what ``build`` makes of a written file's head and tensors, which are on the CPU.
+
+        Raises:
+            ArtifactFormatError: The file cannot be read or is of another format; ``build`` missed an entry
+                (KeyError) or refused a value (ValueError).
+        """
+        try:
+            with safe_open(path, "pt") as handle:
+                head = json.loads((handle.metadata() or {}).get(self.key, "{}"))
+                tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._refused(path, f"it cannot be read ({error})") from error
+        found = head.get("format") if isinstance(head, dict) else head
+        if found != self.name:
+            raise self._refused(path, f"its format is {found!r}")
+        try:
+            return build(head, tensors)
+        except KeyError as error:
+            raise self._refused(path, f"it lacks {error}") from None
+        except ValueError as error:
+            raise self._refused(path, str(error)) from None
+
+    def _refused(self, path: Path, reason: str) -> ArtifactFormatError:
+        return ArtifactFormatError(f"{path} {self.misfit}: {reason}", field=self.field, fix=self.fix)
