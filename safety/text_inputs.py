@@ -105,7 +105,8 @@ def _own_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
     vectors = torch.linalg.eigh(shares).eigenvectors[:, -count:]
     # T v v^T = L u u^T L^-1.
     right = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
-    return lower @ vectors @ right.T
+    projection: Tensor = lower @ vectors @ right.T
+    return projection
 
 
 @torch.no_grad()

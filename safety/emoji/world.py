@@ -12,15 +12,14 @@ from typing import Literal, get_args
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from safety.emoji.autoencoder import AutoencoderConfig, DecoderFit, build_autoencoder, set_encoder, train_decoder
 from safety.emoji.clip import ClipConfig, train_clip
 from safety.emoji.drawings import SETS, fetch_sets, load_drawings, render_taxonomy, save_drawings
-from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, load_weights, train_judge
+from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, train_judge
 from safety.emoji.measure import JudgeQuality, ModelQuality, Reader, measure_judge, measure_model
-from safety.emoji.negatives import benign_renders, mixed_drawings
 from safety.emoji.pool import PoolConfig, ScenePool, make_pool
 from safety.emoji.scene import SceneRenderer
 from safety.emoji.tokenizer import MAX_TOKENS, train_tokenizer
@@ -99,7 +98,7 @@ class WorldBuilder:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
         save_zoo(folder, tokenizer, clip, autoencoder, unet)
         if "judge" in parts:
-            judge = self._judge(folder)
+            judge = train_judge(self._judge_pool(), self.config.judge, self.work / "judge")
             save_judge(folder / "judge", judge, self.config, self.taxonomy)
 
     def _unet(self, tokenizer: CLIPTokenizer, text: CLIPTextModel, autoencoder: AutoencoderKL) -> UNet2DConditionModel:
@@ -112,16 +111,8 @@ class WorldBuilder:
         checkpoints = self.work / ("unet" if config.unet.start is None else "unet-continued")
         return train_unet(phases, tokenizer, text, config.unet, checkpoints)
 
-    def _judge(self, zoo: Path) -> JudgeNet:
-        config = self.config.judge
-        pool = make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
-        renders = benign_renders(load_model(ModelConfig(path=str(zoo))), self.taxonomy, config.negatives)
-        negatives = [
-            (mixed_drawings(pool, self.renderer, config.negatives), config.negatives.mixed_rows),
-            (renders, config.negatives.render_rows),
-        ]
-        checkpoints = self.work / ("judge" if config.start is None else "judge-continued")
-        return train_judge(pool, config, checkpoints, negatives)
+    def _judge_pool(self) -> ScenePool:
+        return make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
 
     def _tokenizer(self) -> CLIPTokenizer:
         count = min(TOKENIZER_CAPTIONS, len(self.pool.scenes))
@@ -169,7 +160,7 @@ def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, taxonomy: Tax
         "name": "emoji-judge",
         "version": "1",
         "concepts": list(taxonomy.names),
-        "net": json.loads(config.judge.model_dump_json(include={"widths", "dropout", "noise"})),
+        "net": json.loads(config.judge.model_dump_json(exclude={"fit"})),
         "temperature": config.judge_temperature,
         "threshold": config.judge_threshold,
         "trained_on_sets": list(config.judge_pool.sets),
@@ -181,7 +172,12 @@ def measure_world(builder: WorldBuilder, zoo: Path, images: int) -> tuple[dict[s
     """Measure a written zoo: the judge on seen and unseen drawing sets, the base model on ``images`` prompts of each kind."""
     config = builder.config
     net = JudgeNet(len(builder.taxonomy.names), config.judge)
-    load_weights(net, zoo / "judge" / "model.safetensors")
+    net.load_state_dict(
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in load_file(zoo / "judge" / "model.safetensors").items()
+        }
+    )
     reader = Reader(net, builder.taxonomy, config.judge_threshold, config.judge_temperature)
     seen = config.judge_pool.sets
     unseen = tuple(name for name in SETS if name not in seen)

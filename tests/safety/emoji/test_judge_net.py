@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from safety.emoji.fitting import FitConfig
 from safety.emoji.judge_net import IGNORED, JudgeNetConfig, cell_targets, concept_scores, train_judge
 from safety.emoji.measure import calibration_error
-from safety.emoji.negatives import NegativesConfig, mixed_drawings
 from safety.emoji.pool import ScenePool
-from safety.emoji.scene import SceneRenderer
 
 
 def test_cell_targets_follow_the_distance_to_each_drawing(pool: ScenePool) -> None:
@@ -66,21 +63,3 @@ def test_the_judge_learns_and_a_stopped_training_goes_on_to_the_same_weights(poo
     right = sum(int(scores[i].argmax()) in s for i, s in enumerate(shown))
     assert right > 28
     assert [p.shape for p in resumed.parameters()] == [p.shape for p in whole.parameters()]
-
-
-def test_a_judge_goes_on_from_kept_weights_and_learns_to_be_sure_of_nothing_in_mixed_drawings(
-    pool: ScenePool, renderer: SceneRenderer, tmp_path: Path
-) -> None:
-    fit = FitConfig(steps=60, batch=16, learning_rate=5e-3, checkpoint_every=60, warmup=5)
-    first = train_judge(pool, JudgeNetConfig(widths=(8, 8, 16), fit=fit), tmp_path / "first")
-    save_file({name: value.contiguous() for name, value in first.state_dict().items()}, tmp_path / "judge.safetensors")
-    mixed = mixed_drawings(pool, renderer, NegativesConfig(mixed=64))
-    config = JudgeNetConfig(widths=(8, 8, 16), start=tmp_path / "judge.safetensors", fit=fit)
-    second = train_judge(pool, config, tmp_path / "second", [(mixed, 16)])
-    with torch.no_grad():
-        before, after = (concept_scores(net(mixed.images(range(64)))).amax(dim=1).mean() for net in (first, second))
-        scores = concept_scores(second(pool.images(range(40))))
-    assert after < 0.7 * before
-    names = list(pool.taxonomy.names)
-    shown = [{names.index(c) for c in scene.concepts} for scene in pool.scenes[:40]]
-    assert sum(int(scores[i].argmax()) in s for i, s in enumerate(shown)) > 28
