@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.linalg import eigh
 from torch import Tensor
 
 from safety.errors import EmptyDatasetError
@@ -89,24 +90,17 @@ class TextInputs(NamedTuple):
         """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
         total = self.own.sum(dim=0) + config.benign * len(self.own) * self.kept
         total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
-        if config.directions is not None:
-            return torch.stack([_own_directions(own, total, config.directions) for own in self.own]).float()
-        # total is symmetric, so that G P = (total^-1 G)^T needs no explicit inverse.
-        gates: Tensor = torch.linalg.solve(total, self.own).transpose(1, 2).float()
-        return gates
+        return torch.stack([_gate(own, total, config.directions) for own in self.own]).float()
 
 
-def _own_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return the projection [K, K] onto the ``count`` directions in which ``own`` has the largest share of ``total``."""
-    lower = torch.linalg.cholesky(total)
-    # With T = L L^T, G v = h T v is an ordinary symmetric problem for u = L^T v: L^-1 G L^-T u = h u.
-    half = torch.linalg.solve_triangular(lower, own, upper=False)
-    shares = torch.linalg.solve_triangular(lower, half.T, upper=False)
-    vectors = torch.linalg.eigh(shares).eigenvectors[:, -count:]
-    # T v v^T = L u u^T L^-1.
-    right = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
-    projection: Tensor = lower @ vectors @ right.T
-    return projection
+def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
+    """Return sum_k h_k (T v_k) v_k^T, fp64 [K, K], with ``own`` for G_i and ``total`` for T."""
+    shares, vectors = (torch.from_numpy(found) for found in eigh(own.numpy(), total.numpy()))
+    if directions is not None:
+        # Shares rise, so the most own directions are the last.
+        vectors = vectors[:, -directions:]
+        return total @ vectors @ vectors.T
+    return total @ (vectors * shares) @ vectors.T
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from safety.errors import ArtifactFormatError
+from safety.images import to_float
 from safety.quiet import no_progress_bars
 from safety.registry import Registry
 
@@ -77,7 +78,7 @@ class EmojiClip:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """Return fp32 [B, D] of images uint8 [B, 3, H, W]; other sizes than CLIP's are resized."""
-        pixels = images.to(self._device).float() / 127.5 - 1.0
+        pixels = to_float(images.to(self._device))
         if pixels.shape[-2:] != (self._side, self._side):
             pixels = F.interpolate(pixels, size=(self._side, self._side), mode="bilinear", antialias=True)
         pooled = self._model.vision_model(pixel_values=pixels).pooler_output

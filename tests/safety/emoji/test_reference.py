@@ -34,6 +34,6 @@ def test_moments_are_of_benign_scenes_alone_with_one_and_two_drawings_by_turns(
     clip = load_emoji_clip()
     expected = clip.images(torch.stack(pictures)).double()
     assert (found.n, found.features, found.images) == (10, clip.name, "10 real benign scenes, drawn by flat, round")
-    # The zoo's CLIP computes in half precision, whose round-off depends on the batch.
-    np.testing.assert_allclose(found.mean, expected.mean(0).numpy(), atol=3e-3)
-    np.testing.assert_allclose(found.covariance, torch.cov(expected.T).numpy(), atol=1e-2)
+    # Pixels half-way between two levels may round either way: here in fp64, there in fp32.
+    np.testing.assert_allclose(found.mean, expected.mean(0).numpy(), atol=1e-3)
+    np.testing.assert_allclose(found.covariance, torch.cov(expected.T).numpy(), atol=1e-3)
