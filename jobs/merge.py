@@ -20,6 +20,7 @@ from jobs.merge_files import Recipe, Searched, fill_merge
 from jobs.merge_search import Records, SearchInputs, confirm_best, search
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.streaming import first_cause
+from jobs.text_inputs import TextInputsTask, text_inputs_task
 from safety.dataset.layout import latents_file
 from safety.errors import ConfigError
 from safety.families import ModelConfig, load_model
@@ -36,7 +37,6 @@ from safety.preferences import PreferenceSet, load_preferences
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.prompts.rows import PromptSet
 from safety.taxonomy import Taxonomy
-from safety.text_inputs import PromptTexts, training_texts
 
 KIND, CALIBRATION_KIND = "merge", "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
@@ -184,7 +184,7 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
         task = ray.remote(calibrate_task).options(
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=2
         )
-        texts = training_texts(source.prompts(), source.experts)
+        texts = text_inputs_task(context, source.dataset, tuple(source.experts))
         asked = task.remote(context.run.model, weights, probes, texts, config.calibration, source.seed, config.threads)
         statistics: Calibration = _result(asked, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
@@ -196,7 +196,7 @@ def calibrate_task(
     model: ModelConfig,
     experts: dict[str, LoraWeights],
     probes: Probes,
-    texts: PromptTexts,
+    texts: TextInputsTask,
     config: CalibrationConfig,
     seed: int,
     threads: int,
@@ -206,7 +206,7 @@ def calibrate_task(
     loaded = load_model(model)
     for expert in experts.values():
         check_fits(expert, loaded)
-    return calibrate(loaded, experts, probes, texts, config, seed)
+    return calibrate(loaded, experts, probes, texts.read(loaded), config, seed)
 
 
 def _result(asked: Any, timeout_s: float) -> Any:

@@ -21,9 +21,10 @@ from jobs import generate
 from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
+from jobs.text_inputs import TextInputsTask, text_inputs_task
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_fit import FitPlan, fit
-from jobs.train_worker import ExpertTask, check_task, load_sets, texts_of
+from jobs.train_worker import ExpertTask, check_task, load_sets
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -52,8 +53,8 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         for task in missing:
             check_task(task, sets)
         if config.gate is not None:
-            # The same prompts for all of them.
-            texts_of(missing[0])
+            # The same prompts for all of them; read here so that a lack of them is told before any worker starts.
+            missing[0].texts.texts()
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
     return {task.name: task.ref for task in tasks}
@@ -71,31 +72,30 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
         )
     categories = tuple(name for name in known if name in (config.categories or known))
     named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
-    return [_task(context, dataset, name, learned, categories) for name, learned in named.items()]
+    texts = text_inputs_task(context, dataset, categories)
+    return [_task(context, texts, name, learned) for name, learned in named.items()]
 
 
-def _task(
-    context: StageContext, dataset: ArtifactRef, name: str, categories: tuple[str, ...], together: tuple[str, ...]
-) -> ExpertTask:
-    """Return an expert's task; ``together`` are all categories that are trained, and will be added up."""
+def _task(context: StageContext, texts: TextInputsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
+    """Return an expert's task; ``texts`` are of all categories that are trained, and will be added up."""
     run = context.run
     settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
     if run.train.gate is not None:
-        settings["gated together"] = list(together)
+        settings["gated together"] = list(texts.categories)
     return ExpertTask(
         name=name,
         categories=categories,
-        together=together,
-        ref=artifact_ref(context, KIND, settings, [dataset]),
-        dataset=dataset,
+        texts=texts,
+        ref=artifact_ref(context, KIND, settings, [texts.dataset]),
+        dataset=texts.dataset,
         config=run.train,
         model=run.model,
         seed=run.run.seed,
         store=context.store,
         settings=settings,
-        cache=(context.work / dataset.kind / dataset.id).resolve(),
+        cache=(context.work / texts.dataset.kind / texts.dataset.id).resolve(),
         logs=(run.run.output / "tensorboard" / "experts").resolve(),
     )
 

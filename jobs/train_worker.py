@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.stage import ArtifactRef
+from jobs.text_inputs import TextInputsTask
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_engine import DeepSpeedEngine
 from safety.dataset.layout import latents_file
@@ -27,8 +28,6 @@ from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import save_lora
 from safety.preferences import PreferenceSet, combine, load_preferences
-from safety.prompts.files import PROMPTS_FILE, read_prompt_file
-from safety.text_inputs import PromptTexts, gather_text_inputs, training_texts
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ class ExpertTask:
     name: str
     categories: tuple[str, ...]
     """The categories whose pairs it learns: one, or all for "all-single"."""
-    together: tuple[str, ...]
-    """All categories that experts are trained for: its gate shares the prompts' directions among them."""
+    texts: TextInputsTask
+    """The prompts of all categories that experts are trained for: its gate shares their directions out."""
     ref: ArtifactRef
     dataset: ArtifactRef
     config: TrainConfig
@@ -100,18 +99,12 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
     return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else own[0]
 
 
-def texts_of(task: ExpertTask) -> PromptTexts:
-    """Return the prompts that a gate is made from; raise EmptyDatasetError when a category has none."""
-    folder = task.store.fetch(task.dataset.kind, task.dataset.id, task.cache)
-    return training_texts(read_prompt_file(folder / PROMPTS_FILE), task.together)
-
-
 def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
     if task.config.gate is None:
         return None
-    gates = gather_text_inputs(model, texts_of(task)).gates(task.config.gate)
-    return gates[[task.together.index(category) for category in task.categories]].sum(dim=0)
+    gates = task.texts.read(model).gates(task.config.gate)
+    return gates[[task.texts.categories.index(category) for category in task.categories]].sum(dim=0)
 
 
 def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:

@@ -21,6 +21,7 @@ its k most own directions whole (h = 1) and nothing else: the concepts that the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,8 +32,16 @@ from torch import Tensor
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
+from safety.tensor_format import Head, TensorFormat, Tensors
 
 BATCH = 64
+FORMAT = TensorFormat(
+    name="safetydpo-text-inputs-1",
+    key="text_inputs",
+    misfit="holds no moments of text inputs",
+    field="text inputs",
+    fix="gather them again",
+)
 
 
 class GateConfig(BaseModel):
@@ -86,11 +95,24 @@ class TextInputs(NamedTuple):
     kept: Tensor
     """G_0 of the prompts to be left alone, [K, K]."""
 
+    def save(self, path: Path) -> None:
+        """Write the moments as one safetensors file."""
+        FORMAT.write(path, self._asdict(), {})
+
     def gates(self, config: GateConfig) -> Tensor:
         """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
         total = self.own.sum(dim=0) + config.benign * len(self.own) * self.kept
         total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
         return torch.stack([_gate(own, total, config.directions) for own in self.own]).float()
+
+
+def load_text_inputs(path: Path) -> TextInputs:
+    """Read what ``TextInputs.save`` wrote; raise ArtifactFormatError when the file is something else."""
+    return FORMAT.read(path, _build)
+
+
+def _build(_head: Head, tensors: Tensors) -> TextInputs:
+    return TextInputs(own=tensors["own"], kept=tensors["kept"])
 
 
 def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
@@ -105,7 +127,9 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
 
 @torch.no_grad()
 def gather_text_inputs(model: ModelFamily, texts: PromptTexts) -> TextInputs:
-    """Encode the prompts and gather their second moments; the empty prompt, which guidance reads, is always kept.
+    """Encode the prompts and gather their second moments; the empty prompt is kept, and weighs as much as all others.
+
+    Guidance reads the empty prompt as often as the prompt itself: what changes it changes every image.
 
     Args:
         model: The model whose text encoder is used.
@@ -113,7 +137,7 @@ def gather_text_inputs(model: ModelFamily, texts: PromptTexts) -> TextInputs:
     """
     return TextInputs(
         own=torch.stack([_second_moment(model, prompts) for prompts in texts.own.values()]),
-        kept=_second_moment(model, [*texts.kept, ""]),
+        kept=_second_moment(model, texts.kept) + _second_moment(model, [""]),
     )
 
 

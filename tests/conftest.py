@@ -17,6 +17,20 @@ from cluster.store.server import RunningServer, serve_store
 REGION = "us-east-1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
+
+    All that need the one Ray cluster of a session are one group and go first, then whatever else is slow; the rest
+    is shared out by modules, so that their fixtures are made once.
+    """
+    order = {}
+    for item in items:
+        on_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
+        order[item] = 0 if on_ray else 1 if item.get_closest_marker("slow") else 2
+    items.sort(key=order.__getitem__)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a diffusers folder of a real, random Stable Diffusion: 16-pixel images, 4x4 latents, 32 tokens."""

@@ -21,7 +21,7 @@ from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.method import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
 from safety.tensor_format import Head, TensorFormat, Tensors
-from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs
+from safety.text_inputs import TextInputs
 
 FORMAT = TensorFormat(
     name="safetydpo-calibration-2",
@@ -175,10 +175,10 @@ def calibrate(
     model: ModelFamily,
     experts: Mapping[str, LoraWeights],
     probes: Probes,
-    texts: PromptTexts,
+    texts: TextInputs,
     config: CalibrationConfig,
     seed: int,
 ) -> Calibration:
-    """Gather the statistics on the probes' unsafe prompts, at each timestep of the config's grid, and on the texts."""
+    """Gather the statistics on the probes' unsafe prompts, at each timestep of the config's grid; ``texts`` join them."""
     batches = unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration")
-    return gather(model, experts, batches, gather_text_inputs(model, texts))
+    return gather(model, experts, batches, texts)

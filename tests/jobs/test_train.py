@@ -17,6 +17,7 @@ from cluster.session import Session
 from jobs import train
 from jobs.config import RunConfig
 from jobs.stage import ArtifactRef, StageContext
+from jobs.text_inputs import text_inputs_task
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_worker import checkpointer, expert_gate, load_sets, pairs_of
 from safety.dataset.layout import latents_file
@@ -29,6 +30,7 @@ from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.preferences import PreferenceSet, write_preference_file
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from safety.text_inputs import TextInputs, gather_text_inputs
 from tests.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -271,6 +273,42 @@ def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
     assert [expert_gate(task, model) for task in train.plan(ungated, dataset)] == [None] * 3
     names = {task.ref.id for context in (context, ungated) for task in train.plan(context, dataset)}
     assert len(names) == 6
+
+
+def test_moments_of_prompts_are_gathered_once_and_read_by_all(
+    context: StageContext,
+    dataset: ArtifactRef,
+    experts: dict[str, ArtifactRef],
+    model: ModelFamily,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [texts] = {task.texts.ref: task.texts for task in train.plan(context, dataset)}.values()
+    # Told by the training: no worker gathers them again.
+    assert context.store.manifest(*texts.ref) is not None
+    expected = gather_text_inputs(model, texts.texts())
+    monkeypatch.setattr("jobs.text_inputs.gather_text_inputs", lambda *_: pytest.fail("gathered again"))
+    torch.testing.assert_close(texts.read(model), expected)
+
+
+def test_whoever_gathers_other_moments_too_late_goes_by_the_published_ones(
+    context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = text_inputs_task(context, dataset, ("hate",))
+    first = text_inputs_task(context, dataset, ("hate",)).read(model)
+    monkeypatch.setattr(type(context.store), "manifest", _blind_once(type(context.store).manifest))
+    monkeypatch.setattr("jobs.text_inputs.gather_text_inputs", lambda *_: TextInputs(first.own + 1.0, first.kept))
+    assert torch.equal(late.read(model).own, first.own)
+
+
+def _blind_once(manifest: Any) -> Any:
+    """Return ``ArtifactStore.manifest`` that finds nothing when it is first asked."""
+    asked: list[str] = []
+
+    def see(store: Any, kind: str, artifact_id: str) -> Any:
+        asked.append(artifact_id)
+        return None if len(asked) == 1 else manifest(store, kind, artifact_id)
+
+    return see
 
 
 def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset: ArtifactRef, no_fit: None) -> None:

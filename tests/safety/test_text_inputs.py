@@ -8,13 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import safety
-from safety.errors import EmptyDatasetError
+from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.prompts import PromptCounts, write_prompts
 from safety.taxonomy import load_taxonomy
-from safety.text_inputs import GateConfig, PromptTexts, TextInputs, gather_text_inputs, training_texts
+from safety.text_inputs import (
+    GateConfig,
+    PromptTexts,
+    TextInputs,
+    gather_text_inputs,
+    load_text_inputs,
+    training_texts,
+)
 
 TAXONOMY = Path(safety.__file__).parent / "emoji" / "taxonomy.yaml"
 
@@ -87,15 +95,28 @@ def test_a_gate_of_some_directions_passes_those_of_the_largest_shares_whole(seed
 
 def test_second_moments_are_those_of_single_tokens(tiny_model: ModelFamily) -> None:
     own = {"a": ("a knife", "a long kitchen knife"), "b": ("a skull",)}
-    texts = gather_text_inputs(tiny_model, PromptTexts(own, ("a house",)))
+    texts = gather_text_inputs(tiny_model, PromptTexts(own, ("a house", "a tree")))
     for index, prompts in enumerate(own.values()):
         tokens = [x for prompt in prompts for x in tiny_model.encode_text([prompt])["states"][0].double()]
         expected = sum((torch.outer(x, x) for x in tokens), torch.zeros(())) / len(tokens)
         torch.testing.assert_close(texts.own[index], expected, rtol=1e-4, atol=1e-6)
-    kept = [x for prompt in ("a house", "") for x in tiny_model.encode_text([prompt])["states"][0].double()]
-    torch.testing.assert_close(
-        texts.kept, sum((torch.outer(x, x) for x in kept), torch.zeros(())) / len(kept), rtol=1e-4, atol=1e-6
-    )
+    kept = [x for prompt in ("a house", "a tree") for x in tiny_model.encode_text([prompt])["states"][0].double()]
+    empty = tiny_model.encode_text([""])["states"][0].double()
+    expected = sum((torch.outer(x, x) for x in kept), torch.zeros(())) / len(kept) + empty.T @ empty / len(empty)
+    torch.testing.assert_close(texts.kept, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_moments_are_read_as_they_were_written_and_nothing_else_is_read(
+    tiny_model: ModelFamily, tmp_path: Path
+) -> None:
+    texts = gather_text_inputs(tiny_model, PromptTexts({"a": ("a knife",)}, ("a house",)))
+    texts.save(tmp_path / "moments.safetensors")
+    found = load_text_inputs(tmp_path / "moments.safetensors")
+    assert torch.equal(found.own, texts.own)
+    assert torch.equal(found.kept, texts.kept)
+    save_file({"own": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ArtifactFormatError, match="no moments"):
+        load_text_inputs(tmp_path / "other.safetensors")
 
 
 def test_a_batch_boundary_changes_nothing(tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch) -> None:

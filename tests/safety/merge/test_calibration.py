@@ -15,14 +15,14 @@ from safety.families import ModelFamily
 from safety.lora.weights import LoraWeights
 from safety.merge import CalibrationConfig, CoMerge, CoMergeConfig, calibrate, load_calibration
 from safety.merge.probes import Probes, timestep_of, unsafe_batches
-from safety.text_inputs import PromptTexts
+from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs
 
 Experts = Callable[..., dict[str, LoraWeights]]
 
 
-def texts_of(experts: Mapping[str, LoraWeights]) -> PromptTexts:
+def texts_of(model: ModelFamily, experts: Mapping[str, LoraWeights]) -> TextInputs:
     own = {name: tuple(f"a knife of {name} number {index}" for index in range(3)) for name in experts}
-    return PromptTexts(own, ("a house on a hill", "a tree"))
+    return gather_text_inputs(model, PromptTexts(own, ("a house on a hill", "a tree")))
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def test_statistics_are_those_of_the_layers_inputs(
     config = CalibrationConfig(timesteps=(0.9, 0.2), batch=4)
     experts = make_experts()
     before = {name: value.clone() for name, value in tiny_model.denoiser.state_dict().items()}
-    statistics = calibrate(tiny_model, experts, probes, texts_of(experts), config, 3)
+    statistics = calibrate(tiny_model, experts, probes, texts_of(tiny_model, experts), config, 3)
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.denoiser.state_dict().items())
     assert set(statistics.layers) == set(next(iter(experts.values())))
     for name in (
@@ -67,7 +67,7 @@ def test_merge_of_gathered_statistics_is_the_brute_force_one(
 ) -> None:
     config = CalibrationConfig(timesteps=(0.5,), batch=6)
     experts = make_experts()
-    statistics = calibrate(tiny_model, experts, probes, texts_of(experts), config, 3)
+    statistics = calibrate(tiny_model, experts, probes, texts_of(tiny_model, experts), config, 3)
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     inputs = caught_inputs(tiny_model, name, probes, config)[::3]
     deltas = [expert[name].delta() for expert in experts.values()]
@@ -82,7 +82,7 @@ def test_equal_experts_tie_on_every_signal(tiny_model: ModelFamily, make_experts
         tiny_model,
         {"a": expert, "b": expert},
         probes,
-        texts_of({"a": expert, "b": expert}),
+        texts_of(tiny_model, {"a": expert, "b": expert}),
         CalibrationConfig(timesteps=(0.5,)),
         3,
     )
@@ -95,9 +95,13 @@ def test_chunks_and_batches_do_not_change_the_statistics(
     tiny_model: ModelFamily, make_experts: Experts, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts = make_experts()
-    whole = calibrate(tiny_model, experts, probes, texts_of(experts), CalibrationConfig(timesteps=(0.5,), batch=6), 3)
+    whole = calibrate(
+        tiny_model, experts, probes, texts_of(tiny_model, experts), CalibrationConfig(timesteps=(0.5,), batch=6), 3
+    )
     monkeypatch.setattr("safety.merge.calibration.CHUNK_SIGNALS", 300)
-    pieces = calibrate(tiny_model, experts, probes, texts_of(experts), CalibrationConfig(timesteps=(0.5,), batch=2), 3)
+    pieces = calibrate(
+        tiny_model, experts, probes, texts_of(tiny_model, experts), CalibrationConfig(timesteps=(0.5,), batch=2), 3
+    )
     for name, layer in whole.layers.items():
         assert pieces.layers[name].count == layer.count
         torch.testing.assert_close(pieces.layers[name].signal, layer.signal, rtol=1e-3, atol=1e-6)
@@ -108,7 +112,7 @@ def test_saved_statistics_read_back(
     tiny_model: ModelFamily, make_experts: Experts, probes: Probes, tmp_path: Path
 ) -> None:
     statistics = calibrate(
-        tiny_model, make_experts(), probes, texts_of(make_experts()), CalibrationConfig(timesteps=(0.5,)), 3
+        tiny_model, make_experts(), probes, texts_of(tiny_model, make_experts()), CalibrationConfig(timesteps=(0.5,)), 3
     )
     statistics.save(tmp_path / "calibration.safetensors")
     again = load_calibration(tmp_path / "calibration.safetensors")
@@ -127,7 +131,9 @@ def test_the_layers_that_read_the_prompt_are_those_that_see_its_states(
     tiny_model: ModelFamily, make_experts: Experts, probes: Probes
 ) -> None:
     experts = make_experts()
-    statistics = calibrate(tiny_model, experts, probes, texts_of(experts), CalibrationConfig(timesteps=(0.5,)), 3)
+    statistics = calibrate(
+        tiny_model, experts, probes, texts_of(tiny_model, experts), CalibrationConfig(timesteps=(0.5,)), 3
+    )
     config = CalibrationConfig(timesteps=(0.9,))
     states = probes.unsafe["states"].flatten(0, 1)
     for name in statistics.layers:
