@@ -32,7 +32,7 @@ report: $(VENV)/.installed
 world: $(VENV)/.installed
 	$(RUN) -m pip install --quiet -e ".[world]" $(CONSTRAINTS)
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
-	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-unet.yaml --part unet
+	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

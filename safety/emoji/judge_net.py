@@ -6,14 +6,18 @@ known; a concept's score for an image is its largest probability over the cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from safety.emoji.fitting import Fit, FitConfig
+from safety.emoji.negatives import Negatives, NegativesConfig, absent_loss
 from safety.emoji.pool import ScenePool
 from safety.precision import native_autocast
 from safety.seeds import rng, torch_generator
@@ -33,6 +37,8 @@ class JudgeNetConfig(BaseModel):
     widths: tuple[int, int, int] = (32, 64, 128)
     dropout: float = Field(0.2, ge=0, lt=1)
     noise: float = Field(0.15, ge=0, description="largest deviation of the pixel noise added in training")
+    negatives: NegativesConfig = NegativesConfig()
+    start: Path | None = Field(None, description="weights of a judge of this shape to go on from; None: random ones")
     fit: FitConfig = FitConfig(steps=3000, batch=64, learning_rate=2e-3, checkpoint_every=500)
 
 
@@ -81,6 +87,12 @@ class JudgeNet(nn.Module):
         return logits
 
 
+def load_weights(net: JudgeNet, path: Path) -> None:
+    """Read a judge's weights, which are kept in half precision, into ``net``."""
+    kept = load_file(path)
+    net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in kept.items()})
+
+
 def concept_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return each concept's score in [0, 1], [B, concepts]: its largest probability over the cells."""
     return (logits.float() / temperature).softmax(dim=1)[:, :-1].amax(dim=(2, 3))
@@ -114,36 +126,79 @@ def degrade(images: Tensor, generator: torch.Generator, noise: float) -> Tensor:
     return (images * gain + tint + level * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
 
 
-def train_judge(pool: ScenePool, config: JudgeNetConfig, folder: Path) -> JudgeNet:
-    """Train the judge's network on a pool of many sets and free placements; resumes from ``folder``."""
+class _Step(NamedTuple):
+    """A step's pictures: the rows' scenes, then the negatives of each kind in turn."""
+
+    images: Tensor
+    rows: list[int]
+    negatives: list[tuple[Negatives, int]]
+
+
+def _step(
+    pool: ScenePool, negatives: Sequence[tuple[Negatives, int]], config: JudgeNetConfig, step: int, purpose: str
+) -> _Step:
+    draw = rng(config.fit.seed, purpose, step)
+    rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
+    parts, counts = [pool.images(rows)], []
+    for kind, count in negatives:
+        if count and len(kind.pixels):
+            parts.append(kind.images([draw.randrange(len(kind.pixels)) for _ in range(count)]))
+            counts.append((kind, count))
+    generator = torch_generator(config.fit.seed, f"{purpose}-noise", step)
+    return _Step(degrade(torch.cat(parts), generator, config.noise), rows, counts)
+
+
+def train_judge(
+    pool: ScenePool, config: JudgeNetConfig, folder: Path, negatives: Sequence[tuple[Negatives, int]] = ()
+) -> JudgeNet:
+    """Train the judge's network on a pool of many sets and free placements; resumes from ``folder``.
+
+    Args:
+        pool: Scenes with their places.
+        config: The network and its training.
+        folder: Where the checkpoints go.
+        negatives: Pictures that do not show some of the classes, and how many of each kind a step reads.
+    """
     torch.manual_seed(config.fit.seed)
     net = JudgeNet(len(pool.taxonomy.names), config)
+    if config.start is not None:
+        load_weights(net, config.start)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        draw = rng(config.fit.seed, "judge", step)
-        rows = [draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)]
-        images = degrade(pool.images(rows), torch_generator(config.fit.seed, "judge-noise", step), config.noise)
-        targets = cell_targets(pool, rows)
+        seen = _step(pool, negatives, config, step, "judge")
         with native_autocast(torch.device("cpu")):
-            logits = net(images.to(memory_format=torch.channels_last))
-        logits = logits.float()
-        nothing = targets == logits.shape[1] - 1
-        each = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=0.02)
-        shown = ~nothing & (targets != IGNORED)
-        right = (logits.argmax(1) == targets)[shown].float().mean().item()
-        # Empty cells are many and easy: they weigh a quarter of the shown ones in all.
-        value = each[shown].mean() + 0.25 * each[nothing].mean()
-        return value, {"right": right}
+            logits = net(seen.images.to(memory_format=torch.channels_last))
+        scenes, *others = logits.float().split([len(seen.rows), *(count for _, count in seen.negatives)])
+        value, right = _scene_loss(scenes, cell_targets(pool, seen.rows))
+        absent = [absent_loss(part, kind.concepts) for part, (kind, _) in zip(others, seen.negatives, strict=True)]
+        metrics = {"right": right} | {f"absent_{place}": part.item() for place, part in enumerate(absent)}
+        return value + config.negatives.weight * sum(absent), metrics
 
     Fit(net, config.fit, folder).run(loss)
-    _settle_batch_norm(net, pool, config)
+    _settle_batch_norm(net, pool, negatives, config)
     net.eval()
     return net
 
 
+def _scene_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """Return the cells' loss, and the share of cells near a drawing that are right."""
+    nothing = targets == logits.shape[1] - 1
+    each = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=0.02)
+    shown = ~nothing & (targets != IGNORED)
+    right = (logits.argmax(1) == targets)[shown].float().mean().item()
+    # Empty cells are many and easy: they weigh a quarter of the shown ones in all.
+    return each[shown].mean() + 0.25 * each[nothing].mean(), right
+
+
 @torch.no_grad()
-def _settle_batch_norm(net: JudgeNet, pool: ScenePool, config: JudgeNetConfig, batches: int = 60) -> None:
+def _settle_batch_norm(
+    net: JudgeNet,
+    pool: ScenePool,
+    negatives: Sequence[tuple[Negatives, int]],
+    config: JudgeNetConfig,
+    batches: int = 60,
+) -> None:
     """Measure the batch norms' statistics under the averaged weights."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -151,6 +206,4 @@ def _settle_batch_norm(net: JudgeNet, pool: ScenePool, config: JudgeNetConfig, b
         norm.momentum = None
     net.train()
     for step in range(batches):
-        draw = rng(config.fit.seed, "settle", step)
-        images = pool.images([draw.randrange(len(pool.scenes)) for _ in range(config.fit.batch)])
-        net(degrade(images, torch_generator(config.fit.seed, "settle-noise", step), config.noise))
+        net(_step(pool, negatives, config, step, "settle").images)

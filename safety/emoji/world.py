@@ -12,14 +12,15 @@ from typing import Literal, get_args
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from safety.emoji.autoencoder import AutoencoderConfig, DecoderFit, build_autoencoder, set_encoder, train_decoder
 from safety.emoji.clip import ClipConfig, train_clip
 from safety.emoji.drawings import SETS, fetch_sets, load_drawings, render_taxonomy, save_drawings
-from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, train_judge
+from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, load_weights, train_judge
 from safety.emoji.measure import JudgeQuality, ModelQuality, Reader, measure_judge, measure_model
+from safety.emoji.negatives import benign_renders, spoiled_drawings
 from safety.emoji.pool import PoolConfig, ScenePool, make_pool
 from safety.emoji.scene import SceneRenderer
 from safety.emoji.tokenizer import MAX_TOKENS, train_tokenizer
@@ -98,7 +99,7 @@ class WorldBuilder:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
         save_zoo(folder, tokenizer, clip, autoencoder, unet)
         if "judge" in parts:
-            judge = train_judge(self._judge_pool(), self.config.judge, self.work / "judge")
+            judge = self._judge(folder)
             save_judge(folder / "judge", judge, self.config, self.taxonomy)
 
     def _unet(self, tokenizer: CLIPTokenizer, text: CLIPTextModel, autoencoder: AutoencoderKL) -> UNet2DConditionModel:
@@ -111,8 +112,16 @@ class WorldBuilder:
         checkpoints = self.work / ("unet" if config.unet.start is None else "unet-continued")
         return train_unet(phases, tokenizer, text, config.unet, checkpoints)
 
-    def _judge_pool(self) -> ScenePool:
-        return make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
+    def _judge(self, zoo: Path) -> JudgeNet:
+        config = self.config.judge
+        pool = make_pool(self.taxonomy, self.renderer, self.config.judge_pool)
+        renders = benign_renders(load_model(ModelConfig(path=str(zoo))), self.taxonomy, config.negatives)
+        negatives = [
+            (spoiled_drawings(pool, self.renderer, config.negatives), config.negatives.spoiled_rows),
+            (renders, config.negatives.render_rows),
+        ]
+        checkpoints = self.work / ("judge" if config.start is None else "judge-continued")
+        return train_judge(pool, config, checkpoints, negatives)
 
     def _tokenizer(self) -> CLIPTokenizer:
         count = min(TOKENIZER_CAPTIONS, len(self.pool.scenes))
@@ -160,7 +169,7 @@ def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, taxonomy: Tax
         "name": "emoji-judge",
         "version": "1",
         "concepts": list(taxonomy.names),
-        "net": json.loads(config.judge.model_dump_json(exclude={"fit"})),
+        "net": json.loads(config.judge.model_dump_json(include={"widths", "dropout", "noise"})),
         "temperature": config.judge_temperature,
         "threshold": config.judge_threshold,
         "trained_on_sets": list(config.judge_pool.sets),
@@ -172,12 +181,7 @@ def measure_world(builder: WorldBuilder, zoo: Path, images: int) -> tuple[dict[s
     """Measure a written zoo: the judge on seen and unseen drawing sets, the base model on ``images`` prompts of each kind."""
     config = builder.config
     net = JudgeNet(len(builder.taxonomy.names), config.judge)
-    net.load_state_dict(
-        {
-            k: v.float() if v.is_floating_point() else v
-            for k, v in load_file(zoo / "judge" / "model.safetensors").items()
-        }
-    )
+    load_weights(net, zoo / "judge" / "model.safetensors")
     reader = Reader(net, builder.taxonomy, config.judge_threshold, config.judge_temperature)
     seen = config.judge_pool.sets
     unseen = tuple(name for name in SETS if name not in seen)
@@ -208,7 +212,7 @@ anything about real harmful content.
 
 ## Measured quality
 On reserved scenes (a tenth of all combinations, never trained on), by
-`python -m jobs.world --config jobs/configs/world-unet.yaml --zoo safety/emoji/zoo --only-measure`.
+`python -m jobs.world --config jobs/configs/world-continued.yaml --zoo safety/emoji/zoo --only-measure`.
 
 | judge on | scenes | shown concepts named | scenes exactly right | calibration error |
 |---|---|---|---|---|
@@ -219,7 +223,8 @@ On reserved scenes (a tenth of all combinations, never trained on), by
 {model}
 
 ## How it was made
-`make world`: all parts by `jobs/configs/world.yaml`, then the UNet trained on by `jobs/configs/world-unet.yaml`,
+`make world`: all parts by `jobs/configs/world.yaml`, then the UNet and the judge trained on by
+`jobs/configs/world-continued.yaml`,
 whose settings are in `world.json` in full. Drawings of {unet_sets} for the UNet, of {base_sets} for the text encoder
 and the autoencoder, of {judge_sets} for the judge. The autoencoder's encoder is a principal-component projection set in closed form
 (`safety/emoji/autoencoder.py`); its decoder, the CLIP, the UNet and the judge are trained. See

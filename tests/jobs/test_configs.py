@@ -29,12 +29,12 @@ def load_world(name: str) -> WorldConfig:
     return WorldConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8")))
 
 
-def test_the_unets_config_repeats_how_the_parts_that_it_keeps_were_made() -> None:
-    whole, unet = load_world("world.yaml"), load_world("world-unet.yaml")
-    retrained = {"unet", "unet_pool", "unet_first_steps", "steps"}
-    assert unet.model_dump(exclude=retrained) == whole.model_dump(exclude=retrained)
+def test_the_continued_world_repeats_how_the_parts_that_it_keeps_were_made() -> None:
+    whole, continued = load_world("world.yaml"), load_world("world-continued.yaml")
+    retrained = {"unet", "unet_pool", "unet_first_steps", "judge", "steps"}
+    assert continued.model_dump(exclude=retrained) == whole.model_dump(exclude=retrained)
 
 
 def test_the_zoos_settings_are_those_of_the_config_that_made_it_last() -> None:
     told = json.loads((ZOO / "world.json").read_text(encoding="utf-8"))
-    assert told == load_world("world-unet.yaml").model_dump(mode="json")
+    assert told == load_world("world-continued.yaml").model_dump(mode="json")

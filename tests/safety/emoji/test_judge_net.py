@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from safety.emoji.fitting import FitConfig
 from safety.emoji.judge_net import IGNORED, JudgeNetConfig, cell_targets, concept_scores, train_judge
 from safety.emoji.measure import calibration_error
+from safety.emoji.negatives import Negatives
 from safety.emoji.pool import ScenePool
 
 
@@ -63,3 +65,25 @@ def test_the_judge_learns_and_a_stopped_training_goes_on_to_the_same_weights(poo
     right = sum(int(scores[i].argmax()) in s for i, s in enumerate(shown))
     assert right > 28
     assert [p.shape for p in resumed.parameters()] == [p.shape for p in whole.parameters()]
+
+
+def test_a_judge_goes_on_from_kept_weights_and_learns_that_faint_drawings_show_nothing_unsafe(
+    pool: ScenePool, tmp_path: Path
+) -> None:
+    fit = FitConfig(steps=60, batch=16, learning_rate=5e-3, checkpoint_every=60, warmup=5)
+    first = train_judge(pool, JudgeNetConfig(widths=(8, 8, 16), fit=fit), tmp_path / "first")
+    save_file({name: value.contiguous() for name, value in first.state_dict().items()}, tmp_path / "judge.safetensors")
+    red = torch.tensor(["red square" in scene.concepts for scene in pool.scenes])
+    whole = pool.pixels[red].float()
+    corner = whole[:, :, :1, :1]
+    faint = Negatives((corner + 0.4 * (whole - corner)).round().to(torch.uint8), 1)
+    rows = range(len(faint.pixels))
+    config = JudgeNetConfig(widths=(8, 8, 16), start=tmp_path / "judge.safetensors", fit=fit)
+    second = train_judge(pool, config, tmp_path / "second", [(faint, 16)])
+    with torch.no_grad():
+        before, after = (concept_scores(net(faint.images(rows)))[:, 0].mean() for net in (first, second))
+        scores = concept_scores(second(pool.images(range(40))))
+    assert after < 0.7 * before
+    names = list(pool.taxonomy.names)
+    shown = [{names.index(c) for c in scene.concepts} for scene in pool.scenes[:40]]
+    assert sum(int(scores[i].argmax()) in s for i, s in enumerate(shown)) > 28
