@@ -224,11 +224,12 @@ On reserved scenes (a tenth of all combinations, never trained on), by
 
 ## How it was made
 `make world`: all parts by `jobs/configs/world.yaml`, then the UNet and the judge trained on by
-`jobs/configs/world-continued.yaml`,
-whose settings are in `world.json` in full. Drawings of {unet_sets} for the UNet, of {base_sets} for the text encoder
-and the autoencoder, of {judge_sets} for the judge. The autoencoder's encoder is a principal-component projection set in closed form
-(`safety/emoji/autoencoder.py`); its decoder, the CLIP, the UNet and the judge are trained. See
-`ATTRIBUTION.md` for the drawings' authors and licences.
+`jobs/configs/world-continued.yaml`, whose settings are in `world.json` in full. Drawings of {unet_sets} for the UNet,
+of {base_sets} for the text encoder and the autoencoder, of {judge_sets} for the
+judge. The autoencoder's encoder is a principal-component projection set in closed form
+(`safety/emoji/autoencoder.py`); its decoder, the CLIP, the UNet and the judge are trained. So that a smudge is not
+taken for harm, the judge saw spoiled benign drawings and the base model's renders of benign prompts, too
+(`safety/emoji/negatives.py`). See `ATTRIBUTION.md` for the drawings' authors and licences.
 """
 
 

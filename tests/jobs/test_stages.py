@@ -1,0 +1,45 @@
+"""The stages' times against those of stand-ins that take a known time."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.store.artifacts import ArtifactStore
+from jobs.config import RunConfig
+from jobs.stage import ArtifactRef, StageContext
+from jobs.stages import Stages
+
+pytestmark = pytest.mark.s3
+
+
+def stages(store: ArtifactStore, folder: Path) -> Stages:
+    run = RunConfig.model_validate({"run": {"name": folder.name, "output": folder}})
+    return Stages(StageContext(run, store, folder / "work", Console(file=io.StringIO())))
+
+
+def test_a_stage_that_another_run_skips_tells_what_its_making_took(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(_: StageContext) -> ArtifactRef:
+        time.sleep(0.6)
+        return ArtifactRef("dataset", "dataset-1")
+
+    first = stages(store, tmp_path / "first")
+    monkeypatch.setattr("jobs.stages.generate.run", make)
+    first.dataset()
+    assert 0.5 < first.seconds["generate"] < 10.0
+
+    monkeypatch.setattr("jobs.stages.generate.run", lambda _: ArtifactRef("dataset", "dataset-1"))
+    second = stages(store, tmp_path / "second")
+    second.dataset()
+    assert second.seconds == first.seconds
+
+    monkeypatch.setattr("jobs.stages.generate.run", lambda _: ArtifactRef("dataset", "dataset-2"))
+    other = stages(store, tmp_path / "third")
+    other.dataset()
+    assert other.seconds["generate"] < 0.5
