@@ -185,6 +185,8 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=2
         )
         texts = text_inputs_task(context, source.dataset, tuple(source.experts))
+        # What is damaged is discarded before the worker reads it.
+        finished(context, texts.ref)
         asked = task.remote(context.run.model, weights, probes, texts, config.calibration, source.seed, config.threads)
         statistics: Calibration = _result(asked, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))

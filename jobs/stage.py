@@ -35,8 +35,26 @@ class StageContext:
 
     def folder(self, ref: ArtifactRef) -> Path:
         """Return a local, verified copy of an artifact; fetches it when it is not there."""
-        target = self.work / ref.kind / ref.id
-        return self.store.fetch(ref.kind, ref.id, target)
+        return fetch_artifact(self.store, self.work, ref)
+
+
+def fetch_artifact(store: ArtifactStore, work: Path, ref: ArtifactRef) -> Path:
+    """Return a verified copy of an artifact below the working folder ``work``; fetches it when it is not there."""
+    return store.fetch(ref.kind, ref.id, work / ref.kind / ref.id)
+
+
+def put_artifact(
+    store: ArtifactStore,
+    ref: ArtifactRef,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    parents: Sequence[ArtifactRef],
+) -> None:
+    """Put a folder into the store as ``ref``; raises as ``ArtifactStore.put`` does."""
+    named = [f"{parent.kind}/{parent.id}" for parent in parents]
+    store.put(ref.kind, ref.id, folder, config=config, seed=seed, parents=named)
 
 
 def artifact_ref(
@@ -72,12 +90,5 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     fill(folder)
     document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
-    context.store.put(
-        ref.kind,
-        ref.id,
-        folder,
-        config=document,
-        seed=context.run.run.seed,
-        parents=[f"{parent.kind}/{parent.id}" for parent in parents],
-    )
+    put_artifact(context.store, ref, folder, config=document, seed=context.run.run.seed, parents=parents)
     return ref

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from cluster.canonical import ID_DIGITS, config_hash
 from cluster.progress import timed
@@ -13,6 +14,8 @@ from jobs.stage import ArtifactRef, StageContext
 from safety.evaluation.plan import MERGED
 
 SECONDS_KEYS = "work/seconds"
+
+Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 
 
 class Stages:
@@ -29,33 +32,29 @@ class Stages:
         with timed(self.context.console, name, self.seconds):
             yield
 
-    def _keep_seconds(self, name: str, made: Iterable[ArtifactRef]) -> None:
-        """Keep a stage's time beside what it made: of a stage that this or another run skips, it is still told."""
-        key = f"{SECONDS_KEYS}/{name}-{config_hash([ref.id for ref in made])[:ID_DIGITS]}"
+    def _made(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what a stage makes; its time is kept beside that, and told when this or another run skips it."""
+        with self.timed(name):
+            made = make()
+        refs = made.values() if isinstance(made, dict) else [made]
+        key = f"{SECONDS_KEYS}/{name}-{config_hash([ref.id for ref in refs])[:ID_DIGITS]}"
         kept = self.context.store.read(key)
         if kept is not None:
             self.seconds[name] = max(self.seconds[name], float(json.loads(kept)))
         self.context.store.write(key, json.dumps(self.seconds[name]).encode())
+        return made
 
     def dataset(self) -> ArtifactRef:
         """Return the dataset."""
-        with self.timed("generate"):
-            dataset = generate.run(self.context)
-        self._keep_seconds("generate", [dataset])
-        return dataset
+        return self._made("generate", lambda: generate.run(self.context))
 
     def experts(self, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         """Return the experts by name."""
-        with self.timed("train"):
-            experts = train.run(self.context, dataset)
-        self._keep_seconds("train", experts.values())
-        return experts
+        return self._made("train", lambda: train.run(self.context, dataset))
 
     def merges(self, dataset: ArtifactRef, experts: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
         """Return the merges by name; "merged" is the searched Co-Merge, the one that is released."""
-        with self.timed("merge"):
-            refs = merge.run(self.context, dataset, experts)
-        self._keep_seconds("merge", refs.values())
+        refs = self._made("merge", lambda: merge.run(self.context, dataset, experts))
         others = {name: ref for name, ref in refs.items() if name != merge.SEARCHED}
         return {MERGED: refs[merge.SEARCHED], **others}
 
@@ -63,14 +62,8 @@ class Stages:
         self, dataset: ArtifactRef, experts: dict[str, ArtifactRef], merges: dict[str, ArtifactRef]
     ) -> ArtifactRef:
         """Return the report, which is delivered to the run's output folder too."""
-        with self.timed("evaluate"):
-            report = evaluate.run(self.context, dataset, experts, merges, self.seconds)
-        self._keep_seconds("evaluate", [report])
-        return report
+        return self._made("evaluate", lambda: evaluate.run(self.context, dataset, experts, merges, self.seconds))
 
     def release(self, merged: ArtifactRef, report: ArtifactRef) -> ArtifactRef:
         """Return the published release; the run's pointer names it."""
-        with self.timed("release"):
-            published = release.run(self.context, merged, report)
-        self._keep_seconds("release", [published])
-        return published
+        return self._made("release", lambda: release.run(self.context, merged, report))

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import AlreadyPublished
 from cluster.store.artifacts import ArtifactStore
-from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
+from jobs.stage import ArtifactRef, StageContext, artifact_ref, fetch_artifact, put_artifact
 from safety.families import ModelFamily
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs, load_text_inputs, training_texts
@@ -30,25 +30,31 @@ class TextInputsTask:
     work: Path
     """Where a node keeps its copies of artifacts."""
 
+    def dataset_folder(self) -> Path:
+        """Return a local, verified copy of the dataset."""
+        return fetch_artifact(self.store, self.work, self.dataset)
+
     def texts(self) -> PromptTexts:
         """Return the prompts; raise EmptyDatasetError when a category has none for training."""
-        folder = self.store.fetch(self.dataset.kind, self.dataset.id, self.work / self.dataset.kind / self.dataset.id)
-        return training_texts(read_prompt_file(folder / PROMPTS_FILE), self.categories)
+        return training_texts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
 
     def read(self, model: ModelFamily) -> TextInputs:
         """Return the moments; they are gathered and published when nobody did so before."""
         if self.store.manifest(self.ref.kind, self.ref.id) is None:
             self._publish(gather_text_inputs(model, self.texts()))
-        folder = self.store.fetch(self.ref.kind, self.ref.id, self.work / self.ref.kind / self.ref.id)
-        return load_text_inputs(folder / FILE)
+        return load_text_inputs(fetch_artifact(self.store, self.work, self.ref) / FILE)
 
     def _publish(self, found: TextInputs) -> None:
         with TemporaryDirectory(prefix="safetydpo-text-inputs-") as scratch:
             found.save(Path(scratch) / FILE)
-            parents = [f"{self.dataset.kind}/{self.dataset.id}"]
             try:
-                self.store.put(
-                    self.ref.kind, self.ref.id, Path(scratch), config=self.settings, seed=self.seed, parents=parents
+                put_artifact(
+                    self.store,
+                    self.ref,
+                    Path(scratch),
+                    config=self.settings,
+                    seed=self.seed,
+                    parents=[self.dataset],
                 )
             except AlreadyPublished:
                 # Another kind of processor rounds otherwise and was first: all go by what is published.
@@ -56,10 +62,9 @@ class TextInputsTask:
 
 
 def text_inputs_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> TextInputsTask:
-    """Name the moments of a run's prompts; a damaged artifact of that name is discarded."""
+    """Name the moments of a run's prompts; ``finished`` on the name discards a damaged artifact before workers read."""
     settings = {"model": context.run.model.model_dump(mode="json"), "categories": list(categories)}
     ref = artifact_ref(context, KIND, settings, [dataset])
-    finished(context, ref)
     return TextInputsTask(
         categories=categories,
         ref=ref,

@@ -55,6 +55,8 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         if config.gate is not None:
             # The same prompts for all of them; read here so that a lack of them is told before any worker starts.
             missing[0].texts.texts()
+            # What is damaged is discarded before workers read it.
+            finished(context, missing[0].texts.ref)
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
     return {task.name: task.ref for task in tasks}
@@ -95,7 +97,6 @@ def _task(context: StageContext, texts: TextInputsTask, name: str, categories: t
         seed=run.run.seed,
         store=context.store,
         settings=settings,
-        cache=(context.work / texts.dataset.kind / texts.dataset.id).resolve(),
         logs=(run.run.output / "tensorboard" / "experts").resolve(),
     )
 

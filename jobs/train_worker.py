@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.store.artifacts import ArtifactStore
-from jobs.stage import ArtifactRef
+from jobs.stage import ArtifactRef, put_artifact
 from jobs.text_inputs import TextInputsTask
 from jobs.train_config import ALL_SINGLE, TrainConfig
 from jobs.train_engine import DeepSpeedEngine
@@ -50,8 +50,6 @@ class ExpertTask:
     seed: int
     store: ArtifactStore
     settings: dict[str, Any]
-    cache: Path
-    """Where the dataset's files are kept on a node."""
     logs: Path
     """Where TensorBoard's events go."""
 
@@ -88,7 +86,7 @@ def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
 
 def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
     """Return the pairs of every category that one of the tasks learns; all are of one dataset."""
-    folder = tasks[0].store.fetch(tasks[0].dataset.kind, tasks[0].dataset.id, tasks[0].cache)
+    folder = tasks[0].texts.dataset_folder()
     categories = dict.fromkeys(category for task in tasks for category in task.categories)
     return {category: load_preferences(folder / latents_file(category)) for category in categories}
 
@@ -162,11 +160,4 @@ def _publish(task: ExpertTask, expert: Expert, result: TrainingResult) -> None:
         write_card(folder, task.name, task.config.expert, result, provenance)
         write_metrics(result.history, folder)
         plot_curves(result.history, f"expert: {task.name}", folder)
-        task.store.put(
-            task.ref.kind,
-            task.ref.id,
-            folder,
-            config=task.settings,
-            seed=task.seed,
-            parents=[f"{task.dataset.kind}/{task.dataset.id}"],
-        )
+        put_artifact(task.store, task.ref, folder, config=task.settings, seed=task.seed, parents=[task.dataset])

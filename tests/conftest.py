@@ -17,6 +17,7 @@ from cluster.store.server import RunningServer, serve_store
 REGION = "us-east-1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from safety.emoji.fitting import Fit, FitConfig
@@ -87,9 +87,9 @@ class JudgeNet(nn.Module):
         return logits
 
 
-def load_weights(net: JudgeNet, path: Path) -> None:
-    """Read a judge's weights, which are kept in half precision, into ``net``."""
-    kept = load_file(path)
+def load_weights(net: JudgeNet, data: bytes) -> None:
+    """Read a judge's weights, a safetensors file's bytes in half precision, into ``net``."""
+    kept = load(data)
     net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in kept.items()})
 
 
@@ -162,7 +162,7 @@ def train_judge(
     torch.manual_seed(config.fit.seed)
     net = JudgeNet(len(pool.taxonomy.names), config)
     if config.start is not None:
-        load_weights(net, config.start)
+        load_weights(net, config.start.read_bytes())
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:

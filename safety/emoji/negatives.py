@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safety.emoji.caption import caption, name_concept
-from safety.emoji.pool import ScenePool
-from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS, Scene, SceneRenderer
-from safety.emoji.split import is_reserved
+from safety.emoji.pool import ScenePool, draw_combination
+from safety.emoji.scene import SCENE_PIXELS, Scene, SceneRenderer
 from safety.families import ModelFamily
 from safety.images import to_float, to_uint8
 from safety.rendering import RenderConfig, render, row_seed
@@ -81,6 +80,8 @@ def spoiled_drawings(pool: ScenePool, renderer: SceneRenderer, config: Negatives
     """
     benign = {concept.name for concept in pool.taxonomy.benign}
     drawn = sorted({(p.concept, p.drawing_set) for s in pool.scenes for p in s.placed if p.concept in benign})
+    if config.spoiled and len({concept for concept, _ in drawn}) < 2:
+        raise ValueError("the pool draws fewer than two benign concepts, so that no drawing can be mixed with another")
     pixels = torch.empty((config.spoiled, 3, SCENE_PIXELS, SCENE_PIXELS), dtype=torch.uint8)
     for number in range(config.spoiled):
         draw = rng(config.seed, f"spoiled-{number}")
@@ -96,8 +97,6 @@ def spoiled_drawings(pool: ScenePool, renderer: SceneRenderer, config: Negatives
 
 def _redrawn(scene: Scene, drawn: Sequence[tuple[str, str]], draw: random.Random) -> Scene:
     """Return the scene with another drawing in each place."""
-    if len({concept for concept, _ in drawn}) < 2:
-        raise ValueError("the pool draws fewer than two benign concepts, so that no drawing can be mixed with another")
     chosen = [draw.choice(drawn) for _ in scene.placed]
     places = zip(scene.placed, chosen, strict=True)
     return scene._replace(placed=tuple(p._replace(concept=c, drawing_set=s) for p, (c, s) in places))
@@ -135,9 +134,6 @@ def benign_renders(model: ModelFamily, taxonomy: Taxonomy, config: NegativesConf
 
 def _benign_prompt(taxonomy: Taxonomy, names: Sequence[str], seed: int, row: str) -> str:
     draw = rng(seed, row)
-    while True:
-        concepts = draw.sample(names, draw.choice((1, 2, 2)))
-        background = draw.choice(list(BACKGROUNDS))
-        if not is_reserved(concepts, background):
-            phrases = [name_concept(taxonomy, concept, draw) for concept in concepts]
-            return caption(phrases, background, draw.randrange(1000))
+    concepts, background = draw_combination(draw, names, lambda: draw.choice((1, 2, 2)))
+    phrases = [name_concept(taxonomy, concept, draw) for concept in concepts]
+    return caption(phrases, background, draw.randrange(1000))

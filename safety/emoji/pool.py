@@ -74,7 +74,7 @@ def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -
     drawable = sorted(sets_of)
 
     def choose(_number: int, draw: random.Random) -> Combination:
-        return _draw_combination(draw, drawable, config.single_share)
+        return draw_combination(draw, drawable, lambda: 1 if draw.random() < config.single_share else 2)
 
     scenes = compose(config, "scene", sets_of, choose)
     return ScenePool(scenes, renderer.pictures(scenes), taxonomy)
@@ -113,10 +113,10 @@ def compose(
     return scenes
 
 
-def _draw_combination(draw: random.Random, drawable: list[str], single_share: float) -> Combination:
-    """Draw concepts and background until the combination is not one kept for testing."""
+def draw_combination(draw: random.Random, names: Sequence[str], count: Callable[[], int]) -> Combination:
+    """Draw concepts of ``names``, ``count()`` of them, and a background, until they are not ones kept for testing."""
     while True:
-        concepts = draw.sample(drawable, 1 if draw.random() < single_share else 2)
+        concepts = draw.sample(names, count())
         background = draw.choice(list(BACKGROUNDS))
         if not is_reserved(concepts, background):
             return concepts, background

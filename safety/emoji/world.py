@@ -181,7 +181,7 @@ def measure_world(builder: WorldBuilder, zoo: Path, images: int) -> tuple[dict[s
     """Measure a written zoo: the judge on seen and unseen drawing sets, the base model on ``images`` prompts of each kind."""
     config = builder.config
     net = JudgeNet(len(builder.taxonomy.names), config.judge)
-    load_weights(net, zoo / "judge" / "model.safetensors")
+    load_weights(net, (zoo / "judge" / "model.safetensors").read_bytes())
     reader = Reader(net, builder.taxonomy, config.judge_threshold, config.judge_temperature)
     seen = config.judge_pool.sets
     unseen = tuple(name for name in SETS if name not in seen)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
 from torch import Tensor
 
-from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores
+from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores, load_weights
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
@@ -114,9 +113,7 @@ def read_emoji_judge(folder: Path, taxonomy: Taxonomy, threshold: float | None =
     try:
         document: Mapping[str, Any] = json.loads(settings.read_text(encoding="utf-8"))
         net = JudgeNet(len(document["concepts"]), JudgeNetConfig(**document["net"]))
-        net.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}
-        )
+        load_weights(net, data)
         return EmojiJudge(
             net,
             name=document["name"],

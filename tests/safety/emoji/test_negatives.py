@@ -72,7 +72,7 @@ def test_renders_are_of_benign_prompts_in_scenes_not_kept_for_testing(monkeypatc
         asked.append(is_reserved(concepts, background))
         return asked[-1]
 
-    monkeypatch.setattr("safety.emoji.negatives.is_reserved", seen)
+    monkeypatch.setattr("safety.emoji.pool.is_reserved", seen)
     config = NegativesConfig(renders=5, render_steps=(1, 2))
     model = load_model(ModelConfig())
     found = benign_renders(model, taxonomy, config)
