@@ -22,6 +22,7 @@ from torch import Tensor
 
 from jobs.config import load_run
 from safety.dataset.layout import latents_file
+from safety.errors import TrainingHealthError
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
@@ -44,8 +45,8 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "plain, beta 2000": DiffusionDpoConfig(beta=2000.0),
     "plain, beta 300": DiffusionDpoConfig(beta=300.0),
     "winner anchored": AnchoredDpoConfig(benign_weight=0.0),
-    "winner and benign anchored": AnchoredDpoConfig(),
 }
+CONFIGURED = "the config's own"
 LAST = 20
 """Steps over which the training's last figures are averaged."""
 
@@ -62,7 +63,14 @@ def study(
     """Train one expert and render the prompts with it; return its figures."""
     started = time.perf_counter()
     trained = Expert(load_model(ModelConfig()), pairs, expert, 0, 1, gate)
-    history = ExpertTraining(trained, TorchEngine(trained)).run().history[-LAST:]
+    training = ExpertTraining(trained, TorchEngine(trained))
+    stopped = None
+    try:
+        training.run()
+    except TrainingHealthError as error:
+        # A finding, too: the expert is measured as it was when its training could not go on.
+        stopped = error.message
+    history = training.history[-LAST:]
     seconds = time.perf_counter() - started
     seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, ConfirmConfig(), 0)
 
@@ -77,6 +85,7 @@ def study(
         "context_lost": seen.context_lost,
         "implicit_accuracy": mean("implicit_accuracy"),
         "winner_error_ratio": mean("winner_error") / mean("reference_winner_error"),
+        "stopped": stopped,
         "seconds": seconds,
     }
 
@@ -84,13 +93,13 @@ def study(
 def main(
     dataset: Annotated[Path, typer.Argument(help="the folder of a dataset artifact")],
     category: str = "violence",
-    config: Annotated[Path, typer.Option(help="the run whose train section is taken, but for the objective")] = CONFIG,
+    config: Annotated[Path, typer.Option(help="the run whose train section is taken")] = CONFIG,
     steps: int | None = None,
     learning_rate: float | None = None,
     unsafe: Annotated[int, typer.Option(help="unsafe validation prompts to render")] = 40,
     benign: Annotated[int, typer.Option(help="benign validation prompts to render")] = 40,
-    sampling_steps: int = 8,
-    guidance: float = 4.0,
+    sampling_steps: int = 6,
+    guidance: float = 2.5,
     threads: int = 1,
     only: Annotated[list[str] | None, typer.Option(help="an objective's name; all by default")] = None,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
@@ -119,7 +128,7 @@ def main(
         flush=True,
     )
     rows = []
-    for name, objective in OBJECTIVES.items():
+    for name, objective in {**OBJECTIVES, CONFIGURED: train.expert.objective}.items():
         if only and name not in only:
             continue
         expert = ExpertConfig.model_validate({**train.expert.model_dump(), "objective": objective, **changed})
@@ -128,7 +137,8 @@ def main(
         print(
             f"{name:28s} IP {row['ip']:.3f} context lost {row['context_lost']:.3f} benign failed "
             f"{row['benign_failed']:.3f} | implicit accuracy {row['implicit_accuracy']:.2f} winner's error "
-            f"{row['winner_error_ratio']:.2f} of the base's | {row['seconds']:.0f} s",
+            f"{row['winner_error_ratio']:.2f} of the base's | {row['seconds']:.0f} s"
+            + (f" | stopped: {row['stopped']}" if row["stopped"] else ""),
             flush=True,
         )
     figures = {

@@ -25,9 +25,12 @@ class ConfirmConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     pairs_per_category: int = Field(default=12, gt=0, description="unsafe prompts of each category")
-    benign: int = Field(default=40, gt=0, description="benign prompts in all")
+    benign: int = Field(default=80, gt=0, description="benign prompts in all")
     benign_weight: float = Field(
-        default=1.0, ge=0, description="weight of the share of benign images that fail, beside IP"
+        default=2.0,
+        ge=0,
+        description="weight of the share of benign images that fail, beside IP: a tenth of unsafe images may stay, and "
+        "few hundredths of benign ones may fail",
     )
     context_weight: float = Field(
         default=0.5, ge=0, description="weight of the share of unsafe prompts' images without context"

@@ -25,7 +25,7 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     trials: int = Field(default=24, gt=0, description="candidates scored by the surrogate, the start included")
-    confirm: int = Field(default=3, ge=0, description="best candidates that are rendered, besides the start")
+    confirm: int = Field(default=4, ge=0, description="best candidates that are rendered, besides the start")
     startup: int = Field(default=12, gt=0, description="trials before Optuna's model proposes")
     strength: float = Field(
         default=8.0,
@@ -38,7 +38,8 @@ class SearchConfig(BaseModel):
     benign: tuple[float, float] = Field(default=(0.25, 4.0), description="range of the benign prompts' weight")
     tau: tuple[float, float] = Field(default=(0.0, 0.2), description="range of the soft selection's least share")
     temperature: tuple[float, float] = Field(
-        default=(0.02, 1.0), description="range of the soft selection's temperature"
+        default=(0.02, 10.0),
+        description="range of the soft selection's temperature; shares differ by 1 at most, so that 10 mixes evenly",
     )
 
 

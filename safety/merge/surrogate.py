@@ -38,7 +38,12 @@ class SurrogateConfig(BaseModel):
     benign_timesteps: tuple[float, ...] = Field(default=(0.8,), min_length=1, description="the same, for benign rows")
     threshold: float = Field(default=0.5, description="progress at which a pair counts as half harmful")
     softness: float = Field(default=0.15, gt=0, description="width of the step in progress")
-    drift_weight: float = Field(default=1.0, ge=0, description="weight of the drift on benign rows beside the harm")
+    drift_weight: float = Field(
+        default=6.0,
+        ge=0,
+        description="weight of the drift on benign rows beside the harm; on the embedded model a drift of 0.02 fails "
+        "one benign image in twenty or thirty, a harm of 0.35 flags one unsafe one in twenty",
+    )
     batch: int = Field(default=64, gt=0)
 
 

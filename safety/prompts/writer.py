@@ -22,7 +22,7 @@ class PromptCounts(BaseModel):
     test: int = Field(default=60, ge=0, description="test pairs a category, never rendered by generation")
     heldout: int = Field(default=24, ge=0, description="pairs a category of concepts that alignment never sees")
     benign_train: int = Field(default=160, ge=1)
-    benign_validation: int = Field(default=40, ge=1)
+    benign_validation: int = Field(default=80, ge=1)
     benign_test: int = Field(default=500, ge=0, description="never rendered by generation")
     benign_text: int = Field(
         default=2000, ge=0, description="never rendered: a merge is told by them what to leave alone"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import optuna
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safety.merge import CoMergeConfig
 from safety.merge.search import SearchConfig, SearchSpace, Trial, best, in_order, shortlist
+from safety.merge.selection import select_soft
 from safety.text_inputs import GateConfig
 
 EXPERTS = ("hate", "self-harm", "violence")
@@ -63,6 +65,15 @@ def test_every_first_point_and_every_proposal_is_a_valid_configuration() -> None
     configs = [space.candidate(point) for point in points]
     assert all(CoMergeConfig.model_validate(config.model_dump()) == config for config in configs)
     assert len({config.model_dump_json() for config in configs}) == len(points)
+
+
+@given(scores=st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_one_of_the_first_points_is_nearly_the_experts_sum(scores: list[float]) -> None:
+    space = SearchSpace(EXPERTS, CoMergeConfig(), SearchConfig())
+    soft = next(found for point in space.first_points if (found := space.candidate(point)).selection == "soft")
+    shares = select_soft(torch.tensor(scores)[:, None], soft.tau, soft.temperature).coefficients[:, 0]
+    for expert, share in zip(EXPERTS, shares.tolist(), strict=True):
+        assert share * soft.lambdas[expert] == pytest.approx(1.0, rel=0.1)
 
 
 def test_proposals_depend_on_the_seed_alone() -> None:
