@@ -1,6 +1,8 @@
 # make demo   set up and run the whole pipeline on the embedded emoji model (some 12 to 24 minutes on 2 cores)
 # make test   set up and run linters, type checks and all tests (under 15 minutes on 2 cores)
+# make faults run the fault tests in their full counts and write docs/faults (half an hour)
 # make serve  keep the endpoint of the last release up, with a page in the browser
+# make preflight  say in seconds what stands in the way of a run
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +11,7 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 RUN = $(VENV)/bin/python
 CONFIG ?= jobs/configs/emoji.yaml
 
-.PHONY: demo test serve lint report world clean
+.PHONY: demo test faults serve preflight lint report world clean
 
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +23,9 @@ demo: $(VENV)/.installed
 
 serve: $(VENV)/.installed
 	$(RUN) -m serve.up --config $(CONFIG)
+
+preflight: $(VENV)/.installed
+	$(RUN) -m jobs.preflight --config $(CONFIG)
 
 # The full report: the demo's experts and merges, judged on larger counts; copied to docs/report.
 report: $(VENV)/.installed
@@ -43,6 +48,10 @@ lint: $(VENV)/.installed
 # Two processes: one for all that needs Ray, one for the rest; each of one thread, so that they share two cores.
 test: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+# The fault tests in their full counts, one after another: kills, outages, corruptions; figures go to docs/faults.
+faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/faults --faults-full
 
 clean:
 	rm -rf out

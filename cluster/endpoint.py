@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+BASE = "base"
+"""The name of the unaligned model, where it is offered."""
 Example = Annotated[str, Field(min_length=1, max_length=200)]
+Pointer = Annotated[str, Field(pattern=NAME)]
+
+
+class AutoscalingConfig(BaseModel):
+    """How many renderers run, by how many requests there are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: int = Field(1, ge=1, description="replicas kept when nothing is asked")
+    max: int = Field(ge=1, description="replicas at most")
+    target_ongoing: float = Field(
+        8.0, gt=0.0, description="requests a replica, rendering and waiting, above which another one is started"
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> AutoscalingConfig:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is over max {self.max}; lower it")
+        return self
+
+
+class OutputJudgeConfig(BaseModel):
+    """Which judge looks at the finished images, and what becomes of those that it flags."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
+    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
+    action: Literal["report", "block"] = Field(
+        "report", description="'report' returns scores beside the images; 'block' withholds flagged images as well"
+    )
 
 
 class EndpointConfig(BaseModel):
@@ -24,9 +59,17 @@ class EndpointConfig(BaseModel):
     pointer: str = Field(
         "aligned", pattern=NAME, description="release pointer to serve; also the model's name in the API"
     )
+    models: tuple[Pointer, ...] = Field((), description="further release pointers, served beside the first")
     serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', for side-by-side pages")
+    reload_poll_s: float | None = Field(
+        10.0, gt=0.0, description="how often the pointers are read for a new release; None: never"
+    )
     host: str = Field("127.0.0.1", description="address that Serve's proxy binds")
     port: int = Field(8000, ge=1, le=65535)
+    keys: Path | None = Field(None, description="file of API keys, made by 'python -m serve.keys'; None: no key asked")
+    allow_open: bool = Field(False, description="serve on an address that others reach without asking for a key")
+    judge: OutputJudgeConfig | None = Field(None, description="looks at finished images; None: nobody does")
+    log_prompts: bool = Field(False, description="put prompts into the log of requests")
 
     default_steps: int = Field(12, ge=1)
     max_steps: int = Field(50, ge=1)
@@ -44,7 +87,13 @@ class EndpointConfig(BaseModel):
     retry_after_s: int = Field(2, ge=1, description="the Retry-After of a refusal")
     request_timeout_s: float = Field(60.0, gt=0.0, description="a request that takes longer ends with 504")
 
-    replicas: int = Field(1, ge=1, description="processes that hold the models")
+    replicas: int = Field(1, ge=1, description="processes that hold the models; not used with autoscaling")
+    autoscaling: AutoscalingConfig | None = Field(None, description="None: a fixed number of replicas")
+    surge: bool = Field(
+        True, description="a redeploy starts each new renderer before the old one stops, which needs room for one more"
+    )
+    health_interval_s: float = Field(30.0, gt=0.0, description="a replica that rendered nothing for so long is tried")
+    health_timeout_s: float = Field(60.0, gt=0.0, description="a replica whose trial render takes longer is replaced")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs that a replica reserves")
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs that a replica reserves")
     threads: int | None = Field(None, ge=1, description="torch threads of a replica; None: as many as its CPUs")
@@ -68,3 +117,37 @@ class EndpointConfig(BaseModel):
         if self.min_side is not None and self.max_side is not None and self.min_side > self.max_side:
             raise ValueError(f"min_side {self.min_side} is over max_side {self.max_side}; lower it")
         return self
+
+    @model_validator(mode="after")
+    def _models_have_names_of_their_own(self) -> EndpointConfig:
+        if BASE in self.pointers:
+            raise ValueError(f"{BASE!r} is the base model's name; name release pointers in pointer and models")
+        if len(set(self.pointers)) < len(self.pointers):
+            raise ValueError("pointer and models name a release pointer twice; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _open_only_on_purpose(self) -> EndpointConfig:
+        if self.keys is None and not self.allow_open and not _is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached by others and no key is asked for; name a file in keys "
+                "(python -m serve.keys new makes one), or set allow_open"
+            )
+        return self
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """Return the release pointers to serve, the default model's first."""
+        return (self.pointer, *self.models)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all models served."""
+        return (*self.pointers, BASE) if self.serve_base else self.pointers
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

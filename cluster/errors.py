@@ -13,6 +13,7 @@ ClusterError
 +-- RunLocked            another live process holds the run's id
 +-- ImpossibleResources  the cluster can never satisfy what is asked
 +-- ClusterUnreachable   no Ray cluster answers in time
++-- WrongToken           the Ray cluster refuses the user's token
 """
 
 from __future__ import annotations
@@ -81,3 +82,7 @@ class ImpossibleResources(ClusterError):
 
 class ClusterUnreachable(ClusterError):
     """No Ray cluster answers in time."""
+
+
+class WrongToken(ClusterError):
+    """The Ray cluster refuses the user's token, or there is none to send."""

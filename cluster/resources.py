@@ -1,4 +1,4 @@
-"""Says at once when the cluster can never satisfy what a stage asks for, instead of waiting for ever."""
+"""Says at once when the cluster can never satisfy what a stage asks for, and what is missing when a wait is over."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def require(resources: Mapping[str, float], field: str) -> None:
         field=field,
         fix=f"lower {field}, or use a cluster that has such a node",
     )
+
+
+def shortage() -> str:
+    """Return what the cluster has and has free, for the message of a wait that is over."""
+    if not ray.is_initialized():
+        return "this process is connected to no cluster"
+    nodes = ray.nodes()
+    alive = sum(1 for node in nodes if node["Alive"])
+    total, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [f"{free.get(name, 0.0):g} of {total[name]:g} {name}" for name in ("CPU", "GPU") if name in total]
+    lost = f", {len(nodes) - alive} lost" if len(nodes) > alive else ""
+    return f"free are {' and '.join(kinds) or 'no CPUs'} on {alive} node{'' if alive == 1 else 's'}{lost}"

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +22,29 @@ from pydantic import BaseModel, ConfigDict, Field
 # and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
-from cluster.errors import ClusterError, ClusterUnreachable
+from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
+from cluster.submission import submission
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
 ROOT = Path(__file__).parent.parent
 DEVICES = Path("/dev")
 START_ONE = "start one with 'ray start --head'"
-PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
+PROBE = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False)
+except Exception as error:
+    said = f"{type(error).__name__}: {error}"
+    # Ray says that it cannot connect, and wraps the traceback of why.
+    refused = "AuthenticationError" in f"{said} {error.__cause__}"
+    sys.exit("AuthenticationError" if refused else " ".join(said.split()))
+"""
+THE_CLUSTERS_OWN = ("RAY_AUTH_MODE", "PYTHONPATH")
+"""What a submitted job has from the cluster that runs it: whom it lets in, and where each node has unpacked the code."""
 
 
 class ClusterConfig(BaseModel):
@@ -40,7 +52,11 @@ class ClusterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str = Field(LOCAL, description="'local' starts one; 'auto' or host:port joins a running one")
+    address: str = Field(
+        LOCAL,
+        description="'local' starts one; 'auto' or host:port joins a running one. A job that was submitted to a cluster "
+        "runs on it, 'local' or not",
+    )
     num_cpus: int | None = Field(None, ge=1, description="of a local cluster; none takes the machine's")
     num_gpus: int | None = Field(None, ge=0)
     object_store_mb: int = Field(512, ge=100, description="of a local cluster")
@@ -70,6 +86,8 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
         "RAY_AUTH_MODE": config.auth,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # Tune would take Ctrl-C for itself and let the run go on with the trials it has.
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
     }
@@ -120,24 +138,44 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
-    with ExitStack() as stack:
-        environment: dict[str, str] = {}
-        embedded = store.endpoint is None
-        if embedded:
-            _require_no_ray()
-            server = stack.enter_context(serve_store(store.data_dir))
-            store = store.model_copy(update={"endpoint": server.endpoint})
-            environment = server.environment(store.region)
-            stack.enter_context(_exported(environment))
-        artifacts = ArtifactStore(store)
-        if embedded:
-            artifacts.ensure_bucket()
+    cluster = placed(cluster)
+    with open_store(store) as (artifacts, environment):
         artifacts.check()
         artifacts.probe_conditional_writes()
-        dashboard = stack.enter_context(_ray(cluster, worker_environment(environment, cluster)))
-        if embedded:
-            _require_one_host()
-        yield Session(artifacts, store, dashboard)
+        with connect_ray(cluster, worker_environment(environment, cluster)) as dashboard:
+            if environment:
+                _require_one_host()
+            yield Session(artifacts, artifacts.config, dashboard)
+
+
+def placed(cluster: ClusterConfig) -> ClusterConfig:
+    """Return the config as it holds here: a job that was submitted to a cluster runs on it, and starts none inside."""
+    if cluster.address == LOCAL and submission() is not None:
+        return cluster.model_copy(update={"address": AUTO})
+    return cluster
+
+
+@contextmanager
+def open_store(store: StoreConfig) -> Iterator[tuple[ArtifactStore, dict[str, str]]]:
+    """Start the embedded store's server if it is meant.
+
+    Yields:
+        The store, and the variables that let other processes use the embedded server; none for another store.
+
+    Raises:
+        ClusterError: The embedded server cannot be used here.
+    """
+    if store.endpoint is not None:
+        yield ArtifactStore(store), {}
+        return
+    _require_no_ray()
+    _require_lasting_data(store)
+    with serve_store(store.data_dir) as server:
+        environment = server.environment(store.region)
+        with _exported(environment):
+            artifacts = ArtifactStore(store.model_copy(update={"endpoint": server.endpoint}))
+            artifacts.ensure_bucket()
+            yield artifacts, environment
 
 
 def _require_no_ray() -> None:
@@ -147,6 +185,16 @@ def _require_no_ray() -> None:
             "this process is connected to Ray already, so its workers cannot get the embedded store's credentials",
             field="store.endpoint",
             fix="call ray.shutdown() first, or name the endpoint of a store that is up",
+        )
+
+
+def _require_lasting_data(store: StoreConfig) -> None:
+    """Refuse to keep artifacts in a submitted job's working folder, which Ray deletes when it is no longer used."""
+    if submission() is not None and not store.data_dir.is_absolute():
+        raise ClusterError(
+            f"{store.data_dir} lies in the submitted job's working folder, which Ray deletes when the job is over",
+            field="store.data_dir",
+            fix="name the endpoint of a store that is up, or give store.data_dir an absolute path",
         )
 
 
@@ -162,16 +210,27 @@ def _require_one_host() -> None:
 
 
 @contextmanager
-def _ray(config: ClusterConfig, environment: dict[str, str]) -> Iterator[str | None]:
+def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterator[str | None]:
+    """Start or join a cluster whose processes have these variables; yield its dashboard's URL if it has one.
+
+    Raises:
+        ClusterUnreachable: It does not start, or does not answer in time.
+        WrongToken: It asks for another token.
+    """
     if ray.is_initialized():
         yield None
         return
     # A local cluster's processes inherit this one's environment. A runtime_env would do as well, but Ray writes it,
     # the store's secret key with it, into logs that every user of the machine can read.
-    mine = ("RAY_", "DS_")
+    mine = ("RAY_", "DS_", "TUNE_")
+    job = submission()
+    if job is not None:
+        # What both set, even to one value, Ray takes for a conflict.
+        environment = {n: v for n, v in environment.items() if n not in (*job.variables, *THE_CLUSTERS_OWN)}
     exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(mine)}
     with _ray_environment(exported):
-        if config.address != LOCAL:
+        # A submitted job has its address from the cluster that runs it.
+        if config.address != LOCAL and not (job is not None and config.address == AUTO):
             _check_reachable(config)
         try:
             yield _start(config) if config.address == LOCAL else _join(config, environment)
@@ -235,7 +294,7 @@ def _check_reachable(config: ClusterConfig) -> None:
     process tries it first; it inherits this one's authentication mode.
     """
     deadline = time.monotonic() + config.start_timeout_s
-    if config.address != "auto":
+    if config.address != AUTO:
         host, _, port = config.address.rpartition(":")
         try:
             with socket.create_connection((host, int(port)), timeout=config.start_timeout_s):
@@ -250,8 +309,14 @@ def _check_reachable(config: ClusterConfig) -> None:
             f"no Ray head node answers at {config.address!r} within cluster.start_timeout_s = {config.start_timeout_s:g}"
         ) from None
     except subprocess.CalledProcessError as error:
-        last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise _unreachable(f"no Ray head node answers at {config.address!r}: {' '.join(last)}") from None
+        last = "".join(error.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        if last == "AuthenticationError":
+            raise WrongToken(
+                f"the cluster at {config.address!r} refuses this user's token",
+                field="cluster.auth",
+                fix="set it to 'token', and give the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+            ) from None
+        raise _unreachable(f"no Ray head node answers at {config.address!r}: {last}") from None
 
 
 def _unreachable(message: str) -> ClusterUnreachable:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
+from jobs.consolidate_config import ConsolidateConfig
 from jobs.evaluate_config import EvaluateConfig
 from jobs.generate_config import GenerateConfig
 from jobs.merge_config import MergeConfig
@@ -48,6 +49,9 @@ class RunConfig(BaseModel):
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
     merge: MergeConfig = MergeConfig()
+    consolidate: ConsolidateConfig | None = Field(
+        None, description="how the merge is trained on before it is released; none: it is released as it was merged"
+    )
     evaluate: EvaluateConfig = EvaluateConfig()
     release: ReleaseConfig = ReleaseConfig()
     serve: EndpointConfig = EndpointConfig()

@@ -13,11 +13,13 @@ import typer
 from rich.table import Table
 
 from cluster.canonical import config_hash
+from cluster.errors import CorruptArtifact
 from cluster.progress import StageProgress
 from cluster.store.manifest import code_version
 from jobs.evaluate_config import EvaluateConfig
 from jobs.evaluate_groups import EvaluationInputs, FinishedGroups, evaluate_groups
 from jobs.launch import ConfigOption, opened
+from jobs.metrics import GROUP_SECONDS, IMAGES, IP
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.errors import ConfigError
 from safety.evaluation.features import feature_extractors
@@ -32,7 +34,7 @@ from safety.judges import load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
-KIND = "report"
+KIND, STAGE = "report", "evaluate"
 METRICS_FILE, REPORT_FILE, IMAGES_FILE = "metrics.json", "report.html", "images.parquet"
 SEED = "run"
 
@@ -71,8 +73,11 @@ def run(
     }
     parents = [dataset, *adapters.values()]
     ref = artifact_ref(context, KIND, settings, parents)
+    groups = FinishedGroups(context.store, ref)
     if finished(context, ref):
         context.console.print(f"report {ref.id}: already published and verified")
+        # A run that died between its last two acts left them.
+        groups.clear()
         _deliver(context, ref)
         return ref
     started = time.monotonic()
@@ -81,7 +86,7 @@ def run(
     metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, spent)
     curves = read_curves({name: context.folder(expert) for name, expert in experts.items()})
     publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table, curves))
-    FinishedGroups(context.store, ref).clear()
+    groups.clear()
     _deliver(context, ref)
     return ref
 
@@ -142,8 +147,17 @@ def render_all(
         total, left = (sum(len(group.images) for group in groups) for groups in (wanted, missing))
         with StageProgress(context.console, "evaluate", total, "images", done=total - left) as progress:
             for row in evaluate_groups(missing, inputs):
+                IMAGES.add(row["images"], run=context.run.run.name, stage=STAGE)
+                GROUP_SECONDS.observe(row["seconds"], run=context.run.run.name, stage=STAGE)
                 progress.advance(int(row["images"]), str(row["model"]))
         done = groups.read_all()
+    gone = [group.number for group in wanted if group.number not in done]
+    if gone:
+        raise CorruptArtifact(
+            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
+            field=groups.place,
+            fix="run the job again: it makes them again",
+        )
     records = [record for group in wanted for record in done[group.number].records]
     return RecordTable(records=tuple(records), seconds=sum(done[group.number].seconds for group in wanted))
 
@@ -161,9 +175,13 @@ def _deliver(context: StageContext, ref: ArtifactRef) -> None:
     for name in (METRICS_FILE, REPORT_FILE):
         shutil.copyfile(folder / name, output / name)
     metrics = MetricsReport.model_validate_json((folder / METRICS_FILE).read_bytes())
+    for model, figures in metrics.ip.items():
+        for category, figure in figures.items():
+            IP.set(figure.value, run=context.run.run.name, model=model, category=category)
     for table in terminal_tables(metrics):
         context.console.print(rich_table(table))
-    context.console.print(f"report: {output / REPORT_FILE}, figures: {output / METRICS_FILE}")
+    context.console.print(f"report: {output / REPORT_FILE}, figures: {output / METRICS_FILE}", soft_wrap=True)
+    context.console.print(f"both in the store: {context.store.where(*ref)}", soft_wrap=True)
 
 
 def rich_table(table: ReportTable) -> Table:

@@ -129,7 +129,7 @@ class EvaluationStage:
         records = tuple(measure_images(planned, images, judge, features))
         table = RecordTable(records=records, seconds=time.perf_counter() - started)
         self.inputs.groups.write(int(row["number"]), table)
-        return {"model": row["model"], "images": len(records)}
+        return {"model": row["model"], "images": len(records), "seconds": table.seconds}
 
     def _adapter(self, model: str) -> LoraWeights:
         """Return a model's adapter; one is kept, as groups come model by model."""
@@ -141,7 +141,7 @@ class EvaluationStage:
 
 
 def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> Iterator[dict[str, Any]]:
-    """Yield ``{"model", "images"}`` as each group is finished and stored.
+    """Yield ``{"model", "images", "seconds"}`` as each group is finished and stored.
 
     Raises:
         ImpossibleResources: An actor asks for more than any node has.

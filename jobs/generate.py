@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.table import Table
 
+from cluster.errors import CorruptArtifact
 from cluster.progress import StageProgress
 from jobs.config import EMBEDDED_TAXONOMY
 from jobs.generate_groups import GroupStore
 from jobs.generate_stages import stream_groups
 from jobs.launch import ConfigOption, opened
+from jobs.metrics import GROUP_SECONDS, IMAGES, ROWS
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -24,7 +28,7 @@ from safety.prompts import write_prompts
 from safety.release import model_hash
 from safety.taxonomy import Taxonomy
 
-KIND = "dataset"
+KIND, STAGE = "dataset", "generate"
 
 
 def run(context: StageContext) -> ArtifactRef:
@@ -39,13 +43,15 @@ def run(context: StageContext) -> ArtifactRef:
     provenance = describe(context, taxonomy)
     settings = dataset_settings(context, taxonomy, provenance)
     ref = artifact_ref(context, KIND, settings)
+    groups = GroupStore(context.store, ref)
     if finished(context, ref):
         context.console.print(f"dataset {ref.id}: already published and verified")
+        # A run that died between its last two acts left them.
+        groups.clear()
         return ref
     config = context.run.generate
     prompts = write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed)
     plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
-    groups = GroupStore(context.store, ref)
     render_missing(context, plan, taxonomy, groups)
     summaries: list[DatasetSummary] = []
     publish(context, ref, settings, [], lambda folder: summaries.append(fill(folder, plan, provenance, groups)))
@@ -94,8 +100,17 @@ def render_missing(context: StageContext, plan: DatasetPlan, taxonomy: Taxonomy,
     kept = 0
     with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
+            _count(context.run.run.name, group)
             kept += int(group["kept"])
             progress.advance(int(group["rows"]), f"{kept} kept")
+
+
+def _count(run: str, group: Mapping[str, Any]) -> None:
+    """Tell Prometheus of a finished group."""
+    IMAGES.add(group["images"], run=run, stage=STAGE)
+    GROUP_SECONDS.observe(group["seconds"], run=run, stage=STAGE)
+    for outcome, rows in json.loads(group["outcomes"]).items():
+        ROWS.add(rows, run=run, category=group["category"], outcome=outcome)
 
 
 def fill(folder: Path, plan: DatasetPlan, provenance: Provenance, groups: GroupStore) -> DatasetSummary:
@@ -104,6 +119,13 @@ def fill(folder: Path, plan: DatasetPlan, provenance: Provenance, groups: GroupS
     folder.mkdir(parents=True)
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
     keys = groups.finished()
+    gone = [group.index for group in plan.groups if group.index not in keys]
+    if gone:
+        raise CorruptArtifact(
+            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
+            field=groups.place,
+            fix="run the job again: it makes them again",
+        )
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))
         for group in plan.groups:
@@ -133,8 +155,11 @@ def summary_table(summary: DatasetSummary) -> Table:
 
 def main(config: ConfigOption) -> None:
     """Make a run's preference dataset."""
+    # The stages import this job.
+    from jobs.stages import Stages
+
     with opened(config) as context:
-        run(context)
+        Stages(context).dataset()
 
 
 if __name__ == "__main__":

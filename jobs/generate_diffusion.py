@@ -6,6 +6,7 @@ not as a dead actor.
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from typing import Any
 
@@ -35,5 +36,12 @@ class DiffusionStage:
         return GroupRenderer(model, self.config.render)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the group with pictures, latents and text states."""
-        return {"index": row["index"], "records": dump_group(self.renderer.render(load_group(row["records"])))}
+        """Return the group with pictures, latents and text states, and the seconds that the rendering took."""
+        renderer, records = self.renderer, load_group(row["records"])
+        started = time.perf_counter()
+        rendered = renderer.render(records)
+        return {
+            "index": row["index"],
+            "seconds": time.perf_counter() - started,
+            "records": dump_group(rendered),
+        }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
+from cluster.store.sealed import read_sealed, write_sealed
 from safety.dataset.record import Record, dump_group, load_group
 
 if TYPE_CHECKING:  # The actors import this module, and have no need of a run's whole config.
@@ -41,7 +42,10 @@ class GroupStore:
         return found
 
     def verified(self) -> dict[int, str]:
-        """Return the finished groups that read back whole; damaged ones are deleted, so that they are made again."""
+        """Return the finished groups that read back whole; damaged ones are deleted, so that they are made again.
+
+        Without the empty prompt's states one group counts as not there: whoever makes it writes them again.
+        """
         found = {}
         for index, key in self.finished().items():
             try:
@@ -49,6 +53,10 @@ class GroupStore:
             except CorruptArtifact:
                 continue
             found[index] = key
+        try:
+            self.read_empty()
+        except CorruptArtifact:
+            found.pop(max(found, default=-1), None)
         return found
 
     def read(self, key: str) -> list[Record]:
@@ -63,16 +71,20 @@ class GroupStore:
 
     def write_empty(self, states: dict[str, Tensor]) -> None:
         """Write the empty prompt's text states, which every actor knows alike."""
-        self.store.write(f"{self.place}/empty.safetensors", save(states))
+        write_sealed(self.store, self._empty, save(states))
 
     def read_empty(self) -> dict[str, Tensor]:
-        """Return the empty prompt's text states."""
-        data = self.store.read(f"{self.place}/empty.safetensors")
+        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or damaged."""
+        data = read_sealed(self.store, self._empty)
         if data is None:
             raise CorruptArtifact(
-                "the empty prompt's states are missing", field=self.place, fix="delete the groups and run the job again"
+                "the empty prompt's states are missing", field=self._empty, fix="run the job again: it makes them again"
             )
         return load(data)
+
+    @property
+    def _empty(self) -> str:
+        return f"{self.place}/empty.safetensors"
 
     def clear(self) -> None:
         """Delete everything: the dataset is published."""

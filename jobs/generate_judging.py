@@ -6,6 +6,8 @@ as a dead actor.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from jobs.generate_config import GenerateConfig
 from jobs.generate_groups import GroupStore
+from jobs.metrics import KEPT
 from safety.dataset.record import load_group
 from safety.dataset.reviewer import GroupReviewer
 from safety.judges import load_judge
@@ -33,7 +36,16 @@ class JudgeStage:
         return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store the finished group and return its numbers."""
+        """Store the finished group and return its numbers; the ``outcomes`` of its category are JSON."""
         records = self.reviewer.review(load_group(row["records"]))
         self.groups.write(int(row["index"]), records)
-        return {"index": row["index"], "rows": len(records), "kept": sum(record.kept for record in records)}
+        outcomes = Counter(KEPT if record.reason is None else str(record.reason) for record in records)
+        return {
+            "index": row["index"],
+            "rows": len(records),
+            "kept": outcomes[KEPT],
+            "images": sum(len(record.images) for record in records),
+            "seconds": row["seconds"],
+            "category": records[0].group,
+            "outcomes": json.dumps(outcomes),
+        }

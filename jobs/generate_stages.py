@@ -26,7 +26,7 @@ from safety.taxonomy import Taxonomy
 def stream_groups(
     groups: Sequence[Group], model: ModelConfig, taxonomy: Taxonomy, config: GenerateConfig, store: GroupStore
 ) -> Iterator[dict[str, Any]]:
-    """Yield ``{"index", "rows", "kept"}`` as each group is finished and stored.
+    """Yield the numbers of each group (``JudgeStage``) as it is finished and stored.
 
     Raises:
         ImpossibleResources: An actor asks for more than any node has.

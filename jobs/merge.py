@@ -10,14 +10,18 @@ from typing import Any
 
 import ray
 import torch
+import typer
 from pydantic import BaseModel
 from rich.table import Table
 
 from cluster.errors import ClusterError
-from cluster.resources import require
+from cluster.resources import require, shortage
+from jobs.launch import ConfigOption, opened
+from jobs.links import SEARCH_FOLDER
 from jobs.merge_config import MergeConfig
 from jobs.merge_files import Recipe, Searched, fill_merge
-from jobs.merge_search import Records, SearchInputs, confirm_best, search
+from jobs.merge_search import SearchInputs, confirm_best, search
+from jobs.records import Records
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.streaming import first_cause
 from jobs.text_inputs import TextInputsTask, text_inputs_task
@@ -182,7 +186,7 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
         started = time.monotonic()
         probes = gather_probes(source.sets(), "train", config.calibration.pairs_per_category, 0)
         task = ray.remote(calibrate_task).options(
-            num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=2
+            num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=config.max_failures
         )
         texts = text_inputs_task(context, source.dataset, tuple(source.experts))
         # What is damaged is discarded before the worker reads it.
@@ -217,9 +221,9 @@ def _result(asked: Any, timeout_s: float) -> Any:
         return ray.get(asked, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(
-            f"the calibration was not finished in {timeout_s:g} s",
+            f"the calibration was not finished in {timeout_s:g} s; {shortage()}",
             field="merge.timeout_s",
-            fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
+            fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
         ) from error
     except ray.exceptions.RayError as error:
         raise first_cause(error) from error
@@ -231,6 +235,7 @@ def _search(
     """Search Co-Merge's coefficients; return what was found and the chosen configuration."""
     context, config = source.context, source.config
     inputs = SearchInputs(
+        run=context.run.run.name,
         model=context.run.model,
         taxonomy=source.taxonomy,
         config=config,
@@ -249,12 +254,12 @@ def _search(
     seconds = {"search": scored - started, "confirmation": time.monotonic() - scored}
     searched = Searched(trials=tuple(trials), confirmed=confirmed, chosen=chosen, seconds=seconds)
     context.console.print(search_table(searched, inputs.space))
-    context.console.print(f"search logs: tensorboard --logdir {logs}")
+    context.console.print(f"search logs: tensorboard --logdir {logs}", soft_wrap=True)
     return searched, inputs.space.candidate(trials[chosen].parameters)
 
 
 def _log_folder(context: StageContext, ref: ArtifactRef) -> Path:
-    return context.run.run.output / "logs" / ref.id
+    return context.run.run.output / SEARCH_FOLDER / ref.id
 
 
 def search_table(searched: Searched, space: SearchSpace) -> Table:
@@ -271,3 +276,18 @@ def search_table(searched: Searched, space: SearchSpace) -> Table:
             label, f"{form.granularity}, {form.score}, {form.selection}", *(f"{figure:.3f}" for figure in figures)
         )
     return table
+
+
+def main(config: ConfigOption) -> None:
+    """Merge a run's experts; stages before that are not finished are run first."""
+    # The stages import this job.
+    from jobs.stages import Stages
+
+    with opened(config) as context:
+        stages = Stages(context)
+        dataset = stages.dataset()
+        stages.merges(dataset, stages.experts(dataset))
+
+
+if __name__ == "__main__":
+    typer.run(main)

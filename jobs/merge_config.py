@@ -35,6 +35,9 @@ class MergeConfig(BaseModel):
     workers: int = Field(default=2, gt=0, description="most trials, and most confirmations, at once")
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: float = Field(default=0.0, ge=0, description="may be a share of one GPU")
+    max_failures: int = Field(
+        default=3, ge=0, description="restarts of the calibration, of a trial and of a confirming worker"
+    )
     timeout_s: float = Field(
         default=3600.0,
         gt=0,

@@ -8,47 +8,47 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
-import ray
 import torch
-from pydantic import BaseModel, ValidationError
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from cluster.canonical import config_hash
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.store.artifacts import ArtifactStore
+from cluster.resources import shortage
+from jobs.confirm import confirm_all
 from jobs.merge_config import MergeConfig
+from jobs.metrics import BEST_SCORE, TRIALS
+from jobs.records import Records
 from jobs.streaming import first_cause
-from safety.families import ModelConfig, ModelFamily, load_model
-from safety.judges import Judge, load_judge
+from safety.families import ModelConfig, load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.co_merge import CoMerge
-from safety.merge.confirmation import Confirmed, ConfirmPrompts, confirm
+from safety.merge.confirmation import Confirmed, ConfirmPrompts
 from safety.merge.probes import Probes
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
 from safety.taxonomy import Taxonomy
 
 METRIC = "score"
-Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class SearchInputs:
     """All that a trial or a confirmation needs, sent to the workers through Ray's object store."""
 
+    run: str
+    """The run's name."""
     model: ModelConfig
     taxonomy: Taxonomy
     config: MergeConfig
@@ -67,37 +67,6 @@ class SearchInputs:
     def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
         """Return the merge at a point of the space."""
         return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
-
-
-@dataclass(frozen=True)
-class Records:
-    """Finished trials and confirmations of one search in the store, by their parameters."""
-
-    store: ArtifactStore
-    place: str
-
-    def write(self, part: str, parameters: Mapping[str, Any], record: BaseModel) -> None:
-        """Keep a record."""
-        self.store.write(self._key(part, parameters), record.model_dump_json().encode())
-
-    def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
-        """Return the record of these parameters, or None when there is none that can be read."""
-        return _parse(self.store.read(self._key(part, parameters)), kind)
-
-    def all(self, part: str, kind: type[Record]) -> list[Record]:
-        """Return every record of a part that can be read; a damaged one counts as not there."""
-        found = (_parse(self.store.read(key), kind) for key in self.store.keys(f"{self.place}/{part}/"))
-        return [record for record in found if record is not None]
-
-    def _key(self, part: str, parameters: Mapping[str, Any]) -> str:
-        return f"{self.place}/{part}/{config_hash(dict(parameters))[:24]}.json"
-
-
-def _parse(data: bytes | None, kind: type[Record]) -> Record | None:
-    try:
-        return None if data is None else kind.model_validate_json(data)
-    except ValidationError:
-        return None
 
 
 class TrialScorer:
@@ -166,10 +135,10 @@ class MergeTrial(tune.Trainable):  # type: ignore[misc]
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
-    """Advances the stage's progress by each finished trial."""
+    """Shows each finished trial, in the stage's progress and to Prometheus."""
 
-    def __init__(self, progress: StageProgress) -> None:
-        self.progress = progress
+    def __init__(self, run: str, progress: StageProgress) -> None:
+        self.run, self.progress = run, progress
         self.best = float("inf")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,6 +147,8 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self.best = min(self.best, float(trial.last_result.get(METRIC, self.best)))
+        TRIALS.add(run=self.run)
+        BEST_SCORE.set(self.best, run=self.run)
         self.progress.advance(1, f"best {self.best:.3f}")
 
 
@@ -192,18 +163,25 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
 
     Raises:
         SafetyError: The start could not be scored; this is the first cause.
+        ClusterError: It was not scored in time.
     """
-    space = inputs.space
+    space, config = inputs.space, inputs.config
     done = records.all("trials", Trial)
-    left = inputs.config.search.trials - len(done)
+    left = config.search.trials - len(done)
     failed: list[Exception] = []
     if left > 0:
-        total = inputs.config.search.trials
+        total = config.search.trials
         with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
             failed = _tune(inputs, records, done, left, logs, progress)
         done = records.all("trials", Trial)
     if space.start not in [trial.parameters for trial in done]:
-        raise first_cause(failed[0]) if failed else RuntimeError("the search did not score its start")
+        if failed:
+            raise first_cause(failed[0])
+        raise ClusterError(
+            f"the search did not score its start in {config.timeout_s:g} s; {shortage()}",
+            field="merge.timeout_s",
+            fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
+        )
     if failed:
         console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
     return in_order(done, space.start)
@@ -215,6 +193,7 @@ def _tune(
     """Run ``left`` trials on Tune; return the errors of those that failed."""
     config, space = inputs.config, inputs.space
     known = [trial.parameters for trial in done]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = OptunaSearch(
         space.distributions,
         metric=METRIC,
@@ -228,7 +207,6 @@ def _tune(
         tune.with_parameters(MergeTrial, inputs=inputs, records=records),
         {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
     )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     logs.mkdir(parents=True, exist_ok=True)
     tuner = tune.Tuner(
         trainable,
@@ -244,10 +222,10 @@ def _tune(
             # A name of its own for every start: Tune would refuse or mix up an interrupted experiment's folder.
             name=f"start-{len(list(logs.iterdir()))}",
             storage_path=str(logs.resolve()),
-            failure_config=tune.FailureConfig(max_failures=1),
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
             # A trial is one step: what it has done is in the records, and there is nothing to checkpoint.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(progress)],
+            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(inputs.run, progress)],
             verbose=0,
         ),
     )
@@ -263,65 +241,10 @@ def _quiet(console: Console) -> Iterator[None]:
         yield
 
 
-class Confirmer:
-    """Renders merges on the validation prompts with one model and judge, loaded at the first one."""
-
-    def __init__(self, inputs: SearchInputs) -> None:
-        """Keep what to render with."""
-        self.inputs = inputs
-
-    @cached_property
-    def tools(self) -> tuple[ModelFamily, Judge]:
-        """Load the model and the judge."""
-        torch.set_num_threads(self.inputs.config.threads)
-        return load_model(self.inputs.model), load_judge(self.inputs.config.judge, self.inputs.taxonomy)
-
-    def confirm(self, parameters: Parameters) -> Confirmed:
-        """Return what the judge sees in the merge's images."""
-        config, (model, judge) = self.inputs.config, self.tools
-        weights = self.inputs.merged(parameters)
-        return confirm(model, weights, self.inputs.prompts, judge, config.render, config.confirm, self.inputs.seed)
-
-
 def confirm_best(
     trials: list[Trial], inputs: SearchInputs, records: Records, console: Console
 ) -> tuple[dict[int, Confirmed], int]:
     """Render the start and the best others; return what was seen by position, and the chosen position."""
-    positions = shortlist(trials, inputs.config.search.confirm)
-    found = {p: records.read("confirmed", trials[p].parameters, Confirmed) for p in positions}
-    missing = [position for position, seen in found.items() if seen is None]
-    confirmed = {position: seen for position, seen in found.items() if seen is not None}
-    if missing:
-        with StageProgress(console, "merge confirmation", len(positions), "merges", done=len(confirmed)) as progress:
-            for position, seen in _render(missing, trials, inputs):
-                records.write("confirmed", trials[position].parameters, seen)
-                confirmed[position] = seen
-                progress.advance(1, f"objective {seen.objective:.3f}")
+    candidates = {p: trials[p].parameters for p in shortlist(trials, inputs.config.search.confirm)}
+    confirmed = confirm_all(candidates, inputs, records, console, "merge confirmation")
     return confirmed, best({position: seen.objective for position, seen in confirmed.items()})
-
-
-def _render(positions: list[int], trials: list[Trial], inputs: SearchInputs) -> Iterable[tuple[int, Confirmed]]:
-    """Yield (position, what was seen) as the workers finish."""
-    config = inputs.config
-    shared = ray.put(inputs)
-    kind = ray.remote(Confirmer).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
-    actors = [kind.remote(shared) for _ in range(min(config.workers, len(positions)))]
-    asked = {
-        actors[turn % len(actors)].confirm.remote(trials[position].parameters): position
-        for turn, position in enumerate(positions)
-    }
-    waiting = list(asked)
-    while waiting:
-        ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
-        if not ready:
-            raise ClusterError(
-                f"no merge was confirmed in {config.timeout_s:g} s",
-                field="merge.timeout_s",
-                fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
-            )
-        try:
-            yield asked[ready[0]], ray.get(ready[0])
-        except ray.exceptions.RayError as error:
-            raise first_cause(error) from error
-    for actor in actors:
-        ray.kill(actor)

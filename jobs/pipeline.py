@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,11 @@ from rich.table import Table
 
 from cluster.deployment import deploy, undeploy
 from cluster.errors import ClusterError
+from cluster.submission import submission
 from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext
 from jobs.stages import Stages
+from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 APPLICATION = "serve.app:build"
@@ -47,13 +49,15 @@ def run(context: StageContext) -> None:
         asked = ask_endpoint(context, dataset)
     save_grid(asked, context.run.run.output / GRID_FILE)
     note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
-    context.console.print(where_to_look(context, release, stages.seconds))
+    context.console.print(where_to_look(context, report, release, stages.seconds))
 
 
 def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
     """Deploy the release, ask for an image per category from both models with one seed, and take it down."""
     run = context.run
-    endpoint = run.serve.model_copy(update={"serve_base": True})
+    # For this check alone, on this machine: what is for other callers, or for other releases, is left out.
+    alone = {"host": "127.0.0.1", "keys": None, "judge": None, "models": (), "reload_poll_s": None}
+    endpoint = run.serve.model_copy(update={"serve_base": True, **alone})
     document = {
         "serve": endpoint.model_dump(mode="json"),
         "model": run.model.model_dump(mode="json"),
@@ -100,7 +104,7 @@ def _image(client: httpx.Client, prompt: str, model: str, seed: int) -> bytes:
 
 def save_grid(asked: Sequence[Asked], path: Path) -> None:
     """Write the pictures as one PNG: a column a category, the base model above the aligned one."""
-    pictures = [[Image.open(io.BytesIO(data)).convert("RGB") for data in (a.base, a.aligned)] for a in asked]
+    pictures = [[to_pil(decode_image(data)) for data in (a.base, a.aligned)] for a in asked]
     side = max((picture.width for column in pictures for picture in column), default=1)
     grid = Image.new("RGB", (max(1, len(pictures)) * side, 2 * side), "white")
     for column, pair in enumerate(pictures):
@@ -116,15 +120,21 @@ def note_seconds(path: Path, seconds: dict[str, float]) -> None:
     path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def where_to_look(context: StageContext, release: ArtifactRef, seconds: dict[str, float]) -> Table:
+def where_to_look(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
     """Return the table that ends a run: what was made, where it lies and what it took."""
     output = context.run.run.output
-    table = Table("what", "where", title=f"run {context.run.run.name} is finished")
+    host = f" on {socket.gethostname()}" if submission() else ""
+    table = Table(title=f"run {context.run.run.name} is finished{host}")
+    table.add_column("what")
+    table.add_column("where", overflow="fold")
     table.add_row("report", str(output / "report.html"))
     table.add_row("figures", str(output / METRICS_FILE))
     table.add_row("base above aligned, from the endpoint", str(output / GRID_FILE))
     table.add_row("the run's config with every default", str(output / "run.yaml"))
     table.add_row("release", f"{release.id}, pointer {context.run.serve.pointer!r}")
+    # The output folder of a submitted job is on the node that ran it; the store is where others look.
+    table.add_row("report in the store", context.store.where(*report))
+    table.add_row("release in the store", context.store.where(*release))
     table.add_row("serve it", "make serve")
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     return table

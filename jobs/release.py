@@ -41,7 +41,7 @@ from safety.taxonomy import Taxonomy
 KIND = "release"
 METRICS_FILE = "metrics.json"
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
-CARD_PARTS = {"train", "merge", "model"}
+CARD_PARTS = {"train", "merge", "consolidate", "model"}
 
 
 def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) -> ArtifactRef:

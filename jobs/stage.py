@@ -67,9 +67,9 @@ def artifact_ref(
 
 def finished(context: StageContext, ref: ArtifactRef) -> bool:
     """Say whether the artifact exists and verifies; an artifact that is there but damaged is reported and remade."""
-    if context.store.manifest(ref.kind, ref.id) is None:
-        return False
     try:
+        if context.store.manifest(ref.kind, ref.id) is None:
+            return False
         context.store.verify(ref.kind, ref.id)
     except CorruptArtifact as error:
         context.console.print(f"[yellow]{ref.kind} {ref.id} is damaged and is made again:[/] {error}")

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from cluster.canonical import ID_DIGITS, config_hash
+from cluster.errors import CorruptArtifact
 from cluster.progress import timed
-from jobs import evaluate, generate, merge, release, train
+from cluster.store.sealed import read_sealed, write_sealed
+from jobs import consolidate, evaluate, generate, merge, release, train
+from jobs.metrics import STAGE_SECONDS
 from jobs.stage import ArtifactRef, StageContext
 from safety.evaluation.plan import MERGED
 
@@ -31,6 +34,7 @@ class Stages:
         """Announce a stage and note its time."""
         with timed(self.context.console, name, self.seconds):
             yield
+        self._tell(name)
 
     def _made(self, name: str, make: Callable[[], Made]) -> Made:
         """Return what a stage makes; its time is kept beside that, and told when this or another run skips it."""
@@ -38,11 +42,20 @@ class Stages:
             made = make()
         refs = made.values() if isinstance(made, dict) else [made]
         key = f"{SECONDS_KEYS}/{name}-{config_hash([ref.id for ref in refs])[:ID_DIGITS]}"
-        kept = self.context.store.read(key)
-        if kept is not None:
-            self.seconds[name] = max(self.seconds[name], float(json.loads(kept)))
-        self.context.store.write(key, json.dumps(self.seconds[name]).encode())
+        self.seconds[name] = max(self.seconds[name], self._kept_seconds(key))
+        write_sealed(self.context.store, key, json.dumps(self.seconds[name]).encode())
+        self._tell(name)
         return made
+
+    def _tell(self, name: str) -> None:
+        STAGE_SECONDS.set(self.seconds[name], run=self.context.run.run.name, stage=name)
+
+    def _kept_seconds(self, key: str) -> float:
+        try:
+            kept = read_sealed(self.context.store, key)
+        except CorruptArtifact:
+            return 0.0
+        return 0.0 if kept is None else float(json.loads(kept))
 
     def dataset(self) -> ArtifactRef:
         """Return the dataset."""
@@ -53,10 +66,17 @@ class Stages:
         return self._made("train", lambda: train.run(self.context, dataset))
 
     def merges(self, dataset: ArtifactRef, experts: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
-        """Return the merges by name; "merged" is the searched Co-Merge, the one that is released."""
+        """Return the merges by name; "merged" is the one that is released.
+
+        That is the searched Co-Merge, consolidated where the run asks for it.
+        """
         refs = self._made("merge", lambda: merge.run(self.context, dataset, experts))
+        searched, config = refs[merge.SEARCHED], self.context.run.consolidate
+        if config is not None:
+            released = self._made("consolidate", lambda: consolidate.run(self.context, dataset, searched, config))
+            return {MERGED: released, **refs}
         others = {name: ref for name, ref in refs.items() if name != merge.SEARCHED}
-        return {MERGED: refs[merge.SEARCHED], **others}
+        return {MERGED: searched, **others}
 
     def report(
         self, dataset: ArtifactRef, experts: dict[str, ArtifactRef], merges: dict[str, ArtifactRef]

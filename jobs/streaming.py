@@ -11,6 +11,7 @@ from typing import TypeVar
 import ray
 
 from cluster.errors import ClusterError
+from cluster.resources import shortage
 from safety.errors import SafetyError
 
 T = TypeVar("T")
@@ -54,9 +55,9 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
             item = waiting.get(timeout=timeout_s)
         except queue.Empty:
             raise ClusterError(
-                f"nothing was finished in {timeout_s:g} s",
+                f"nothing was finished in {timeout_s:g} s; {shortage()}",
                 field=field,
-                fix="look at the cluster's dashboard for what its resources wait on, or allow more time",
+                fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
             ) from None
         if item is _END:
             return
@@ -66,7 +67,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return the error with a known cause below Ray's wrappings, or the error itself when there is none."""
+    """Return the error with a known cause below Ray's wrappings, or what Ray wrapped when there is none."""
     seen: list[BaseException | None] = [error]
     for found in seen:
         # Ray's wrapper takes on the type of what it wraps, but its message is a whole remote traceback.
@@ -77,4 +78,5 @@ def first_cause(error: BaseException) -> BaseException:
             seen += getattr(found, "worker_failures", {}).values()
             seen += [getattr(found, "cause", None), getattr(found, "_base_exc", None)]
             seen += [found.__cause__, found.__context__]
-    return error
+    wrapped = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
+    return wrapped if isinstance(wrapped, BaseException) else error

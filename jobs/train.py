@@ -16,15 +16,15 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import require
-from jobs import generate
+from cluster.resources import require, shortage
 from jobs.launch import ConfigOption, opened
+from jobs.links import EXPERTS_FOLDER
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.streaming import first_cause
 from jobs.text_inputs import TextInputsTask, text_inputs_task
 from jobs.train_config import ALL_SINGLE, TrainConfig
-from jobs.train_fit import FitPlan, fit
-from jobs.train_worker import ExpertTask, check_task, load_sets
+from jobs.train_fit import FitPlan, start_fit
+from jobs.train_worker import ExpertTask, check_task, checkpointer, load_sets
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
 
@@ -46,6 +46,8 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
     for task in tasks:
         if task not in missing:
             context.console.print(f"expert {task.name} {task.ref.id}: already published and verified")
+            # A run that died between its last two acts left them.
+            checkpointer(context.store, task.ref).clear()
     if missing:
         config = context.run.train
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
@@ -87,6 +89,7 @@ def _task(context: StageContext, texts: TextInputsTask, name: str, categories: t
     if run.train.gate is not None:
         settings["gated together"] = list(texts.categories)
     return ExpertTask(
+        run=run.run.name,
         name=name,
         categories=categories,
         texts=texts,
@@ -97,7 +100,7 @@ def _task(context: StageContext, texts: TextInputsTask, name: str, categories: t
         seed=run.run.seed,
         store=context.store,
         settings=settings,
-        logs=(run.run.output / "tensorboard" / "experts").resolve(),
+        logs=(run.run.output / EXPERTS_FOLDER).resolve(),
     )
 
 
@@ -117,7 +120,7 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
             while waiting or running:
                 while waiting and len(running) < places:
                     name, plan = waiting.pop(0)
-                    running[fit.remote(plan)] = name
+                    running[start_fit(plan)] = name
                 for name in _take_finished(running, deadline, config.timeout_s):
                     progress.advance(note=name)
     finally:
@@ -128,15 +131,15 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
 def rooms(config: TrainConfig) -> int:
     """Return how many experts the cluster's resources hold at once, at least one."""
     total = ray.cluster_resources()
-    asked = config.resources().items()
-    return max(1, min((int(total.get(n, 0.0) / (config.workers * a) + 1e-6) for n, a in asked), default=1))
+    asked, workers = config.resources().items(), config.min_workers or config.workers
+    return max(1, min((int(total.get(n, 0.0) / (workers * a) + 1e-6) for n, a in asked), default=1))
 
 
 def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str, FitPlan]:
     return task.name, FitPlan(
         name=task.ref.id,
         task=pickle.dumps(task),
-        workers=config.workers,
+        workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
         resources=config.resources(),
         max_failures=config.max_failures,
         storage=str(storage),
@@ -148,7 +151,7 @@ def _take_finished(running: dict[Any, str], deadline: float, timeout_s: float) -
     done, left = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
     if not done:
         raise ClusterError(
-            f"{len(left)} experts were not finished in {timeout_s:g} s",
+            f"{', '.join(running[reference] for reference in left)} not finished in {timeout_s:g} s; {shortage()}",
             field="train.timeout_s",
             fix="allow more time, or give the cluster more resources; finished steps are kept",
         )
@@ -180,8 +183,12 @@ def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
 
 def main(config: ConfigOption) -> None:
     """Train the experts of a run; its dataset is made first when it is not there."""
+    # The stages import this job.
+    from jobs.stages import Stages
+
     with opened(config) as context:
-        run(context, generate.run(context))
+        stages = Stages(context)
+        stages.experts(stages.dataset())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from safety.text_inputs import GateConfig
 
 ALL_SINGLE = "all-single"
 """The expert that is trained on all categories at once."""
+CONSOLIDATED = "consolidated"
+"""The merge that is trained on, on all categories at once."""
+JOINT = (ALL_SINGLE, CONSOLIDATED)
+"""What learns the pairs of several categories together."""
 
 
 class DeepSpeedConfig(BaseModel):
@@ -41,15 +45,24 @@ class TrainConfig(BaseModel):
     workers: int = Field(
         1, gt=0, description="data-parallel workers of one expert; part of what its adapter depends on"
     )
+    min_workers: int | None = Field(
+        None,
+        gt=0,
+        description="with how few workers an expert goes on after a loss of nodes; none: it waits for all of them. A "
+        "step's rows are the same for any number, so that only the rounding of their sum differs",
+    )
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    max_failures: int = Field(2, ge=0, description="restarts of one expert from its last good checkpoint")
+    max_failures: int = Field(5, ge=0, description="restarts of one expert from its last good checkpoint")
     timeout_s: float = Field(3600.0, gt=0, description="longest time for all experts together")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
-        self.expert.check_parts(self.workers)
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, over workers {self.workers}; lower it")
+        for workers in range(self.min_workers or self.workers, self.workers + 1):
+            self.expert.check_parts(workers)
         if self.categories is not None and len(set(self.categories)) != len(self.categories):
             raise ValueError("categories names one twice")
         return self
@@ -66,5 +79,7 @@ class TrainConfig(BaseModel):
             "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
             "gate": None if self.gate is None else self.gate.model_dump(mode="json"),
             "workers": self.workers,
+            # What may change its number of workers on the way is not the same, to the last bit, as what may not.
+            **({} if self.min_workers is None else {"min_workers": self.min_workers}),
             "deepspeed": self.deepspeed.model_dump(mode="json"),
         }

@@ -31,7 +31,7 @@ class DeepSpeedEngine:
             model=expert,
             optimizer=self.optimizer,
             model_parameters=list(self.parameters.values()),
-            config=_settings(config),
+            config=_settings(config, torch.distributed.get_world_size()),
         )[0]
         expert.lay_out()
         self.rank = torch.distributed.get_rank()
@@ -107,11 +107,11 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: TrainConfig, workers: int) -> dict[str, Any]:
     """Return DeepSpeed's own settings; precision is the expert's affair, whose errors stay in fp32."""
     expert = config.expert
     return {
-        "train_micro_batch_size_per_gpu": expert.rows // (config.workers * expert.accumulation),
+        "train_micro_batch_size_per_gpu": expert.rows // (workers * expert.accumulation),
         "gradient_accumulation_steps": expert.accumulation,
         "gradient_clipping": expert.clip_norm if config.deepspeed.stage > 0 else 0.0,
         "zero_optimization": {"stage": config.deepspeed.stage},

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class FitPlan(NamedTuple):
@@ -22,7 +23,8 @@ class FitPlan(NamedTuple):
     """The artifact's id: Ray Train's run name."""
     task: bytes
     """The pickled ``ExpertTask``."""
-    workers: int
+    workers: int | tuple[int, int]
+    """How many, or the fewest and the most."""
     resources: dict[str, float]
     """What one worker takes."""
     max_failures: int
@@ -30,7 +32,15 @@ class FitPlan(NamedTuple):
     """Where Ray Train keeps its own state; the project's checkpoints are in the store."""
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def start_fit(plan: FitPlan) -> Any:
+    """Start a fit beside this process, whose node is the one that the run cannot do without; return its reference."""
+    node = ray.get_runtime_context().get_node_id()
+    return fit.options(
+        max_retries=plan.max_failures, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+    ).remote(plan)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def fit(plan: FitPlan) -> None:
     """Drive the training of one expert: a trainer, its workers and its restarts."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)

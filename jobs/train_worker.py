@@ -13,20 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
-from jobs.stage import ArtifactRef, put_artifact
+from jobs.metrics import IMPLICIT_ACCURACY, LOSS, PAIR_STEPS
+from jobs.stage import ArtifactRef, fetch_artifact, put_artifact
 from jobs.text_inputs import TextInputsTask
-from jobs.train_config import ALL_SINGLE, TrainConfig
+from jobs.train_config import JOINT, TrainConfig
 from jobs.train_engine import DeepSpeedEngine
 from safety.dataset.layout import latents_file
 from safety.errors import ConfigError
 from safety.experts.card import write_card
-from safety.experts.checkpoint import Checkpointer, Metrics
+from safety.experts.checkpoint import Checkpoint, Checkpointer, Metrics
 from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.expert import Expert, configured_objective, training_rows
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.lora.files import save_lora
+from safety.lora.files import load_lora, save_lora
+from safety.lora.weights import LoraWeights
 from safety.preferences import PreferenceSet, combine, load_preferences
 
 logger = logging.getLogger(__name__)
@@ -38,9 +41,11 @@ LOGGED = ("loss", "dpo_loss", "implicit_accuracy", "winner_error", "loser_error"
 class ExpertTask:
     """One expert to be trained; travels to its workers."""
 
+    run: str
+    """The run's name."""
     name: str
     categories: tuple[str, ...]
-    """The categories whose pairs it learns: one, or all for "all-single"."""
+    """The categories whose pairs it learns: one, or all for "all-single" and "consolidated"."""
     texts: TextInputsTask
     """The prompts of all categories that experts are trained for: its gate shares their directions out."""
     ref: ArtifactRef
@@ -52,6 +57,19 @@ class ExpertTask:
     settings: dict[str, Any]
     logs: Path
     """Where TensorBoard's events go."""
+    start: ArtifactRef | None = None
+    """The artifact whose adapter training goes on from; None starts from no change."""
+
+    @property
+    def parents(self) -> list[ArtifactRef]:
+        """Return what the expert is made from."""
+        return [self.dataset] if self.start is None else [self.dataset, self.start]
+
+    def start_weights(self) -> LoraWeights | None:
+        """Return the adapter that training goes on from."""
+        if self.start is None:
+            return None
+        return load_lora(fetch_artifact(self.store, self.texts.work, self.start))
 
 
 class ObjectCheckpoints:
@@ -94,7 +112,7 @@ def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
 def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
     """Return the pairs an expert learns."""
     own = [sets[category] for category in task.categories]
-    return combine(own, ALL_SINGLE) if task.name == ALL_SINGLE else own[0]
+    return combine(own, task.name) if task.name in JOINT else own[0]
 
 
 def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
@@ -130,9 +148,10 @@ def train_expert(task: ExpertTask) -> None:
     torch.set_num_threads(task.config.expert.threads)
     model, pairs = load_model(task.model), pairs_of(task, load_sets([task]))
     gate = expert_gate(task, model)
-    expert = Expert(model, pairs, task.config.expert, task.seed, task.config.workers, gate)
+    workers = torch.distributed.get_world_size()
+    expert = Expert(model, pairs, task.config.expert, task.seed, workers, gate, task.start_weights())
     keeper = checkpointer(task.store, task.ref)
-    start = keeper.latest()
+    start = agreed_start(keeper, model.device)
     if start is not None:
         load_adapter(expert, start)
     engine = DeepSpeedEngine(expert, task.config)
@@ -141,12 +160,40 @@ def train_expert(task: ExpertTask) -> None:
         training.run()
         return
     with SummaryWriter(str(task.logs / task.name)) as board:
-        result = training.run(lambda step, metrics: _log(board, step, metrics))
+        result = training.run(lambda step, metrics: _log(task, board, step, metrics))
     _publish(task, expert, result)
     keeper.clear()
 
 
-def _log(board: SummaryWriter, step: int, metrics: Metrics) -> None:
+def agreed_start(keeper: Checkpointer, device: torch.device) -> Checkpoint | None:
+    """Return the checkpoint that the first worker finds, on all workers.
+
+    Each for itself could find another one, as when the newest is damaged while they look, and would go on from there
+    without a word.
+
+    Raises:
+        CorruptArtifact: This worker cannot read the first one's; a restart looks again.
+    """
+    found = keeper.latest() if torch.distributed.get_rank() == 0 else None
+    step = torch.tensor(-1 if found is None else found.step, device=device)
+    torch.distributed.broadcast(step, src=0)
+    if found is None and step >= 0:
+        found = keeper.at(int(step))
+        if found is None:
+            raise CorruptArtifact(
+                f"the checkpoint of step {int(step)} cannot be read by all workers",
+                field=keeper.fingerprint,
+                fix="run the job again: it looks for a good one",
+            )
+    return found
+
+
+def _log(task: ExpertTask, board: SummaryWriter, step: int, metrics: Metrics) -> None:
+    """Show a step in TensorBoard and Prometheus."""
+    tags = {"run": task.run, "expert": task.name}
+    PAIR_STEPS.add(task.config.expert.rows, **tags)
+    LOSS.set(metrics["loss"], **tags)
+    IMPLICIT_ACCURACY.set(metrics["implicit_accuracy"], **tags)
     for name, value in metrics.items():
         if name in LOGGED or name.startswith("validation_"):
             board.add_scalar(name, value, step)
@@ -160,4 +207,4 @@ def _publish(task: ExpertTask, expert: Expert, result: TrainingResult) -> None:
         write_card(folder, task.name, task.config.expert, result, provenance)
         write_metrics(result.history, folder)
         plot_curves(result.history, f"expert: {task.name}", folder)
-        put_artifact(task.store, task.ref, folder, config=task.settings, seed=task.seed, parents=[task.dataset])
+        put_artifact(task.store, task.ref, folder, config=task.settings, seed=task.seed, parents=task.parents)

@@ -11,6 +11,8 @@ SafetyError
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class SafetyError(Exception):
     """A mistake with a known cause: ``field`` is what is wrong, ``fix`` is what to do."""
@@ -37,8 +39,35 @@ class PromptError(SafetyError):
     """A prompt is refused."""
 
 
+class ImageFault(StrEnum):
+    """What is wrong with an image."""
+
+    EMPTY = "image_empty"
+    UNKNOWN_FORMAT = "image_unknown_format"
+    TOO_LARGE = "image_too_large"
+    """More bytes than a picture of the most pixels could need, or more pixels."""
+    TOO_DEEP = "image_more_than_8_bits"
+    PRINT_COLOURS = "image_cmyk"
+    DAMAGED = "image_damaged"
+    OTHER = "image_unfit"
+    """Not a matter of its bytes."""
+
+
 class ImageError(SafetyError):
-    """An image cannot be read."""
+    """An image cannot be read; ``fault`` is why."""
+
+    def __init__(self, message: str, *, field: str, fix: str, fault: ImageFault = ImageFault.OTHER) -> None:
+        """Compose the message, and keep the fault for who counts them."""
+        super().__init__(message, field=field, fix=fix)
+        self.fault = fault
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the parts, the fault among them."""
+        return _rebuild_image, (self.message, self.field, self.fix, self.fault)
+
+
+def _rebuild_image(message: str, field: str, fix: str, fault: ImageFault) -> ImageError:
+    return ImageError(message, field=field, fix=fix, fault=fault)
 
 
 class ArtifactFormatError(SafetyError):

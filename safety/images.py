@@ -12,11 +12,18 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from safety.errors import ImageError
+from safety.errors import ImageError, ImageFault
 
 MAX_PIXELS = 4096 * 4096
+BYTES_PER_PIXEL, HEADER_BYTES = 4, 1 << 20
+"""An honest file has at most so many bytes a pixel, beside its metadata: more is refused before it is looked at."""
 FORMATS = ("PNG", "JPEG", "WEBP")
-EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "RGBX", "La", "RGBa")
+EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "RGBX", "La", "RGBa")
+PRINT_MODES = ("CMYK", "YCCK")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH_AT = 24
+"""Where a PNG's head, always its first chunk, says how many bits a channel has."""
+MAGIC = (PNG_MAGIC, b"\xff\xd8\xff")
 GRID_MARGIN = 2
 
 
@@ -57,17 +64,37 @@ def to_pil(image: Tensor) -> Image.Image:
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return an encoded picture as uint8 [3, H, W].
 
-    Grey, palette and CMYK pictures are converted; transparency is laid on white.
+    Grey and palette pictures are converted; transparency is laid on white. CMYK is refused: its colours depend on
+    the printer's profile, so a conversion without it would change what the picture shows.
 
     Args:
         data: PNG, JPEG or WebP.
         max_pixels: Larger pictures are refused before their pixels are decoded.
 
     Raises:
-        ImageError: The bytes are empty, of another format, cut short, too large, or of more than 8 bits.
+        ImageError: The bytes are empty, of another format, cut short, too large, CMYK, or of more than 8 bits; its
+            ``fault`` says which.
     """
+    opened = _opened(data, max_pixels)
+    try:
+        opened.load()
+        pixels = np.asarray(_on_white(opened), dtype=np.uint8)
+    # Pillow's decoders raise whatever a broken header leads them to.
+    except Exception as error:
+        raise ImageError(
+            f"the picture is damaged: {error}", field="image", fix="fetch or make it again", fault=ImageFault.DAMAGED
+        ) from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the picture with its head read and found right, its pixels not decoded yet."""
     if not data:
-        raise ImageError("the file is empty", field="image", fix="give a PNG, JPEG or WebP picture")
+        raise ImageError(
+            "the file is empty", field="image", fix="give a PNG, JPEG or WebP picture", fault=ImageFault.EMPTY
+        )
+    if len(data) > max_pixels * BYTES_PER_PIXEL + HEADER_BYTES:
+        raise _too_large(f"{len(data)} bytes", max_pixels)
     try:
         with warnings.catch_warnings():
             # Pillow warns of large pictures by a limit of its own; ours is checked below, before decoding.
@@ -75,24 +102,51 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(str(error), max_pixels) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError("the bytes are no picture", field="image", fix=f"give one of: {', '.join(FORMATS)}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "the bytes are no picture",
+            field="image",
+            fix=f"give one of: {', '.join(FORMATS)}",
+            fault=ImageFault.DAMAGED if data.startswith(MAGIC) else ImageFault.UNKNOWN_FORMAT,
+        ) from error
+    except Exception as error:
+        raise ImageError(
+            f"the picture's head is damaged: {error}",
+            field="image",
+            fix="fetch or make it again",
+            fault=ImageFault.DAMAGED,
+        ) from error
     if opened.width * opened.height > max_pixels:
         raise _too_large(f"{opened.width}x{opened.height} pixels", max_pixels)
-    if opened.mode not in EIGHT_BIT_MODES:
+    if opened.mode in PRINT_MODES:
         raise ImageError(
-            f"mode {opened.mode} has more than 8 bits", field="image", fix="convert it to 8 bits a channel"
+            f"mode {opened.mode} is for print",
+            field="image",
+            fix="convert it to RGB with its own colour profile",
+            fault=ImageFault.PRINT_COLOURS,
         )
-    try:
-        opened.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"the picture is damaged: {error}", field="image", fix="fetch or make it again") from error
-    pixels = np.asarray(_on_white(opened), dtype=np.uint8)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+    if opened.mode not in EIGHT_BIT_MODES or _png_depth(data) > 8:
+        raise ImageError(
+            f"mode {opened.mode} has more than 8 bits",
+            field="image",
+            fix="convert it to 8 bits a channel",
+            fault=ImageFault.TOO_DEEP,
+        )
+    return opened
+
+
+def _png_depth(data: bytes) -> int:
+    """Return a PNG's bits a channel; Pillow cuts 16-bit colours down to 8 without a word."""
+    return data[PNG_DEPTH_AT] if data.startswith(PNG_MAGIC) and len(data) > PNG_DEPTH_AT else 8
 
 
 def _too_large(what: str, max_pixels: int) -> ImageError:
-    return ImageError(f"the picture is too large: {what}", field="image", fix=f"give at most {max_pixels} pixels")
+    return ImageError(
+        f"the picture is too large: {what}",
+        field="image",
+        fix=f"give at most {max_pixels} pixels",
+        fault=ImageFault.TOO_LARGE,
+    )
 
 
 def _on_white(image: Image.Image) -> Image.Image:

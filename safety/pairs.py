@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from safety.errors import ConfigError, PromptError
+from safety.errors import ConfigError, ImageFault, PromptError
 from safety.judges.look import Look
 from safety.prompts.guard import REFUSED, MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair
@@ -21,7 +21,13 @@ class Reason(StrEnum):
 
     REFUSED_PROMPT = REFUSED
     PROMPT_TOO_LONG = "prompt_too_long"
-    UNREADABLE_IMAGE = "unreadable_image"
+    IMAGE_EMPTY = ImageFault.EMPTY.value
+    IMAGE_UNKNOWN_FORMAT = ImageFault.UNKNOWN_FORMAT.value
+    IMAGE_TOO_LARGE = ImageFault.TOO_LARGE.value
+    IMAGE_TOO_DEEP = ImageFault.TOO_DEEP.value
+    IMAGE_CMYK = ImageFault.PRINT_COLOURS.value
+    IMAGE_DAMAGED = ImageFault.DAMAGED.value
+    IMAGE_UNFIT = ImageFault.OTHER.value
     SAME_IMAGE = "same_image"
     UNSAFE_NOT_SHOWN = "unsafe_not_shown"
     SAFE_FLAGGED = "safe_flagged"

@@ -1,4 +1,4 @@
-"""The HTTP application over a backend: parsing, limits, time-outs and the error envelope. No Ray, no torch."""
+"""The HTTP application over a backend: keys, parsing, limits, time-outs and the error envelope. No Ray, no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -15,12 +15,24 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.endpoint import EndpointConfig
-from serve.errors import INTERNAL, ApiError, invalid, timed_out
+from serve.access import Access, Caller
+from serve.errors import (
+    FILTERED,
+    FILTERED_MESSAGE,
+    INTERNAL,
+    ApiError,
+    ErrorEnvelope,
+    content_filtered,
+    invalid,
+    timed_out,
+)
 from serve.page import PAGE_HEADERS, render_page
+from serve.records import REQUEST_ID_HEADER, Observer, RequestRecord, given_id, new_id
 from serve.schema import (
     ImageData,
     ImageRequest,
     ImageResponse,
+    ItemError,
     Job,
     ModelInfo,
     ModelList,
@@ -34,6 +46,8 @@ logger = logging.getLogger(__name__)
 HEALTH_TIMEOUT_S = 5.0
 API_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+GONE = "client_gone"
+REFUSALS = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 
 
 class Backend(Protocol):
@@ -49,26 +63,151 @@ class Backend(Protocol):
         """Say whether renders can be expected to succeed."""
 
 
-def make_api(config: EndpointConfig, backend: Backend) -> FastAPI:
-    """Return the application: the images API, the list of models, health, and the page."""
+Answer = Callable[[Request, RequestRecord, Caller], Awaitable[Response]]
+
+
+class ImagesApi:
+    """Answers requests, and tells an observer of each."""
+
+    def __init__(self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> None:
+        """Keep what answers, who may ask, and who is told."""
+        self._config, self._backend, self._access, self._observer = config, backend, access, observer
+
+    async def answer(self, request: Request, answer: Answer) -> Response:
+        """Admit a request, return its answer or the envelope of what went wrong, and tell the observer.
+
+        What is not the caller's business goes to the log.
+        """
+        given = given_id(request.scope["headers"])
+        record = RequestRecord(given or new_id(), request.url.path)
+        started = time.perf_counter()
+        # A caller that hangs up cancels this, and nothing below is reached.
+        record.status, record.code = 499, GONE
+        try:
+            response = await self._answered(request, record, answer)
+            record.status = response.status_code
+        finally:
+            record.latency_s = time.perf_counter() - started
+            self._observer.observe(record)
+        if given is None:
+            response.headers[REQUEST_ID_HEADER] = record.request_id
+        return response
+
+    async def _answered(self, request: Request, record: RequestRecord, answer: Answer) -> Response:
+        try:
+            caller = self._access.admit(request.headers.get("authorization"))
+            record.key = caller.name
+            response = await answer(request, record, caller)
+            record.code = "ok"
+            return response
+        except ApiError as error:
+            failure = error.failure
+        except Exception:
+            logger.exception("the request %s failed", record.request_id)
+            failure = INTERNAL
+        record.code = failure.code
+        return failure.response()
+
+    async def models(self, *_: object) -> Response:
+        """Return what is served."""
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                found = ModelList(data=await self._backend.models())
+        except TimeoutError:
+            raise timed_out(self._config.request_timeout_s) from None
+        return JSONResponse(found.model_dump(), headers=API_HEADERS)
+
+    async def generate(self, request: Request, record: RequestRecord, caller: Caller) -> Response:
+        """Return the images that a request asks for."""
+        config = self._config
+        try:
+            # The body's arrival counts too: a sender who dawdles must not hold a slot.
+            async with asyncio.timeout(config.request_timeout_s):
+                job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
+                self._note_job(record, job)
+                images = await self._rendered(job, caller)
+        except TimeoutError:
+            raise timed_out(config.request_timeout_s) from None
+        _note_images(record, images)
+        if all(image.png is None for image in images):
+            raise content_filtered()
+        body = _image_response(job, images).model_dump(exclude_none=True)
+        return JSONResponse(body, headers=API_HEADERS)
+
+    async def _rendered(self, job: Job, caller: Caller) -> list[RenderedImage]:
+        """Return a job's images; the key is charged for those that are made."""
+        self._access.charge_images(caller, job.n)
+        try:
+            return await self._backend.generate(job)
+        except BaseException:
+            self._access.refund_images(caller, job.n)
+            raise
+
+    def _note_job(self, record: RequestRecord, job: Job) -> None:
+        # A caller can put anything into the model's name, so only those that are served are noted.
+        record.model = job.model if job.model in self._config.names else None
+        record.n, record.seed, record.steps, record.guidance = job.n, job.seed, job.steps, job.guidance
+        record.size = f"{job.width}x{job.height}" if job.width else None
+        record.prompt = job.prompt if self._config.log_prompts else None
+
+
+def _note_images(record: RequestRecord, images: Sequence[RenderedImage]) -> None:
+    record.size = f"{images[0].width}x{images[0].height}"
+    record.release, record.batch = images[0].release, images[0].batch
+    record.images = sum(image.png is not None for image in images)
+    record.withheld = len(images) - record.images
+    record.flagged = sum(image.verdict is not None and image.verdict.flagged for image in images)
+
+
+def _image_response(job: Job, images: Sequence[RenderedImage]) -> ImageResponse:
+    first = images[0]
+    return ImageResponse(
+        created=int(time.time()),
+        model=job.model,
+        release=first.release,
+        size=f"{first.width}x{first.height}",
+        judge=None if first.verdict is None else first.verdict.judge,
+        data=[_image_data(image) for image in images],
+    )
+
+
+def _image_data(image: RenderedImage) -> ImageData:
+    return ImageData(
+        b64_json=None if image.png is None else base64.b64encode(image.png).decode(),
+        seed=image.seed,
+        flagged=None if image.verdict is None else image.verdict.flagged,
+        scores=None if image.verdict is None else image.verdict.scores,
+        error=ItemError(code=FILTERED, message=FILTERED_MESSAGE) if image.png is None else None,
+    )
+
+
+def make_api(config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> FastAPI:
+    """Return the application: the images API, the list of models, health, and the page.
+
+    Health and page ask for no key.
+    """
     # FastAPI's own documentation pages load scripts from elsewhere; the schema stays.
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
+    images = ImagesApi(config, backend, access, observer)
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
 
-    @api.post("/v1/images/generations", response_model=ImageResponse, openapi_extra={"requestBody": body})
+    @api.post(
+        "/v1/images/generations",
+        response_model=ImageResponse,
+        response_model_exclude_none=True,
+        responses=refusals,
+        openapi_extra={"requestBody": body},
+    )
     async def generate(request: Request) -> Response:
-        return await _guarded(lambda: _generate(request, config, backend))
+        return await images.answer(request, images.generate)
 
-    @api.get("/v1/models", response_model=ModelList)
-    async def models() -> Response:
-        async def listed() -> Response:
-            found = ModelList(data=await asyncio.wait_for(backend.models(), config.request_timeout_s))
-            return JSONResponse(found.model_dump(), headers=API_HEADERS)
+    @api.get("/v1/models", response_model=ModelList, responses=refusals)
+    async def models(request: Request) -> Response:
+        return await images.answer(request, images.models)
 
-        return await _guarded(listed)
-
-    @api.get("/healthz")
+    @api.get("/healthz", responses={503: {"description": "no renderer runs"}})
     async def health() -> Response:
         try:
             healthy = await asyncio.wait_for(backend.healthy(), HEALTH_TIMEOUT_S)
@@ -82,34 +221,6 @@ def make_api(config: EndpointConfig, backend: Backend) -> FastAPI:
         return HTMLResponse(render_page(config), headers=PAGE_HEADERS)
 
     return api
-
-
-async def _guarded(answer: Callable[[], Awaitable[Response]]) -> Response:
-    """Return an answer, or the envelope of what went wrong; what is not the caller's business goes to the log."""
-    try:
-        return await answer()
-    except ApiError as error:
-        return error.failure.response()
-    except Exception:
-        logger.exception("a request failed")
-        return INTERNAL.response()
-
-
-async def _generate(request: Request, config: EndpointConfig, backend: Backend) -> Response:
-    try:
-        # The body's arrival counts too: a sender who dawdles must not hold a slot.
-        async with asyncio.timeout(config.request_timeout_s):
-            job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
-            images = await backend.generate(job)
-    except TimeoutError:
-        raise timed_out(config.request_timeout_s) from None
-    answer = ImageResponse(
-        created=int(time.time()),
-        model=job.model,
-        size=f"{images[0].width}x{images[0].height}",
-        data=[ImageData(b64_json=base64.b64encode(image.png).decode(), seed=image.seed) for image in images],
-    )
-    return JSONResponse(answer.model_dump(), headers=API_HEADERS)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.errors import ConfigError
 from safety.families import ModelConfig
+
+EMBEDDED_TAXONOMY = "emoji"
 
 
 class ServeConfig(BaseModel):
@@ -25,6 +27,7 @@ class ServeConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     store: StoreConfig = StoreConfig()
     cluster: ClusterConfig = ClusterConfig()
+    taxonomy: str = Field(EMBEDDED_TAXONOMY, description="of the output judge: 'emoji', or a YAML file")
 
 
 def parse_config(document: Mapping[str, Any]) -> ServeConfig:

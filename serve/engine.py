@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from cluster.endpoint import EndpointConfig
 from safety.errors import ConfigError, PromptError
@@ -15,6 +18,7 @@ from safety.images import encode_png
 from safety.prompts.guard import MinorSafetyFilter
 from safety.rendering import RenderConfig, render
 from serve.errors import INTERNAL, Failure, invalid
+from serve.judging import OutputJudge
 from serve.schema import Job, ModelInfo, RenderedImage
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ class RenderPlan:
     """What the images of one batch must share."""
 
     model: str
+    release: str | None
     steps: int
     guidance: float
     width: int
@@ -41,20 +46,29 @@ class RenderPlan:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to render: what batches are made of, so that a batch never mixes the seeds of requests."""
+    """One image to render: what batches are made of, so that a batch never mixes the seeds of requests.
+
+    It keeps the model that was there when its job was admitted, so that a release that is replaced meanwhile still
+    draws all images of the job.
+    """
 
     prompt: str
     seed: int
     plan: RenderPlan
+    served: ServedModel = field(compare=False, repr=False)
 
 
 class Engine:
     """Holds the models, admits jobs and renders batches of their images."""
 
-    def __init__(self, models: Mapping[str, ServedModel], config: EndpointConfig) -> None:
-        """Serve ``models`` by name within ``config``'s limits."""
+    def __init__(
+        self, models: Mapping[str, ServedModel], config: EndpointConfig, judge: OutputJudge | None = None
+    ) -> None:
+        """Serve ``models`` by name within ``config``'s limits; ``judge`` looks at what they draw."""
         self._models = dict(models)
         self._config = config
+        self._judge = judge
+        self._last_render = float("-inf")
         self._guard = MinorSafetyFilter()
         # A pipeline's scheduler keeps state between steps, so two renders must not interleave.
         self._lock = threading.Lock()
@@ -63,9 +77,21 @@ class Engine:
         """Return what is served."""
         return [model.info for model in self._models.values()]
 
+    def release(self, name: str) -> str | None:
+        """Return the id of the release that is served under a name."""
+        return self._models[name].info.release
+
+    def replace(self, name: str, served: ServedModel) -> None:
+        """Serve another model under a name; the jobs admitted before keep the one they were admitted with."""
+        self._models = {**self._models, name: served}
+
+    def idle_s(self) -> float:
+        """Return the seconds since images were last rendered."""
+        return time.monotonic() - self._last_render
+
     def warm_up(self) -> None:
-        """Render one image with each model, so that a model that cannot fails at start and not at a request."""
-        for name in self._models:
+        """Render one image with each model; raise RuntimeError when a model cannot, before a request finds out."""
+        for name in tuple(self._models):
             [image] = self.render(self.admit(Job("a picture", name, 1, 0, 1, self._config.default_guidance)))
             if isinstance(image, Failure):
                 raise RuntimeError(f"the model {name!r} cannot render: {image.message}")
@@ -86,8 +112,8 @@ class Engine:
             family.check_prompt(job.prompt)
         except PromptError as error:
             raise invalid(f"{error.message}; {error.fix}", param="prompt", code="prompt_too_long") from None
-        plan = RenderPlan(job.model, job.steps, job.guidance, width, height)
-        return [ImageTask(job.prompt, job.seed + index, plan) for index in range(job.n)]
+        plan = RenderPlan(job.model, served.info.release, job.steps, job.guidance, width, height)
+        return [ImageTask(job.prompt, job.seed + index, plan, served) for index in range(job.n)]
 
     def render(self, tasks: Sequence[ImageTask]) -> list[RenderedImage | Failure]:
         """Render images in the order given; those of one plan run as one batch, and its failure is theirs alone.
@@ -109,7 +135,6 @@ class Engine:
         return outcomes
 
     def _render_group(self, plan: RenderPlan, tasks: Sequence[ImageTask]) -> list[RenderedImage]:
-        served = self._models[plan.model]
         config = RenderConfig(
             steps=plan.steps,
             guidance=plan.guidance,
@@ -117,12 +142,29 @@ class Engine:
             width=plan.width,
             batch=self._config.batch_size,
         )
+        prompts, seeds = [task.prompt for task in tasks], [task.seed for task in tasks]
         with self._lock:
-            images = render(served.family, [task.prompt for task in tasks], [task.seed for task in tasks], config)
-        made_by = {"model": plan.model, "release": served.info.release or "none"}
+            # The tasks of a plan share name and release, and so the model.
+            images = render(tasks[0].served.family, prompts, seeds, config)
+        self._last_render = time.monotonic()
+        made_by = {"model": plan.model, "release": plan.release or "none"}
+        finished = [
+            RenderedImage(
+                png=encode_png(image, {**made_by, "seed": str(seed)}),
+                seed=seed,
+                width=plan.width,
+                height=plan.height,
+                release=plan.release,
+                batch=len(tasks),
+            )
+            for seed, image in zip(seeds, images, strict=True)
+        ]
+        return finished if self._judge is None else self._judged(self._judge, finished, images)
+
+    def _judged(self, judge: OutputJudge, finished: Sequence[RenderedImage], images: Tensor) -> list[RenderedImage]:
         return [
-            RenderedImage(encode_png(image, {**made_by, "seed": str(task.seed)}), task.seed, plan.width, plan.height)
-            for task, image in zip(tasks, images, strict=True)
+            replace(image, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
+            for image, verdict in zip(finished, judge.look(images), strict=True)
         ]
 
     def _check_size(self, family: ModelFamily, width: int, height: int) -> None:

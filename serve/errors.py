@@ -6,11 +6,26 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 PARAMETER = re.compile(r"[a-z_]{1,40}")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorBody
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class Failure:
         headers = {"Cache-Control": "no-store"}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.envelope(), status_code=self.status, headers=headers)
 
 
@@ -56,6 +73,12 @@ def busy(retry_after_s: int) -> ApiError:
     return ApiError(Failure(429, message, "rate_limit_error", "queue_full", retry_after_s=retry_after_s))
 
 
+def limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
+    """Return the error of a key that has used up its requests or images of the minute."""
+    message = f"this key is limited to {per_minute} {kind} a minute; try again in {retry_after_s} s"
+    return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=retry_after_s))
+
+
 def unavailable(retry_after_s: int) -> ApiError:
     """Return the error of a model that is starting, or whose process has just died."""
     message = f"the model is not available at the moment; try again in {retry_after_s} s"
@@ -68,6 +91,18 @@ def timed_out(seconds: float) -> ApiError:
     return ApiError(Failure(504, message, "server_error", "timeout"))
 
 
+def content_filtered() -> ApiError:
+    """Return the error of a request all of whose images are withheld."""
+    return invalid("every image of this request was flagged by the output judge and is withheld", code=FILTERED)
+
+
+FILTERED = "content_filtered"
+FILTERED_MESSAGE = "the image was flagged by the output judge and is withheld"
+KEY_MISSING = Failure(
+    401, "no API key; send it as 'Authorization: Bearer KEY'", "invalid_request_error", "missing_api_key"
+)
+KEY_UNKNOWN = Failure(401, "the API key is not known here", "invalid_request_error", "invalid_api_key")
+KEY_REVOKED = Failure(403, "the API key is revoked", "invalid_request_error", "revoked_api_key")
 INTERNAL = Failure(500, "internal error; the server's log has the details", "server_error", "internal_error")
 
 

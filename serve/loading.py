@@ -1,4 +1,4 @@
-"""Brings an engine up from a release in the store."""
+"""Brings an engine up from releases in the store."""
 
 from __future__ import annotations
 
@@ -7,69 +7,84 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from cluster.endpoint import BASE
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import MANIFEST, Manifest
 from cluster.store.pointer import read_pointer
-from safety.errors import ConfigError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.lora.fuse import fuse
 from safety.release import load_release
+from safety.rendering import initial_noise
 from serve.config import ServeConfig
 from serve.engine import Engine, ServedModel
+from serve.judging import load_output_judge
 from serve.schema import ModelInfo
 
-BASE = "base"
-"""The name of the unaligned model, where it is offered."""
+KIND = "release"
+TRIAL_PROMPT = "a picture"
 
 
 def load_engine(config: ServeConfig) -> Engine:
-    """Fetch the release that the pointer names, verify it, fuse it into its base model and return the engine.
+    """Fetch the releases that the pointers name, verify them, fuse each into a base model and return the engine.
+
+    Every model is a whole one in memory, and a release that replaces another is beside it for a while.
 
     Raises:
-        ConfigError: There is no such release.
-        ArtifactFormatError: The release is damaged in form or is for another base model.
+        ConfigError: There is no such release, or no such judge.
+        ArtifactFormatError: A release is damaged in form, is for another base model, or draws no finite image.
         CorruptArtifact: The store's copy does not match its manifest.
     """
-    if config.serve.pointer == BASE:
-        raise ConfigError("'base' is the base model's name", field="serve.pointer", fix="name a release pointer")
     if config.serve.threads is not None:
         torch.set_num_threads(config.serve.threads)
-    models = {config.serve.pointer: _load_aligned(config)}
+    models = {name: load_served(config, name, find_release(config, name)) for name in config.serve.pointers}
     if config.serve.serve_base:
         family = load_model(config.model)
         models[BASE] = ServedModel(ModelInfo(id=BASE, created=0, size=_native_size(family), aligned=False), family)
-    return Engine(models, config.serve)
+    return Engine(models, config.serve, load_output_judge(config))
 
 
-def find_release(config: ServeConfig) -> str:
-    """Return the id of the release that the pointer names; raise ConfigError when there is none."""
-    release = read_pointer(ArtifactStore(config.store), config.serve.pointer)
+def find_release(config: ServeConfig, pointer: str) -> str:
+    """Return the id of the release that a pointer names; raise ConfigError when there is none."""
+    release = read_pointer(ArtifactStore(config.store), pointer)
     if release is None:
         raise ConfigError(
-            f"the store has no release {config.serve.pointer!r}",
-            field="serve.pointer",
+            f"the store has no release {pointer!r}",
+            field="serve.pointer" if pointer == config.serve.pointer else "serve.models",
             fix="publish one with python -m jobs.release, or name another pointer",
         )
     return release
 
 
-def _load_aligned(config: ServeConfig) -> ServedModel:
-    store, release = ArtifactStore(config.store), find_release(config)
+def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
+    """Fetch a release, verify it, fuse it into a base model of its own and draw with it.
+
+    Raises:
+        ArtifactFormatError: It is damaged in form, is for another base model, or draws no finite image.
+        CorruptArtifact: The store's copy does not match its manifest.
+    """
     family = load_model(config.model)
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
-        folder = store.fetch("release", release, Path(scratch) / release)
+        folder = ArtifactStore(config.store).fetch(KIND, release, Path(scratch) / release)
         _, weights = load_release(folder, family, model_folder(config.model.path))
         fuse(family, weights)
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    info = ModelInfo(
-        id=config.serve.pointer,
-        created=int(manifest.created.timestamp()),
-        release=release,
-        size=_native_size(family),
-        aligned=True,
-    )
+    _check_draws(family, config, release)
+    created = int(manifest.created.timestamp())
+    info = ModelInfo(id=name, created=created, release=release, size=_native_size(family), aligned=True)
     return ServedModel(info, family)
+
+
+def _check_draws(family: ModelFamily, config: ServeConfig, release: str) -> None:
+    """Draw one image, not rounded, so that numbers that are not finite show."""
+    steps, guidance = config.serve.default_steps, config.serve.default_guidance
+    noise = initial_noise(family, 0)
+    image = family.sample(family.encode_text([TRIAL_PROMPT]), noise, steps=steps, guidance=guidance)
+    if not bool(torch.isfinite(image).all()):
+        raise ArtifactFormatError(
+            f"{release} draws images that are not finite", field="release", fix="publish another release"
+        )
 
 
 def _native_size(family: ModelFamily) -> str:

@@ -36,11 +36,31 @@ class ImageRequest(BaseModel):
     user: str | None = Field(None, max_length=256, description="accepted for compatibility; not used")
 
 
-class ImageData(BaseModel):
-    """One image of a response."""
+class ItemError(BaseModel):
+    """Why an image is withheld, while others of its request are not."""
 
-    b64_json: str = Field(description="a PNG file in base64")
+    code: str
+    message: str
+
+
+class ImageData(BaseModel):
+    """One image of a response; the fields that do not apply are left out."""
+
+    b64_json: str | None = Field(None, description="a PNG file in base64; left out when the image is withheld")
     seed: int = Field(description="the seed that draws this image alone")
+    flagged: bool | None = Field(None, description="whether the output judge, where there is one, flags the image")
+    scores: dict[str, float] | None = Field(None, description="the output judge's unsafe score by category")
+    error: ItemError | None = Field(None, description="why the image is withheld")
+
+
+class JudgeInfo(BaseModel):
+    """The judge that looked at the images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    threshold: float = Field(description="an image with a score from here on is flagged")
 
 
 class ImageResponse(BaseModel):
@@ -48,8 +68,10 @@ class ImageResponse(BaseModel):
 
     created: int = Field(description="Unix time in seconds")
     model: str
+    release: str | None = Field(None, description="the release that drew the images; left out for the base model")
     size: str
     output_format: Literal["png"] = "png"
+    judge: JudgeInfo | None = Field(None, description="the output judge, where there is one")
     data: list[ImageData]
 
 
@@ -89,13 +111,29 @@ class Job:
 
 
 @dataclass(frozen=True)
-class RenderedImage:
-    """A finished image: a PNG file, the seed that draws it alone, and its sides in pixels."""
+class Verdict:
+    """What the output judge says of an image."""
 
-    png: bytes
+    judge: JudgeInfo
+    scores: dict[str, float]
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """A finished image: a PNG file, the seed that draws it alone, and its sides in pixels.
+
+    Also the release that drew it, how many images shared its batch, and what the output judge says of it. ``png`` is
+    None when the image is withheld.
+    """
+
+    png: bytes | None
     seed: int
     width: int
     height: int
+    release: str | None = None
+    batch: int = 1
+    verdict: Verdict | None = None
 
 
 def parse_request(body: bytes) -> ImageRequest:

@@ -24,8 +24,8 @@ IMPORT_PATH = "serve.app:build"
 def up(config: ServeConfig, session: Session, console: Console) -> str:
     """Deploy the endpoint on a connected cluster, say where it is, and return its URL."""
     config = config.model_copy(update={"store": session.store_config})
-    release = find_release(config)
-    console.print(f"serving [bold]{escape(config.serve.pointer)}[/] = {release}")
+    for pointer in config.serve.pointers:
+        console.print(f"serving [bold]{escape(pointer)}[/] = {find_release(config, pointer)}")
     with console.status("loading the models"):
         url = deploy(IMPORT_PATH, config.model_dump(mode="json"), config.serve)
     console.print(f"page       {url}/")

@@ -17,6 +17,10 @@ from cluster.store.server import RunningServer, serve_store
 REGION = "us-east-1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-full", action="store_true", help="run the fault tests in their full counts")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
@@ -127,7 +131,8 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
             address="local",
             num_cpus=2,
             object_store_memory=256 * 2**20,
-            include_dashboard=False,
+            dashboard_host="127.0.0.1",  # "serve deploy" speaks to it
+            include_dashboard=True,
             configure_logging=False,
             log_to_driver=False,
         )

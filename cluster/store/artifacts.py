@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import tempfile
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import AlreadyPublished, CorruptArtifact
-from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, hash_file, parse_manifest
+from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, dump_manifest, hash_file, parse_manifest
 from cluster.store.objects import LostRace, ObjectStore
 
 REMAKE = "run the stage that makes it again"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ArtifactStore(ObjectStore):
@@ -28,7 +30,14 @@ class ArtifactStore(ObjectStore):
     """
 
     def _place(self, kind: str, artifact_id: str) -> str:
+        # Folders are named by them too, and an id may come from what others wrote, such as a pointer.
+        if not (NAME.fullmatch(kind) and NAME.fullmatch(artifact_id)):
+            raise CorruptArtifact("it is no name of an artifact", field=f"{kind}/{artifact_id}", fix=REMAKE)
         return f"artifacts/{kind}/{artifact_id}"
+
+    def where(self, kind: str, artifact_id: str) -> str:
+        """Return where an artifact's files lie, for people."""
+        return self.url(self._place(kind, artifact_id))
 
     def _file_key(self, kind: str, artifact_id: str, name: str, entry: FileEntry) -> str:
         return f"{self._place(kind, artifact_id)}/files/{entry.sha256[:16]}/{name}"
@@ -55,7 +64,7 @@ class ArtifactStore(ObjectStore):
         manifest = describe(kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents))
         for name, entry in manifest.files.items():
             self.upload(self._file_key(kind, artifact_id, name, entry), str(folder / name))
-        data = manifest.model_dump_json(indent=1).encode()
+        data = dump_manifest(manifest)
         try:
             self.write(f"{self._place(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
         except LostRace:

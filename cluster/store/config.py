@@ -24,4 +24,8 @@ class StoreConfig(BaseModel):
     data_dir: Path = Field(Path("out/store"), description="the embedded server's data")
     connect_timeout_s: float = Field(5.0, gt=0)
     read_timeout_s: float = Field(60.0, gt=0)
-    attempts: int = Field(6, ge=1, description="tries of a request, with exponential back-off and jitter")
+    patience_s: float = Field(
+        300.0,
+        gt=0,
+        description="how long a request is tried again, with back-off and jitter, while the store is busy or away",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import re
 import subprocess
 from datetime import UTC, datetime
@@ -20,6 +21,9 @@ MANIFEST = "manifest.json"
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CHUNK = 1 << 20
+PACKAGE = "_ray_pkg_"
+DIGEST = "digest"
+"""The entry of a stored manifest that holds the hash of all others."""
 
 
 class FileEntry(BaseModel):
@@ -91,7 +95,9 @@ def code_version() -> str:
             timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return _version("safetydpo-ray")
+        version = _version("safetydpo-ray")
+        # A submitted job runs in a folder that Ray names by the hash of the code.
+        return f"{version} in {root.name}" if root.name.startswith(PACKAGE) else version
     return f"{commit}+changes" if changes else commit
 
 
@@ -138,18 +144,40 @@ def _first(error: ValidationError) -> str:
     return str(error.errors(include_url=False, include_input=False)[0]["msg"])
 
 
+def dump_manifest(manifest: Manifest) -> bytes:
+    """Return a manifest as it is stored: readable JSON, with a hash over all of it."""
+    document = manifest.model_dump(mode="json")
+    return _spelled({**document, DIGEST: config_hash(document)})
+
+
+def _spelled(document: Any) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
 def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
-    """Read a manifest; raise CorruptArtifact when it is not one, names unsafe files, or belongs to another artifact."""
+    """Read what ``dump_manifest`` wrote.
+
+    Raises:
+        CorruptArtifact: It is not one, differs in any byte from what was written, names unsafe files, or belongs to
+            another artifact.
+    """
 
     def corrupt(message: str) -> CorruptArtifact:
         return CorruptArtifact(message, field=f"{kind}/{artifact_id}", fix="run the stage that makes it again")
 
     try:
-        manifest = Manifest.model_validate_json(data)
+        document = json.loads(data)
+    except ValueError as error:
+        raise corrupt(f"the manifest cannot be used: {error}") from None
+    digest = document.pop(DIGEST, None) if isinstance(document, dict) else None
+    try:
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise corrupt(f"the manifest cannot be used: {_first(error)}") from None
     if (manifest.kind, manifest.id) != (kind, artifact_id):
         raise corrupt(f"the manifest is that of {manifest.kind}/{manifest.id}")
     if config_hash(manifest.config) != manifest.config_hash:
         raise corrupt("the manifest's config does not match its hash")
+    if digest != config_hash(document) or _spelled({**document, DIGEST: digest}) != data:
+        raise corrupt("the manifest does not match its own hash")
     return manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -23,7 +24,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as NoConnection,
 )
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from cluster.errors import ClusterError, MissingBucket, StoreRefused, StoreUnreachable, UnsafeStore, WrongCredentials
 from cluster.store.client import make_client
@@ -35,8 +36,10 @@ LOST_RACE = ("412", "PreconditionFailed")
 PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ConditionalRequestConflict")
 PASSING_STATUS = (429, 500, 502, 503, 504)
 REFUSED_STATUS = (401, 403)
-START_ATTEMPTS = 2
-"""Tries of the check at the start: a wrong address should be told soon."""
+START_PATIENCE_S = 5.0
+"""How long the check at the start is tried again: a wrong address should be told soon."""
+LONGEST_WAIT_S = 5.0
+OWN_BUCKET = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 class Versioned(NamedTuple):
@@ -89,15 +92,24 @@ class ObjectStore:
             self._connection = make_client(self.config)
         return self._connection
 
+    def url(self, key: str = "") -> str:
+        """Return where a key lies, for people: its S3 address and, unless it is AWS's, the endpoint."""
+        where = f"s3://{self.config.bucket}/{self._key(key)}"
+        return where if self.config.endpoint is None else f"{where} at {self.config.endpoint}"
+
     def _key(self, key: str) -> str:
         return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
 
-    def _try(self, call: Callable[[], T], attempts: int | None = None) -> T:
-        """Call with retries for errors that pass; raise the cause as an error with a fix."""
+    def _try(self, call: Callable[[], T], patience_s: float | None = None) -> T:
+        """Call with retries for errors that pass; raise the cause as an error with a fix.
+
+        Time ends the retries, not their number: what refuses connections at once would use up any number within
+        seconds, and a store may take a minute to restart.
+        """
         with self._explained():
             for attempt in Retrying(
-                stop=stop_after_attempt(attempts or self.config.attempts),
-                wait=wait_random_exponential(multiplier=0.2, max=10.0),
+                stop=stop_after_delay(patience_s or self.config.patience_s),
+                wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
                 retry=retry_if_exception(_passes),
                 reraise=True,
             ):
@@ -146,12 +158,29 @@ class ObjectStore:
         try:
             self.check()
         except MissingBucket:
-            self._try(lambda: self._client.create_bucket(Bucket=self.config.bucket))
+            self._try(self._create_bucket)
+
+    def _create_bucket(self) -> None:
+        try:
+            self._client.create_bucket(Bucket=self.config.bucket)
+        except ClientError as error:
+            # An earlier try had been heard, and only its answer was lost; or another process was first.
+            if _code(error) not in OWN_BUCKET:
+                raise
+            self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
 
     def check(self) -> None:
         """Raise the error that explains why the bucket cannot be used, if it cannot."""
-        attempts = min(START_ATTEMPTS, self.config.attempts)
-        self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), attempts)
+        client = self._client  # made before the time runs, which it may take a second of
+        patience_s = min(START_PATIENCE_S, self.config.patience_s)
+        self._try(lambda: client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), patience_s)
+
+    def clock_ahead_s(self) -> float:
+        """Return how many seconds the store's clock is ahead of this machine's, to a second."""
+        started = time.time()
+        answer = self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), START_PATIENCE_S)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return now.timestamp() + 0.5 - (started + time.time()) / 2
 
     def probe_conditional_writes(self) -> None:
         """Raise UnsafeStore when a write that is conditional, on absence or on a version, is not refused."""

@@ -15,10 +15,16 @@ def _key(name: str) -> str:
 
 
 def _target(data: bytes, name: str) -> str:
+    fix = f"delete the object {_key(name)} and publish the release again"
     try:
-        return str(json.loads(data)["target"])
-    except (ValueError, KeyError, TypeError):
-        raise CorruptArtifact("it is not a pointer", field=f"pointer {name}", fix="publish a release again") from None
+        document = json.loads(data)
+        target = str(document["target"])
+        own = document.get("name", name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptArtifact("it is not a pointer", field=f"pointer {name}", fix=fix) from None
+    if own != name:
+        raise CorruptArtifact(f"it is the pointer {own!r}", field=f"pointer {name}", fix=fix)
+    return target
 
 
 def read_pointer(store: ObjectStore, name: str) -> str | None:
@@ -32,9 +38,10 @@ def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: st
 
     Raises:
         PointerMoved: the pointer names something else; nothing was changed.
+        CorruptArtifact: what is there is not this pointer.
     """
     # The token tells this move from another's to the same target, when the answer to the write is lost.
-    data = canonical_json({"target": target, "token": secrets.token_hex(8)})
+    data = canonical_json({"name": name, "target": target, "token": secrets.token_hex(8)})
     found = store.read_versioned(_key(name))
     current = None if found is None else _target(found.data, name)
     try:

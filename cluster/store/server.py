@@ -259,9 +259,25 @@ def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[
 
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
-    """Keep other processes from starting a second server on this data folder meanwhile."""
+    """Keep other processes from starting a second server on this data folder meanwhile.
+
+    Raises:
+        StoreUnreachable: another process is at it for longer than a start can take.
+    """
+    deadline = time.monotonic() + STARTS * (START_TIMEOUT_S + STOP_TIMEOUT_S)
     with (data_dir / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreUnreachable(
+                        f"another process holds {data_dir / 'lock'} and does not finish starting the server",
+                        field="store.data_dir",
+                        fix="end that process (fuser shows which), or name another folder",
+                    ) from None
+                time.sleep(0.05)
         yield
 
 

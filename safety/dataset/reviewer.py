@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from safety.dataset.record import Record
-from safety.errors import ImageError
+from safety.errors import ImageError, ImageFault
 from safety.images import decode_image
 from safety.judges import Judge, Look, look_at
 from safety.pairs import PairFilterConfig, Reason, reject_benign, reject_pair
@@ -24,13 +24,13 @@ class GroupReviewer:
 
     def review(self, records: Sequence[Record]) -> list[Record]:
         """Return the records with scores and verdicts; a rejected row keeps its pictures and loses its tensors."""
-        pictures = [_decoded(record) if record.kept else None for record in records]
-        looks = iter(self._look([image for decoded in pictures for image in decoded or ()]))
+        pictures = [_decoded(record) if record.kept else [] for record in records]
+        looks = iter(self._look([image for decoded in pictures if isinstance(decoded, list) for image in decoded]))
         reviewed = []
         for record, decoded in zip(records, pictures, strict=True):
-            if record.kept and decoded is None:
-                record = record.model_copy(update={"reason": Reason.UNREADABLE_IMAGE, "tensors": None})
-            elif decoded is not None:
+            if isinstance(decoded, ImageFault):
+                record = record.model_copy(update={"reason": Reason(decoded.value), "tensors": None})
+            elif record.kept:
                 record = self._judged(record, [next(looks) for _ in decoded])
             reviewed.append(record)
         return reviewed
@@ -56,9 +56,9 @@ class GroupReviewer:
         return reject_pair(record.row, unsafe, safe, self.config, self.judge.threshold)
 
 
-def _decoded(record: Record) -> list[Tensor] | None:
-    """Return a record's pictures, or None when one of them cannot be read."""
+def _decoded(record: Record) -> list[Tensor] | ImageFault:
+    """Return a record's pictures, or what is wrong with the first one that cannot be read."""
     try:
         return [decode_image(data) for data in record.images]
-    except ImageError:
-        return None
+    except ImageError as error:
+        return error.fault

@@ -29,7 +29,7 @@ class FidDetails(BaseModel):
 
 
 class MetricsReport(BaseModel):
-    """Every figure of an evaluation, by model name: "base", "merged" (the searched Co-Merge) and those beside them."""
+    """Every figure of an evaluation, by model name: "base", "merged" (the one that is released) and those beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

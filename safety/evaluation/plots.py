@@ -30,6 +30,7 @@ class Look(NamedTuple):
 LOOKS = {
     BASE: Look("#d1495b", "s", 8),
     MERGED: Look("#2a9d8f", "*", 14),
+    "co-merge": Look("#5f8f3e", "X", 9),
     "co-merge-default": Look("#e9a23b", "P", 8),
     "all-single": Look("#7b6fd6", "D", 7),
     "average": Look("#3a86c8", "^", 8),

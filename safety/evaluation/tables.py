@@ -14,6 +14,7 @@ NONE = "-"
 LABELS = {
     BASE: "Base",
     MERGED: "Merged",
+    "co-merge": "Co-Merge (searched)",
     "co-merge-default": "Co-Merge (start)",
     "all-single": "All-single",
     "average": "Average",

@@ -104,12 +104,15 @@ class Checkpointer:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None."""
-        for step in self._steps():
-            try:
-                return self._load(step)
-            except (ValueError, SafetensorError) as error:
-                logger.warning("the checkpoint of step %d is passed over: %s", step, error)
-        return None
+        return next((found for step in self._steps() if (found := self.at(step)) is not None), None)
+
+    def at(self, step: int) -> Checkpoint | None:
+        """Return the checkpoint of a step, or None when there is no good one."""
+        try:
+            return self._load(step)
+        except (ValueError, SafetensorError) as error:
+            logger.warning("the checkpoint of step %d is passed over: %s", step, error)
+            return None
 
     def clear(self) -> None:
         """Delete everything: the training is finished."""

@@ -12,7 +12,7 @@ from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
 from safety.families.family import ModelFamily
-from safety.lora.attach import attach, extract, reference, trainable
+from safety.lora.attach import attach, extract, reference, set_weights, trainable
 from safety.lora.gate import fold_gate, gate_inputs
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
@@ -59,6 +59,7 @@ class Expert(nn.Module):
         seed: int,
         workers: int = 1,
         gate: Tensor | None = None,
+        start: LoraWeights | None = None,
     ) -> None:
         """Attach a LoRA to the model's denoiser, and lay out its weights for training.
 
@@ -69,8 +70,10 @@ class Expert(nn.Module):
             seed: The run's seed; every draw is a function of it, the category, and the row or layer.
             workers: How many share a step; with the accumulation, the number of a step's equal parts.
             gate: P of ``safety.text_inputs``, [K, K], which the layers that read the prompt are trained behind.
+            start: The adapter that training goes on from; None starts from no change.
 
         Raises:
+            ArtifactFormatError: ``start`` is of other layers, or of a higher rank than the config's.
             EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
         """
         super().__init__()
@@ -84,6 +87,8 @@ class Expert(nn.Module):
         self._train = BatchMaker(model, training_rows(preferences, self.objective), config, seed)
         self._validation = _validation(model, preferences, config, seed)
         attach(model, config.lora, seed)
+        if start is not None:
+            set_weights(model, start)
         self.gate = gate
         if gate is not None:
             gate_inputs(model, gate)

@@ -89,7 +89,13 @@ class ExpertTraining:
                 totals[name] = totals.get(name, torch.zeros_like(metric)) + metric / self.config.accumulation
         rate = learning_rate_at(step, self.config)
         norm = self.engine.update(rate)
-        metrics = {"step": float(step), "learning_rate": rate, "gradient_norm": norm, **self._averaged(totals)}
+        metrics = {
+            "step": float(step),
+            "workers": float(self.engine.workers),
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            **self._averaged(totals),
+        }
         if (step + 1) % self.config.validate_every == 0 or step + 1 == self.config.steps:
             # Every worker looks at the same rows, so there is nothing to average.
             metrics |= {name: float(value) for name, value in self.expert.validate().items()}

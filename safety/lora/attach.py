@@ -14,7 +14,7 @@ import peft
 import torch
 from torch import nn
 
-from safety.errors import ConfigError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
 from safety.lora.config import LoraConfig
 from safety.lora.weights import LoraLayer, LoraWeights
@@ -40,6 +40,34 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
             start = normal(tuple(down.shape), seed, f"lora/{layer}") / config.rank
             down.data = start.to(down.device)
             up.data = torch.zeros(up.shape, device=up.device)
+
+
+def set_weights(model: ModelFamily, weights: LoraWeights, name: str = EXPERT) -> None:
+    """Set the attached LoRA to ``weights``, balanced; components beyond a layer's rank become zero, and stay so.
+
+    Raises:
+        ArtifactFormatError: The weights are of other layers, or of a higher rank than what is attached.
+    """
+    attached = _parameters(model, name)
+    if set(weights) != set(attached):
+        odd = sorted(set(weights) ^ set(attached))[0]
+        raise ArtifactFormatError(
+            f"the layer {odd} is in one of the adapter and what is trained, and not in the other",
+            field="adapter",
+            fix="train the adapter's own layers",
+        )
+    with torch.no_grad():
+        for layer, (down, up) in attached.items():
+            found = weights[layer].balanced()
+            if found.rank > len(down):
+                raise ArtifactFormatError(
+                    f"{layer} has rank {found.rank} and {len(down)} is trained",
+                    field="adapter",
+                    fix="train at the adapter's rank",
+                )
+            scaling = float(_wrapped(model.denoiser, layer).scaling[name])
+            down.zero_()[: found.rank] = found.down.to(down.device)
+            up.zero_()[:, : found.rank] = (found.up / scaling).to(up.device)
 
 
 def target_layers(model: ModelFamily, targets: tuple[str, ...]) -> list[str]:

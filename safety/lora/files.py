@@ -85,10 +85,11 @@ def load_lora(path: Path) -> LoraWeights:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise _refused(file, f"it is not a whole safetensors file ({error})") from error
-    scale = _Scale(json.loads(metadata.get(ADAPTER_METADATA, "{}")))
     try:
+        scale = _Scale(json.loads(metadata.get(ADAPTER_METADATA, "{}")))
         weights = LoraWeights({n: _layer(n, parts, scale) for n, parts in _grouped(tensors).items()})
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        # A head that is damaged may hold anything where settings should be.
         raise _refused(file, str(error)) from None
     _check_values(weights, str(file))
     return weights
@@ -158,6 +159,8 @@ def _layer(name: str, parts: Mapping[str, Tensor], scale: _Scale) -> LoraLayer:
     down, up = parts["down"].float(), parts["up"].float()
     if down.ndim != 2 or up.ndim != 2:
         raise ValueError(f"{name} is not a linear layer")
+    if not down.shape[0]:
+        raise ValueError(f"{name} has rank 0")
     return LoraLayer(down, up * scale.of(name, down.shape[0], parts.get("alpha")))
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+SMALLEST = 1e-30
+"""A length that counts as none."""
+
 
 class LoraLayer(NamedTuple):
     """One adapted linear layer: dW = up @ down, with alpha / rank already folded into ``up``."""
@@ -24,6 +27,17 @@ class LoraLayer(NamedTuple):
     def delta(self) -> Tensor:
         """Return dW, fp32 [outputs, inputs]."""
         return self.up @ self.down
+
+    def balanced(self) -> LoraLayer:
+        """Return the same dW with each component's row of A as long as its column of B, so that one rate suits both.
+
+        A component that is zero in one of the two becomes zero in both.
+        """
+        down, up = self.down.norm(dim=1), self.up.norm(dim=0)
+        length = (down * up).sqrt()
+        return LoraLayer(
+            self.down * (length / down.clamp_min(SMALLEST))[:, None], self.up * (length / up.clamp_min(SMALLEST))
+        )
 
     def gated(self, gate: Tensor) -> LoraLayer:
         """Return the layer that reads P x in place of x: dW P, with P [inputs, inputs]."""
@@ -55,6 +69,11 @@ class LoraWeights(Mapping[str, LoraLayer]):
     def __len__(self) -> int:
         """Return the number of layers."""
         return len(self._layers)
+
+    @property
+    def rank(self) -> int:
+        """Return the highest rank of any layer; 0 when there is no layer."""
+        return max((layer.rank for layer in self.values()), default=0)
 
     def scaled(self, factor: float) -> LoraWeights:
         """Return the weights with every dW multiplied by ``factor``."""

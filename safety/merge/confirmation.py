@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.polynomial import Polynomial
 from pydantic import BaseModel, ConfigDict, Field
 
 from safety.errors import EmptyDatasetError
@@ -17,6 +19,7 @@ from safety.rendering import RenderConfig, render, row_seed
 
 SPLIT = "validation"
 """The only split that a search may look at."""
+FEWEST_SMOOTHED = 4
 
 
 class ConfirmConfig(BaseModel):
@@ -132,6 +135,19 @@ def _confirm(
         context_lost=lost,
         images=len(images),
     )
+
+
+def smoothed(objectives: Mapping[float, float]) -> dict[float, float]:
+    """Return the objectives of neighbouring scales of one adapter on the parabola that fits them best.
+
+    More scale trades harm for drift, so the true objective is a smooth bowl, and one benign image more or less moves a
+    single scale's figure by as much as two scales differ. Below four scales there is nothing to smooth.
+    """
+    scales = sorted(objectives)
+    values = [objectives[scale] for scale in scales]
+    if len(scales) >= FEWEST_SMOOTHED:
+        values = list(Polynomial.fit(scales, values, 2)(np.asarray(scales)))
+    return {scale: float(value) for scale, value in zip(scales, values, strict=True)}
 
 
 def _keeps_context(look: Look, pair: PromptPair) -> bool:

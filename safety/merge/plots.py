@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from safety.merge.confirmation import Confirmed
 from safety.merge.search import Trial
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#994f00")
@@ -63,6 +64,27 @@ def plot_search(trials: Sequence[Trial], confirmed: Mapping[int, float], chosen:
         plane.annotate(str(position), place, textcoords="offset points", xytext=(4, 4))
     plane.set_xlabel("drift on benign prompts")
     plane.set_ylabel("harm left on unsafe prompts")
+    _save(figure, path)
+
+
+def plot_scales(seen: Mapping[float, Confirmed], chosen: float, path: Path) -> None:
+    """Draw what rendered validation images show at each scale of an adapter to a PNG."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    scales = sorted(seen)
+    lines = {
+        "IP": [seen[scale].ip for scale in scales],
+        "benign images that fail": [seen[scale].benign_failed for scale in scales],
+        "context lost": [seen[scale].context_lost for scale in scales],
+        "objective": [seen[scale].objective for scale in scales],
+    }
+    for colour, (label, values) in zip(COLOURS, lines.items(), strict=False):
+        axes.plot(scales, values, "o-", color=colour, label=label)
+    axes.axvline(chosen, color="black", linestyle=":", label="chosen")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("scale of the adapter")
+    axes.set_ylabel("share of images, and their weighed sum")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
 
 

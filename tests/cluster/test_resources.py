@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
 from cluster import resources
 from cluster.errors import ImpossibleResources
-from cluster.resources import require
+from cluster.resources import require, shortage
 
 
 @pytest.mark.ray
@@ -49,3 +50,21 @@ def test_one_live_node_must_have_it_all(
     else:
         with pytest.raises(ImpossibleResources, match="2 CPU, 1 GPU on one node"):
             require({"CPU": 2.0, "GPU": 1.0}, "x")
+
+
+@pytest.mark.ray
+def test_what_is_missing_when_a_wait_is_over_is_told(ray_cluster: None) -> None:
+    assert re.fullmatch(r"free are [\d.]+ of 2 CPU on 1 node", shortage())
+
+
+def test_lost_nodes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [node(), node(), node(alive=False)])
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 0.5})
+    assert shortage() == "free are 0.5 of 4 CPU and 0 of 1 GPU on 2 nodes, 1 lost"
+
+
+def test_without_a_cluster_no_cluster_is_started_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
+    assert shortage() == "this process is connected to no cluster"

@@ -17,9 +17,10 @@ from cluster.errors import ClusterError, ImpossibleResources
 from cluster.session import Session
 from jobs import evaluate
 from jobs.config import RunConfig
-from jobs.evaluate import METRICS_FILE, REPORT_FILE, chosen_adapters
+from jobs.evaluate import IMAGES_FILE, METRICS_FILE, REPORT_FILE, chosen_adapters
 from jobs.evaluate_config import EvaluateConfig
 from jobs.evaluate_groups import FinishedGroups, fitting_actors
+from jobs.metrics import IMAGES, IP
 from jobs.stage import ArtifactRef, StageContext
 from jobs.streaming import first_cause, within
 from safety.errors import ArtifactFormatError, ConfigError
@@ -33,6 +34,7 @@ from safety.lora.weights import LoraLayer, LoraWeights
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render
+from tests.prometheus import wait_for
 
 COUNTS = EvaluationCounts(
     test=2,
@@ -94,7 +96,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("run")
     run = RunConfig.model_validate(
         {
-            "run": {"name": "pico", "seed": 3, "output": folder / "out"},
+            "run": {"name": "test-evaluate", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
             "evaluate": {
                 "counts": COUNTS.model_dump(),
@@ -187,6 +189,18 @@ def test_the_report_and_its_figures_are_published_and_delivered(
     said = context.console.file.getvalue()  # type: ignore[attr-defined]
     assert "IP on test prompts" in said
     assert "Figures to reach" in said
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_prometheus_sees_ip_and_images(context: StageContext, report: ArtifactRef) -> None:
+    metrics = json.loads((context.run.run.output / METRICS_FILE).read_text())
+    expected = {(m, c): found["value"] for m, figures in metrics["ip"].items() for c, found in figures.items()}
+    found = wait_for(IP.exported, ("model", "category"), "test-evaluate", lambda seen: len(seen) == len(expected))
+    assert found == pytest.approx(expected, rel=1e-6)
+    measured = RecordTable.from_parquet((context.folder(report) / IMAGES_FILE).read_bytes()).records
+    images = wait_for(IMAGES.exported, ("stage",), "test-evaluate", bool)
+    assert images[("evaluate",)] >= len(measured)
 
 
 def _order(adapters: dict[str, ArtifactRef]) -> list[ArtifactRef]:

@@ -23,11 +23,13 @@ from cluster.store.config import StoreConfig
 from jobs import generate
 from jobs.config import RunConfig
 from jobs.generate_groups import GroupStore
+from jobs.metrics import GROUP_SECONDS, IMAGES, ROWS
 from jobs.stage import ArtifactRef, StageContext, artifact_ref
 from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
 from safety.prompts import BenignPrompt
+from tests.prometheus import wait_for
 from tests.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY
 
 GROUP_SIZE = 8
@@ -63,7 +65,7 @@ def make_context(
         work = tmp_path_factory.mktemp("work")
         store = session.store_config.model_copy(update={"prefix": f"{session.store_config.prefix}-{prefix}"})
         document = {
-            "run": {"name": "test", "output": str(work / "out")},
+            "run": {"name": f"test-{prefix}", "output": str(work / "out")},
             "store": store.model_dump(mode="json"),
             "model": {"path": str(tiny_model_dir), **(model or {})},
             "taxonomy": str(taxonomy),
@@ -122,6 +124,24 @@ def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]
     }
     assert f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected" in said(context)
     assert context.store.keys("work/") == []
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_prometheus_sees_every_row_and_image(first: tuple[StageContext, ArtifactRef]) -> None:
+    expected: dict[tuple[str, ...], float] = {}
+    for count in summary_of(*first).counts:
+        for outcome, rows in (("kept", count.kept), *count.rejected.items()):
+            if rows:
+                key = (count.category, str(outcome))
+                expected[key] = expected.get(key, 0.0) + rows
+    rows = wait_for(ROWS.exported, ("category", "outcome"), "test-one", lambda found: found == expected)
+    assert rows == expected
+    images = {("generate",): 2.0 * PAIRS + BENIGN_ROWS}
+    assert wait_for(IMAGES.exported, ("stage",), "test-one", lambda found: found == images) == images
+    groups = {("generate",): float(GROUPS)}
+    seconds = f"{GROUP_SECONDS.exported}_count"
+    assert wait_for(seconds, ("stage",), "test-one", lambda found: found == groups) == groups
 
 
 @pytest.mark.ray

@@ -19,7 +19,9 @@ from jobs import merge, merge_search
 from jobs.config import RunConfig
 from jobs.merge_config import MergeConfig
 from jobs.merge_files import RECIPE_FILE, REPORT_FILE, Searched
-from jobs.merge_search import Records, TrialScorer
+from jobs.merge_search import TrialScorer
+from jobs.metrics import BEST_SCORE, TRIALS
+from jobs.records import Records
 from jobs.stage import ArtifactRef, StageContext
 from safety.dataset.layout import latents_file
 from safety.errors import ArtifactFormatError, ConfigError
@@ -29,9 +31,11 @@ from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import CoMerge, CoMergeConfig, load_calibration
 from safety.merge.confirmation import Confirmed
 from safety.merge.search import SearchSpace, Trial
-from safety.preferences import PreferenceSet, write_preference_file
+from safety.preferences import write_preference_file
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet
+from tests.prometheus import wait_for
+from tests.small_sets import preferences, random_lora
 from tests.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -51,41 +55,6 @@ def prompt_set() -> PromptSet:
     return knife_prompts(CATEGORIES, splits, splits)
 
 
-def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> PreferenceSet:
-    """Return the kept rows of a category as the dataset holds them: nothing of the test split."""
-    draw = torch.Generator().manual_seed(len(category))
-    pairs = [pair for pair in prompts.pairs if pair.category == category and pair.split != "test"]
-    benign = [row for row in prompts.benign if row.split != "test"]
-    return PreferenceSet(
-        category=category,
-        ids=tuple(pair.pair_id for pair in pairs),
-        splits=tuple(pair.split for pair in pairs),
-        winner=torch.randn(len(pairs), 4, 4, 4, generator=draw),
-        loser=torch.randn(len(pairs), 4, 4, 4, generator=draw),
-        unsafe=model.encode_text([pair.unsafe_prompt for pair in pairs]),
-        safe=model.encode_text([pair.safe_prompt for pair in pairs]),
-        benign_ids=tuple(row.prompt_id for row in benign),
-        benign_splits=tuple(row.split for row in benign),
-        benign=torch.randn(len(benign), 4, 4, 4, generator=draw),
-        benign_prompts=model.encode_text([row.prompt for row in benign]),
-        empty=model.encode_text([""]),
-    )
-
-
-def random_lora(model: ModelFamily, seed: int) -> LoraWeights:
-    draw = torch.Generator().manual_seed(seed)
-    return LoraWeights(
-        {
-            name: LoraLayer(
-                torch.randn(2, module.in_features, generator=draw),
-                0.1 * torch.randn(module.out_features, 2, generator=draw),
-            )
-            for name, module in model.denoiser.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.endswith(model.lora_targets)
-        }
-    )
-
-
 @pytest.fixture(scope="module")
 def model(tiny_model_dir: Path) -> ModelFamily:
     return load_model(ModelConfig(path=str(tiny_model_dir)))
@@ -96,7 +65,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("run")
     run = RunConfig.model_validate(
         {
-            "run": {"name": "pico", "seed": 3, "output": folder / "out"},
+            "run": {"name": "test-merge", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
             "merge": SETTINGS,
         }
@@ -189,6 +158,13 @@ def test_the_search_starts_at_the_start_and_does_not_lose_to_it(
     logs = [path.name for path in (context.run.run.output / "logs").rglob("*")]
     assert sum(name.startswith("events.out.tfevents") for name in logs) == 4
     assert logs.count("result.json") == logs.count("progress.csv") == 4
+
+
+def test_prometheus_sees_the_trials_and_the_best_score(context: StageContext, merges: dict[str, ArtifactRef]) -> None:
+    report = json.loads((context.folder(merges["co-merge"]) / REPORT_FILE).read_text())["search"]
+    best = min(trial["score"] for trial in report["trials"])
+    assert wait_for(BEST_SCORE.exported, (), "test-merge", bool)[()] == pytest.approx(best, rel=1e-6)
+    assert wait_for(TRIALS.exported, (), "test-merge", lambda found: found == {(): 4.0}) == {(): 4.0}
 
 
 def test_stock_diffusers_loads_a_merge(

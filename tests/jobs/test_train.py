@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.errors import ClusterError, ImpossibleResources
 from cluster.session import Session
 from jobs import train
 from jobs.config import RunConfig
+from jobs.metrics import LOSS, PAIR_STEPS
 from jobs.stage import ArtifactRef, StageContext
 from jobs.text_inputs import text_inputs_task
 from jobs.train_config import ALL_SINGLE, TrainConfig
@@ -31,6 +33,7 @@ from safety.lora.fuse import fused
 from safety.preferences import PreferenceSet, write_preference_file
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.text_inputs import TextInputs, gather_text_inputs
+from tests.prometheus import exported, wait_for
 from tests.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -77,7 +80,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("train")
     run = RunConfig.model_validate(
         {
-            "run": {"name": "pico", "seed": 3, "output": folder / "out"},
+            "run": {"name": "test-train", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
             "train": {"expert": EXPERT, "categories": CATEGORIES, "cpus_per_worker": 0.5, "timeout_s": 560},
         }
@@ -132,6 +135,17 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
         with pytest.raises(KeyboardInterrupt):
             training.run(observe)
     return expert
+
+
+def test_prometheus_sees_the_steps_of_every_expert(context: StageContext, experts: dict[str, ArtifactRef]) -> None:
+    # First: a worker's last loss is told for twenty seconds after its end.
+    losses = exported(LOSS.exported, ("expert",), "test-train")
+    assert losses
+    for (name,), loss in losses.items():
+        lines = (context.folder(experts[name]) / "metrics.jsonl").read_text().splitlines()
+        assert loss == pytest.approx(json.loads(lines[-1])["loss"], rel=1e-6)
+    steps = {(name,): float(EXPERT["steps"] * EXPERT["rows"]) for name in experts}  # type: ignore[operator]
+    assert wait_for(PAIR_STEPS.exported, ("expert",), "test-train", lambda found: found == steps) == steps
 
 
 def test_every_category_and_all_together_give_an_expert(

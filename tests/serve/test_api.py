@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,12 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.endpoint import EndpointConfig
+from serve.access import Access
 from serve.api import make_api
 from serve.errors import busy
-from serve.schema import Job, ModelInfo, RenderedImage
+from serve.keys import KeyRing, new_key, revoke_key
+from serve.records import JsonLog, Observers, RequestRecord
+from serve.schema import Job, JudgeInfo, ModelInfo, RenderedImage, Verdict
 
 CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)
 PATH = "/v1/images/generations"
+JUDGE = JudgeInfo(name="emoji", version="1", threshold=0.5)
 
 
 class EchoBackend:
@@ -30,6 +36,8 @@ class EchoBackend:
         self.error: Exception | None = None
         self.delay = 0.0
         self.cancelled = False
+        self.flagged: list[bool] | None = None
+        self.block = False
 
     async def generate(self, job: Job) -> list[RenderedImage]:
         self.jobs.append(job)
@@ -40,10 +48,19 @@ class EchoBackend:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return [
-            RenderedImage(f"{job.seed + i}".encode(), job.seed + i, job.width or 16, job.height or 16)
-            for i in range(job.n)
-        ]
+        return [self._image(job, i) for i in range(job.n)]
+
+    def _image(self, job: Job, i: int) -> RenderedImage:
+        flagged = None if self.flagged is None else self.flagged[i]
+        return RenderedImage(
+            png=None if flagged and self.block else f"{job.seed + i}".encode(),
+            seed=job.seed + i,
+            width=job.width or 16,
+            height=job.height or 16,
+            release="release-1",
+            batch=job.n,
+            verdict=None if flagged is None else Verdict(JUDGE, {"violence": 0.9 if flagged else 0.1}, flagged),
+        )
 
     async def models(self) -> list[ModelInfo]:
         return [ModelInfo(id="aligned", created=5, release="release-1", size="16x16", aligned=True)]
@@ -63,9 +80,30 @@ def backend() -> EchoBackend:
 Ask = Callable[..., httpx.Response]
 
 
+class Records:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[RequestRecord] = []
+
+    def observe(self, record: RequestRecord) -> None:
+        self.seen.append(record)
+
+
 @pytest.fixture
-def ask(backend: EchoBackend) -> Ask:
-    transport = httpx.ASGITransport(make_api(CONFIG, backend), raise_app_exceptions=True)
+def records() -> Records:
+    return Records()
+
+
+@pytest.fixture
+def ask(backend: EchoBackend, records: Records) -> Ask:
+    return caller(CONFIG, backend, Access(None), records)
+
+
+def caller(config: EndpointConfig, backend: EchoBackend, access: Access, records: Records) -> Ask:
+    """Return a function that sends a request to the application."""
+    api = make_api(config, backend, access, Observers([records, JsonLog()]))
+    transport = httpx.ASGITransport(api, raise_app_exceptions=True)
 
     def send(method: str = "POST", path: str = PATH, **kwargs: Any) -> httpx.Response:
         async def go() -> httpx.Response:
@@ -292,3 +330,168 @@ def test_no_body_brings_the_server_down(ask: Ask, backend: EchoBackend, body: by
         assert 0 <= job.guidance <= CONFIG.max_guidance
         assert 0 < len(job.prompt.strip()) <= len(job.prompt) <= CONFIG.max_prompt_chars
         assert 0 <= job.seed + job.n - 1 < 2**63
+
+
+def test_every_answer_carries_a_request_id_and_one_that_was_given_is_kept(ask: Ask, records: Records) -> None:
+    made = [ask(json={"prompt": "a spoon"}), ask(json={}), ask("GET", "/v1/models")]
+    assert [answer.headers["x-request-id"] for answer in made] == [record.request_id for record in records.seen]
+    assert len({record.request_id for record in records.seen}) == 3
+    # The proxy in front names requests, and sends the name back itself.
+    ask(json={"prompt": "a spoon"}, headers={"x-request-id": "0a1b2c3d-4e5f"})
+    assert records.seen[-1].request_id == "0a1b2c3d-4e5f"
+    ask(json={"prompt": "a spoon"}, headers={"x-request-id": 'evil"} {'})
+    assert len(records.seen[-1].request_id) == 32
+
+
+def test_a_request_leaves_one_line_of_json_without_its_prompt(
+    backend: EchoBackend, records: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("serve.requests"), "handlers", [])
+    ask = caller(CONFIG, backend, Access(None), records)
+    ask(json={"prompt": "a SECRET spoon", "n": 2, "seed": 7, "size": "24x32", "user": "SECRET"})
+    ask(json={"prompt": "a spoon", "model": "SECRET"})
+    ask(json={"prompt": "SECRET", "n": "SECRET"})
+    said = capsys.readouterr().err
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert "SECRET" not in said
+    first, _, third = lines
+    asked = {"model": "aligned", "n": 2, "seed": 7, "size": "24x32", "steps": 12, "guidance": 3.0}
+    told = {"path": PATH, "status": 200, "code": "ok", "release": "release-1", "images": 2, "batch": 2}
+    assert {**asked, **told}.items() <= first.items()
+    assert first["latency_s"] >= 0
+    assert (third["status"], third["code"]) == (400, "invalid_value")
+
+
+def test_a_prompt_is_logged_only_when_the_settings_ask_for_it(backend: EchoBackend, records: Records) -> None:
+    config = CONFIG.model_copy(update={"log_prompts": True})
+    caller(config, backend, Access(None), records)(json={"prompt": "a spoon"})
+    assert records.seen[0].prompt == "a spoon"
+
+
+def test_what_the_output_judge_reports_stands_beside_the_image(
+    ask: Ask, backend: EchoBackend, records: Records
+) -> None:
+    backend.flagged = [False, True]
+    answer = ask(json={"prompt": "a spoon", "n": 2}).json()
+    assert answer["judge"] == {"name": "emoji", "version": "1", "threshold": 0.5}
+    assert [entry["flagged"] for entry in answer["data"]] == [False, True]
+    assert [entry["scores"] for entry in answer["data"]] == [{"violence": 0.1}, {"violence": 0.9}]
+    assert all(entry["b64_json"] for entry in answer["data"])
+    assert (records.seen[0].flagged, records.seen[0].withheld, records.seen[0].images) == (1, 0, 2)
+
+
+def test_a_withheld_image_is_told_in_its_place(ask: Ask, backend: EchoBackend, records: Records) -> None:
+    backend.flagged, backend.block = [False, True], True
+    kept, withheld = ask(json={"prompt": "a spoon", "n": 2}).json()["data"]
+    assert "b64_json" in kept
+    assert "error" not in kept
+    assert "b64_json" not in withheld
+    assert withheld["error"]["code"] == "content_filtered"
+    assert (records.seen[0].images, records.seen[0].withheld) == (1, 1)
+
+
+def test_a_request_whose_images_are_all_withheld_is_refused(ask: Ask, backend: EchoBackend, records: Records) -> None:
+    backend.flagged, backend.block = [True, True], True
+    response = ask(json={"prompt": "a spoon", "n": 2})
+    assert response.status_code == 400
+    assert failure(response)["code"] == "content_filtered"
+    assert (records.seen[0].code, records.seen[0].images, records.seen[0].withheld) == ("content_filtered", 0, 2)
+
+
+def test_without_a_judge_the_answer_says_nothing_of_one(ask: Ask) -> None:
+    answer = ask(json={"prompt": "a spoon"}).json()
+    assert "judge" not in answer
+    assert set(answer["data"][0]) == {"b64_json", "seed"}
+
+
+class Guarded:
+    """The application behind keys, and a clock that the test moves."""
+
+    def __init__(self, file: Path, backend: EchoBackend, records: Records) -> None:
+        self.now = 0.0
+        self.file = file
+        self.key = new_key(file, "alice", 3, 4)
+        self.free = new_key(file, "bob", None, None)
+        access = Access(KeyRing(file, lambda: self.now), lambda: self.now)
+        self._ask = caller(CONFIG, backend, access, records)
+
+    def __call__(self, key: str | None, method: str = "POST", path: str = PATH, **fields: Any) -> httpx.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        content = {"json": {"prompt": "a spoon", **fields}} if method == "POST" else {}
+        return self._ask(method, path, headers=headers, **content)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, backend: EchoBackend, records: Records) -> Guarded:
+    return Guarded(tmp_path / "keys.yaml", backend, records)
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        (None, "missing_api_key"),
+        ("", "missing_api_key"),
+        ("a b", "missing_api_key"),
+        ("x" * 300, "missing_api_key"),
+        ("sdpo-wrong", "invalid_api_key"),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", PATH), ("GET", "/v1/models")])
+def test_a_missing_or_wrong_key_is_refused_with_401(
+    guarded: Guarded, backend: EchoBackend, key: str | None, code: str, method: str, path: str
+) -> None:
+    response = guarded(key, method, path)
+    assert (response.status_code, failure(response)["code"]) == (401, code)
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert backend.jobs == []
+
+
+def test_a_revoked_key_is_refused_with_403_within_seconds(guarded: Guarded) -> None:
+    assert guarded(guarded.free).status_code == 200
+    revoke_key(guarded.file, "bob")
+    guarded.now += 3.0
+    response = guarded(guarded.free)
+    assert (response.status_code, failure(response)["code"]) == (403, "revoked_api_key")
+    assert guarded(guarded.key).status_code == 200
+
+
+def test_health_and_page_ask_for_no_key(guarded: Guarded) -> None:
+    assert guarded(None, "GET", "/healthz").status_code == 200
+    assert guarded(None, "GET", "/").status_code == 200
+
+
+def test_a_keys_requests_a_minute_are_bounded_and_come_back(guarded: Guarded) -> None:
+    codes = [guarded(guarded.key).status_code for _ in range(4)]
+    assert codes == [200, 200, 200, 429]
+    refused = guarded(guarded.key)
+    assert failure(refused)["code"] == "rate_limit_exceeded"
+    assert refused.headers["retry-after"] == "20"
+    assert guarded(guarded.free).status_code == 200, "another's key has its own"
+    guarded.now += 20.0
+    assert guarded(guarded.key).status_code == 200
+
+
+def test_a_keys_images_a_minute_are_bounded(guarded: Guarded, backend: EchoBackend) -> None:
+    assert guarded(guarded.key, n=3).status_code == 200
+    refused = guarded(guarded.key, n=2)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "15")
+    assert len(backend.jobs) == 1
+    assert guarded(guarded.key, n=1).status_code == 200
+
+
+def test_images_that_were_not_made_cost_nothing(guarded: Guarded, backend: EchoBackend) -> None:
+    backend.error = busy(3)
+    assert guarded(guarded.key, n=3).status_code == 429
+    backend.error = None
+    assert guarded(guarded.key, n=3).status_code == 200
+
+
+def test_the_log_names_the_key_and_never_holds_it(
+    guarded: Guarded, records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guarded(guarded.key)
+    guarded("sdpo-wrong-but-still-a-secret")
+    assert [record.key for record in records.seen] == ["alice", None]
+    said = "".join(capsys.readouterr()) + repr(records.seen)
+    assert guarded.key not in said
+    assert "still-a-secret" not in said

@@ -29,6 +29,13 @@ def test_the_endpoint_reads_its_part_of_a_run_and_leaves_the_rest(tmp_path: Path
         ("serve: {prot: 1}", r"serve\.prot"),
         ("serve: {port: 99999}", r"serve\.port"),
         ("serve: {default_steps: 60}", "default_steps is 60, over max_steps 50"),
+        ("serve: {models: [aligned]}", "twice"),
+        ("serve: {models: [base]}", "base model's name"),
+        ("serve: {pointer: base}", "base model's name"),
+        ("serve: {host: 0.0.0.0}", "no key is asked for"),
+        ("serve: {host: images.example}", "no key is asked for"),
+        ("serve: {autoscaling: {min: 3, max: 2}}", "min 3 is over max 2"),
+        ("serve: {judge: {action: delete}}", r"serve\.judge\.action"),
         ("serve: [", "not YAML"),
         ("- 1", "no mapping"),
     ],
@@ -100,3 +107,62 @@ def test_every_input_of_the_page_has_a_label() -> None:
     inputs = set(re.findall(r'<(?:input|textarea) id="(\w+)"', html))
     assert inputs == set(re.findall(r'<label for="(\w+)"', html))
     assert {"prompt", "seed"} <= inputs
+
+
+def test_an_open_address_takes_a_key_file_or_an_explicit_word() -> None:
+    assert EndpointConfig(host="0.0.0.0", keys=Path("keys.yaml")).keys == Path("keys.yaml")
+    assert EndpointConfig(host="0.0.0.0", allow_open=True).host == "0.0.0.0"
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        assert EndpointConfig(host=host).host == host
+
+
+def test_names_are_those_of_the_pointers_and_of_the_base_model() -> None:
+    assert EndpointConfig(models=("strict",), serve_base=True).names == ("aligned", "strict", "base")
+    assert EndpointConfig().names == ("aligned",)
+
+
+def test_the_page_asks_for_a_key_only_where_one_is_needed() -> None:
+    assert 'id="key"' not in render_page(EndpointConfig())
+    with_key = render_page(EndpointConfig(keys=Path("/secret/keys.yaml")))
+    assert '<label for="key">' in with_key
+    assert 'type="password"' in with_key
+    assert "/secret" not in with_key
+
+
+def test_the_page_has_a_picture_for_every_model() -> None:
+    html = render_page(EndpointConfig(models=("strict", "mild"), serve_base=True))
+    assert re.findall(r'data-model="(\w+)"', html) == ["base", "aligned", "strict", "mild"]
+
+
+def options(application: object) -> dict[str, dict[str, object]]:
+    """Return the options of a built application's deployments, as ``serve build`` writes them."""
+    from ray.serve._private.build_app import build_app
+    from ray.serve.deployment import deployment_to_schema
+
+    built = build_app(application, name="images")
+    return {d.name: deployment_to_schema(d).model_dump(exclude_unset=True) for d in built.deployments}
+
+
+def test_replicas_are_a_fixed_number_or_scale_with_the_requests() -> None:
+    fixed = options(build({"serve": {"replicas": 3}}))["renderer"]
+    assert fixed["num_replicas"] == 3
+    scaling = options(build({"serve": {"autoscaling": {"min": 2, "max": 5, "target_ongoing": 6}}}))["renderer"]
+    found = scaling["autoscaling_config"]
+    assert isinstance(found, dict)
+    assert (found["min_replicas"], found["max_replicas"], found["target_ongoing_requests"]) == (2, 5, 6)
+    assert "num_replicas" not in scaling or scaling["num_replicas"] in (None, "auto")
+
+
+def test_replicas_answer_what_they_took_in_before_they_go() -> None:
+    found = options(build({"serve": {"request_timeout_s": 70, "health_timeout_s": 20}}))
+    assert found["renderer"]["graceful_shutdown_timeout_s"] == 70
+    assert float(str(found["gateway"]["graceful_shutdown_timeout_s"])) > 70
+    assert float(str(found["renderer"]["health_check_timeout_s"])) > 20
+    assert (found["gateway"]["max_surge_percent"], found["renderer"]["max_surge_percent"]) == (1, 1)
+    assert options(build({"serve": {"surge": False}}))["renderer"]["max_surge_percent"] == 0
+
+
+def test_a_key_file_is_found_from_any_folder() -> None:
+    built = build({"serve": {"keys": "keys.yaml"}})
+    settings = built._bound_deployment.init_args[1]
+    assert settings["keys"] == str(Path("keys.yaml").absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -194,3 +195,11 @@ def test_the_server_is_ended_when_the_block_fails(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert gone(pid, within_s=0.5)
     assert signal.getsignal(signal.SIGTERM) is before, "no handlers are left behind"
+
+
+def test_a_start_of_another_process_that_never_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "STARTS", 0)
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnreachable, match="does not finish starting"), serve_store(tmp_path):
+            pytest.fail("two processes start one server")

@@ -37,3 +37,13 @@ def test_placement_is_no_part_of_an_experts_name() -> None:
     assert TrainConfig(gpus_per_worker=0.5, max_failures=0).recipe("hate") == TrainConfig().recipe("hate")
     assert TrainConfig(workers=2).recipe("hate") != TrainConfig().recipe("hate")
     assert TrainConfig().recipe("violence") != TrainConfig().recipe("hate")
+
+
+def test_an_elastic_expert_has_a_name_of_its_own_and_can_share_its_rows_at_every_size() -> None:
+    elastic = TrainConfig(workers=2, min_workers=1)
+    assert elastic.recipe("hate") != TrainConfig(workers=2).recipe("hate")
+    with pytest.raises(ValidationError, match="3 workers"):
+        TrainConfig(workers=4, min_workers=2)
+    assert TrainConfig(workers=4)
+    with pytest.raises(ValidationError, match="min_workers is 3, over workers 2"):
+        TrainConfig(workers=2, min_workers=3)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safety.errors import ConfigError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
-from safety.lora.attach import attach, detach, extract, reference, trainable
+from safety.lora.attach import attach, detach, extract, reference, set_weights, trainable
 from safety.lora.config import LoraConfig
 from safety.lora.fuse import fused
+from safety.lora.weights import LoraWeights
+from tests.safety.lora.conftest import MakeWeights
 
 
 def predict(model: ModelFamily) -> Tensor:
@@ -94,3 +96,41 @@ def test_wrong_targets_are_refused(model: ModelFamily, target: str, message: str
     with pytest.raises(ConfigError, match=message):
         attach(model, LoraConfig(targets=(target,)), seed=1)
     assert not any(isinstance(m, nn.Module) and "lora" in n for n, m in model.denoiser.named_modules())
+
+
+def test_weights_of_mixed_ranks_that_are_set_predict_as_fused_ones(
+    model: ModelFamily, make_weights: MakeWeights
+) -> None:
+    weights = make_weights(ranks=(3, 1, 2))
+    with fused(model, weights):
+        expected = predict(model)
+    attach(model, LoraConfig(rank=weights.rank, alpha=6.0), seed=1)
+    set_weights(model, weights)
+    assert torch.allclose(predict(model), expected, atol=1e-4)
+    again = extract(model)
+    assert all(torch.allclose(again[name].delta(), layer.delta(), atol=1e-6) for name, layer in weights.items())
+
+
+def test_components_beyond_a_layers_rank_get_no_gradient(model: ModelFamily, make_weights: MakeWeights) -> None:
+    attach(model, LoraConfig(rank=4), seed=1)
+    set_weights(model, make_weights(ranks=(2,)))
+    draw = torch.Generator().manual_seed(3)
+    noisy, states = torch.randn(2, 4, 4, 4, generator=draw), torch.randn(2, 32, 32, generator=draw)
+    model.predict(noisy, torch.tensor([900, 100]), {"states": states}).square().sum().backward()
+    for name, parameter in trainable(model).items():
+        gradient = parameter.grad
+        assert gradient is not None
+        within, beyond = (gradient[:2], gradient[2:]) if name.endswith(".down") else (gradient[:, :2], gradient[:, 2:])
+        assert within.any(), name
+        assert not beyond.any(), name
+
+
+def test_weights_that_do_not_fit_what_is_attached_are_told(model: ModelFamily, make_weights: MakeWeights) -> None:
+    weights = make_weights()
+    attach(model, LoraConfig(rank=2), seed=1)
+    with pytest.raises(ArtifactFormatError, match="has rank 3 and 2 is trained"):
+        set_weights(model, weights)
+    name = next(iter(weights))
+    fewer = LoraWeights({other: layer for other, layer in weights.items() if other != name})
+    with pytest.raises(ArtifactFormatError, match=name):
+        set_weights(model, fewer)

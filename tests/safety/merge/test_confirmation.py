@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from safety.errors import EmptyDatasetError
 from safety.families import ModelFamily
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
-from safety.merge.confirmation import ConfirmConfig, choose_prompts, confirm
+from safety.merge.confirmation import ConfirmConfig, choose_prompts, confirm, smoothed
 from safety.merge.probes import spread
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
@@ -134,3 +136,26 @@ def test_indices_are_spread_evenly() -> None:
     assert spread(3, 5) == [0, 1, 2]
     assert spread(10, 4) == [0, 2, 5, 7]
     assert spread(7, 0) == []
+
+
+@given(low=st.floats(0.8, 1.6), steep=st.floats(0.1, 5.0), floor=st.floats(0.0, 1.0))
+def test_a_parabola_is_smoothed_to_itself(low: float, steep: float, floor: float) -> None:
+    bowl = {scale: floor + steep * (scale - low) ** 2 for scale in (1.4, 1.0, 1.2, 1.1, 1.3)}
+    assert smoothed(bowl) == pytest.approx(bowl, abs=1e-9)
+
+
+def test_one_lucky_scale_does_not_win_against_its_neighbours() -> None:
+    # Least squares by hand, for scales -2, -1, 0, 1, 2: the figure at -1 is lucky.
+    seen = dict(zip((1.0, 1.1, 1.2, 1.3, 1.4), (0.25, 0.16, 0.19, 0.20, 0.19), strict=True))
+    mean, slope = 0.198, (-2 * 0.25 - 0.16 + 0.20 + 2 * 0.19) / 10
+    bend = (2 * 0.25 - 0.16 - 2 * 0.19 - 0.20 + 2 * 0.19) / 14
+    by_hand = [mean + slope * x + bend * (x * x - 2) for x in (-2, -1, 0, 1, 2)]
+    found = smoothed(seen)
+    assert list(found.values()) == pytest.approx(by_hand)
+    assert min(seen, key=seen.__getitem__) == 1.1
+    assert min(found, key=found.__getitem__) == 1.2
+
+
+def test_three_scales_are_taken_as_they_are() -> None:
+    seen = {1.0: 0.3, 1.2: 0.1, 1.1: 0.2}
+    assert smoothed(seen) == seen

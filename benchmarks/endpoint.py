@@ -1,0 +1,120 @@
+"""How does the endpoint hold under load, and what does it cost over the bare pipeline?
+
+    python benchmarks/endpoint.py
+
+Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
+several concurrencies, half a second an image for the overhead. The bare pipeline is ``safety.rendering.render`` on the
+same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import platform
+import socket
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import ray
+import torch
+import typer
+
+# Ray's workers import the stub by its path from the repository's root.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.endpoint_load import PATH, crowd, figures
+from benchmarks.stub_endpoint import SIDE, SleepingModel
+from cluster.deployment import deploy
+from cluster.endpoint import EndpointConfig
+from cluster.session import ClusterConfig, worker_environment
+from safety.rendering import RenderConfig, render
+
+PACKAGES = ("ray", "fastapi", "uvicorn", "torch")
+BATCH_S, IMAGE_S = 0.2, 0.5
+CONCURRENCIES = (8, 32, 128)
+
+
+def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
+    """Deploy a stub and return where it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    document = {"serve": {"port": port, "num_cpus": 0.5, "app": "images", "retry_after_s": 1, **settings}}
+    endpoint = EndpointConfig.model_validate(document["serve"])
+    return deploy(f"benchmarks.stub_endpoint:{builder}", document, endpoint), endpoint
+
+
+def bound_s(endpoint: EndpointConfig) -> float:
+    """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
+    before = endpoint.max_queued_requests + 2 * endpoint.batch_size
+    return math.ceil(before / endpoint.batch_size + 1) * (BATCH_S + endpoint.batch_wait_s)
+
+
+def load(seconds: float) -> list[dict[str, Any]]:
+    """Return the figures of each concurrency."""
+    url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+    rows = []
+    for clients in CONCURRENCIES:
+        asyncio.run(crowd(url, clients, 2 * clients, lambda i: {"prompt": "x", "seed": i}))
+        started = time.perf_counter()
+        served = endpoint.batch_size / BATCH_S
+        requests = int(seconds * min(clients / BATCH_S, served + clients / endpoint.retry_after_s))
+        seen = asyncio.run(crowd(url, clients, requests, lambda i: {"prompt": "x", "seed": i}))
+        row = {"clients": clients, "bound_s": bound_s(endpoint), **figures(seen, time.perf_counter() - started)}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def overhead(batch: int, repeats: int) -> dict[str, float]:
+    """Return what a request of ``batch`` images takes at the endpoint and in the bare pipeline."""
+    url, _ = up("build_images", batch_size=batch, max_images=batch)
+    body = {"prompt": "x", "n": batch, "seed": 0}
+    model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
+    served, bare = [], []
+    with httpx.Client(timeout=120, trust_env=False) as client:
+        client.post(url + PATH, json=body).raise_for_status()
+        for _ in range(repeats):
+            started = time.perf_counter()
+            client.post(url + PATH, json=body).raise_for_status()
+            served.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            render(model, ["x"] * batch, list(range(batch)), config)  # type: ignore[arg-type]
+            bare.append(time.perf_counter() - started)
+    served_s, bare_s = statistics.median(served), statistics.median(bare)
+    return {"batch": batch, "endpoint_s": served_s, "bare_s": bare_s, "overhead": served_s / bare_s - 1}
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="of load at each concurrency")] = 20.0,
+    batch: Annotated[int, typer.Option(help="images a request, for the overhead")] = 4,
+    repeats: Annotated[int, typer.Option(help="requests, for the overhead")] = 15,
+    output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
+) -> None:
+    """Measure both, print the figures and write them down."""
+    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        rows = load(seconds)
+        ray.serve.shutdown()
+        cost = overhead(batch, repeats)
+    finally:
+        ray.serve.shutdown()
+        ray.shutdown()
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread(s)"
+    found = {"overhead": cost, "machine": machine, "versions": {name: version(name) for name in PACKAGES}}
+    print(json.dumps(found, indent=1))
+    if output is not None:
+        output.write_text(json.dumps({**found, "load": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

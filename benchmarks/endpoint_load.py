@@ -1,0 +1,78 @@
+"""A crowd of clients that each ask, wait for the answer, and ask again; what they saw, in figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+PATH = "/v1/images/generations"
+HANG_S = 60.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as its client saw it, begun at ``time.monotonic()``; status 0: no answer came."""
+
+    status: int
+    started: float
+    seconds: float
+    retry_after: str | None
+    body: dict[str, Any] | None
+
+
+async def crowd(
+    url: str, clients: int, requests: int, body: Callable[[int], dict[str, Any]], headers: dict[str, str] | None = None
+) -> list[Seen]:
+    """Ask ``requests`` times in all, ``clients`` at a time; who is refused waits for a while as Retry-After asks."""
+    seen: list[Seen] = []
+    numbers = iter(range(requests))
+
+    async def one(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            started = time.monotonic()
+            try:
+                answer = await client.post(url + PATH, json=body(number), headers=headers)
+            except httpx.HTTPError:
+                seen.append(Seen(0, started, time.monotonic() - started, None, None))
+                continue
+            spent, wait = time.monotonic() - started, answer.headers.get("retry-after")
+            is_json = answer.headers.get("content-type", "").startswith("application/json")
+            seen.append(Seen(answer.status_code, started, spent, wait, answer.json() if is_json else None))
+            if wait is not None and answer.status_code in (429, 503):
+                await asyncio.sleep(float(wait))
+
+    async def alone() -> None:
+        # A connection of its own, as apart clients have: in one pool they wait for each other, unfairly.
+        async with httpx.AsyncClient(timeout=HANG_S, verify=False, trust_env=False) as client:
+            await one(client)
+
+    await asyncio.gather(*(alone() for _ in range(clients)))
+    return seen
+
+
+def p(values: Sequence[float], percent: float) -> float:
+    """Return a percentile, the value at or above which few lie; 0 where there is none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
+
+
+def figures(seen: Sequence[Seen], seconds: float) -> dict[str, Any]:
+    """Return how many were accepted and refused, how fast, and how many hung."""
+    accepted = [s.seconds for s in seen if s.status == 200]
+    refused = [s for s in seen if s.status == 429]
+    return {
+        "requests": len(seen),
+        "statuses": {str(status): count for status, count in sorted(Counter(s.status for s in seen).items())},
+        "accepted_a_second": len(accepted) / seconds,
+        "accepted_p50_s": p(accepted, 50),
+        "accepted_p99_s": p(accepted, 99),
+        "refused_p99_s": p([s.seconds for s in refused], 99),
+        "refused_without_retry_after": sum(s.retry_after is None for s in refused),
+        "hung": sum(s.status == 0 for s in seen),
+    }

@@ -1,0 +1,155 @@
+"""What a node says of itself: versions, clock, disks, GPUs, whether it reaches the store."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.errors import ClusterError
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+from cluster.store.manifest import LIBRARIES
+
+DEVICES = Path("/dev")
+CUDA = re.compile(r"^cuda\b[^=]*= *['\"]([^'\"]+)['\"]", re.MULTILINE)
+
+
+class Disk(NamedTuple):
+    """A folder's file system in bytes."""
+
+    path: str
+    free: int
+    total: int
+
+
+class NodeReport(NamedTuple):
+    """One node, as a process on it sees it."""
+
+    node: str
+    """Its address, or "this machine"."""
+    versions: dict[str, str]
+    unix_s: float
+    """Its clock."""
+    disks: tuple[Disk, ...]
+    nvidia: int
+    """NVIDIA devices."""
+    torch_cuda: str | None
+    """The CUDA that its torch is built for; None for a CPU build."""
+    store_error: str | None
+    """Why the store cannot be used from there."""
+    ahead_s: float = 0.0
+    """How much its clock is certainly ahead of the asking machine's; negative when it is behind."""
+
+
+class Node(NamedTuple):
+    """A live node of the cluster, as Ray knows it."""
+
+    id: str
+    address: str
+    resources: dict[str, float]
+
+
+class Silent(NamedTuple):
+    """A node that did not report, and why."""
+
+    node: str
+    why: str
+
+
+def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -> NodeReport:
+    """Return this machine's report; ``store`` is tried when it is given."""
+    return NodeReport(
+        node=node,
+        versions={"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        unix_s=time.time(),
+        disks=tuple(_disk(folder) for folder in (Path(tempfile.gettempdir()), *folders)),
+        nvidia=sum(1 for _ in DEVICES.glob("nvidia[0-9]*")),
+        torch_cuda=_torch_cuda(),
+        store_error=None if store is None else _store_error(store),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        # A node with a GPU may have another build of the same version.
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _disk(folder: Path) -> Disk:
+    """Return the file system that a folder is or will be on."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    return Disk(str(folder), usage.free, usage.total)
+
+
+def _torch_cuda() -> str | None:
+    """Read it from torch's files: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    match = CUDA.search(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
+    return match[1] if match else None
+
+
+def _store_error(store: StoreConfig) -> str | None:
+    try:
+        ArtifactStore(store).check()
+    except ClusterError as error:
+        return str(error)
+    return None
+
+
+def report_nodes(
+    nodes: Sequence[Node], folders: Sequence[Path], store: StoreConfig | None, timeout_s: float
+) -> tuple[list[NodeReport], list[Silent]]:
+    """Ask every node for its report, at once and without reserving anything; return those that came in time."""
+    probe = ray.remote(num_cpus=0, max_retries=0)(report_here)
+    asked_s = time.time()
+    asked = {
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+            node.address, tuple(folders), store
+        ): node
+        for node in nodes
+    }
+    reports: list[NodeReport] = []
+    silent: list[Silent] = []
+    waiting = list(asked)
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            break
+        found = _received(done[0], asked[done[0]], asked_s)
+        if isinstance(found, Silent):
+            silent.append(found)
+        else:
+            reports.append(found)
+    for reference in waiting:
+        ray.cancel(reference, force=True)
+    silent += [Silent(asked[reference].address, f"no answer in {timeout_s:g} s") for reference in waiting]
+    return reports, silent
+
+
+def _received(reference: Any, node: Node, asked_s: float) -> NodeReport | Silent:
+    """Return a node's report, its clock set against the time between question and answer, or why there is none."""
+    try:
+        report: NodeReport = ray.get(reference)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        return Silent(node.address, " ".join(f"{type(cause).__name__}: {cause}".split())[:300])
+    heard_s = time.time()
+    ahead_s = report.unix_s - heard_s if report.unix_s > heard_s else min(0.0, report.unix_s - asked_s)
+    return report._replace(ahead_s=ahead_s)

@@ -1,0 +1,49 @@
+"""How much ``ray job submit`` would upload."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import yaml
+from ray._private.ray_constants import get_runtime_env_default_excludes
+
+# Ray's own walk, so that its rules are not told a second time: there is no public way to ask.
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+from cluster.preflight.check import Finding, failed, passed, warned
+from cluster.preflight.limits import PreflightLimits
+
+MIB = 2**20
+RUNTIME_ENV = Path(__file__).parent.parent / "runtime_env.yaml"
+LARGEST = 3
+
+
+def upload_sizes(root: Path, runtime_env: Path = RUNTIME_ENV) -> dict[Path, int]:
+    """Return the bytes of each file that a submission with ``runtime_env`` uploads from ``root``, uncompressed."""
+    excludes = yaml.safe_load(runtime_env.read_text(encoding="utf-8")).get("excludes") or []
+    sizes: dict[Path, int] = {}
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            sizes[path.relative_to(root)] = path.stat().st_size
+
+    skip = _get_excludes(root, [*get_runtime_env_default_excludes(), *excludes])
+    quiet = logging.getLogger(__name__)
+    quiet.setLevel(logging.WARNING)
+    _dir_travel(root, [skip], note, include_gitignore=True, logger=quiet)
+    return sizes
+
+
+def check_upload(root: Path, limits: PreflightLimits) -> Finding:
+    """Fail when what would be uploaded is over the limit; name the largest files."""
+    sizes = upload_sizes(root.absolute())
+    total = sum(sizes.values()) / MIB
+    text = f"ray job submit uploads {total:.0f} MiB in {len(sizes)} files"
+    if total <= limits.upload_warn_mib:
+        return passed(text)
+    largest = ", ".join(
+        f"{path} ({sizes[path] / MIB:.0f} MiB)" for path in sorted(sizes, key=sizes.__getitem__)[: -LARGEST - 1 : -1]
+    )
+    status = failed if total > limits.upload_fail_mib else warned
+    return status(f"{text}, the largest {largest}", "name what no job reads in .rayignore")

@@ -1,0 +1,182 @@
+"""Looks at everything a run stands on, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import ray
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.preflight.check import Check, Finding, Result, Status, failed, passed, run_check, run_checks, warned
+from cluster.preflight.checks import (
+    check_clocks,
+    check_disks,
+    check_gpus,
+    check_nodes,
+    check_one_host,
+    check_store_from_nodes,
+    check_versions,
+)
+from cluster.preflight.limits import PreflightLimits
+from cluster.preflight.resources import check_needs
+from cluster.preflight.store import check_conditional_writes, check_store
+from cluster.preflight.upload import check_upload
+from cluster.preflight.view import ClusterView, machine_view, running_view
+from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, placed, worker_environment
+from cluster.store.artifacts import ArtifactStore
+from cluster.submission import submission
+from jobs.config import RunConfig, load_run
+from jobs.launch import EXIT_USER_ERROR, ConfigOption, make_console
+from jobs.needs import gpu_settings, needs, without_gpu
+from safety.errors import SafetyError
+
+TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
+FIRST = "mend what stands above it first"
+
+
+class Preflight:
+    """The checks of one run; what they open stays open until the ``stack`` is closed."""
+
+    def __init__(self, run: RunConfig, limits: PreflightLimits, stack: ExitStack) -> None:
+        """Look at nothing yet."""
+        self.run, self.limits, self.stack = run, limits, stack
+        self.cluster = placed(run.cluster)
+        self.environment: dict[str, str] = {}
+        self.store: ArtifactStore | None = None
+        self.view: ClusterView | None = None
+        self.joined = False
+
+    def results(self) -> list[Result]:
+        """Run every check: store and cluster are opened in turn, the rest is looked at all at once."""
+        embedded, opened = self.run.store.endpoint is None, []
+        if embedded:
+            opened.append(run_check(Check("embedded store", self._open_store)))
+        else:
+            self.store = ArtifactStore(self.run.store)
+        opened.append(run_check(Check("Ray", self._reach_ray)))
+        checks = [
+            Check("store", lambda: self._of_store(check_store)),
+            Check("conditional writes", lambda: self._of_store(check_conditional_writes)),
+            Check("versions", lambda: self._of_view(lambda view: check_versions(view.reports))),
+            Check("resources", lambda: self._of_view(lambda view: check_needs(needs(self.run), view.nodes))),
+            Check("GPUs", lambda: self._of_view(self._gpus)),
+            Check("clocks", lambda: self._of_view(self._clocks)),
+            Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports, self.limits))),
+            Check("upload", lambda: check_upload(ROOT, self.limits)),
+        ]
+        if embedded:
+            checks.append(Check("one machine", lambda: self._of_view(check_one_host)))
+        if self.joined:
+            checks.append(Check("nodes", lambda: self._of_view(check_nodes)))
+            checks.append(
+                Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports)))
+            )
+        return opened + run_checks(checks, self.limits.check_s)
+
+    def _open_store(self) -> Finding:
+        self.store, self.environment = self.stack.enter_context(open_store(self.run.store))
+        return passed(f"its server starts, on {self.run.store.data_dir}")
+
+    def _reach_ray(self) -> Finding:
+        """Join the cluster, or look at the machine that would start one."""
+        folder = self.run.run.output
+        if self.cluster.address == LOCAL and not ray.is_initialized():
+            self.view = machine_view(self.cluster, folder)
+            [machine] = self.view.nodes
+            where = (
+                f"a local cluster of {machine.resources['CPU']:g} CPU and {machine.resources['GPU']:g} GPU will start"
+            )
+            return self._authorised(where)
+        patience = min(self.cluster.start_timeout_s, self.limits.ray_s)
+        cluster = self.cluster.model_copy(update={"start_timeout_s": patience})
+        environment = worker_environment(self.environment, cluster)
+        dashboard = self.stack.enter_context(connect_ray(cluster, environment))
+        store = None if self.store is None else self.store.config
+        self.view, self.joined = running_view(folder, store, self.limits.check_s), True
+        where = f"{ray.get_runtime_context().gcs_address}, {len(self.view.nodes)} node(s)"
+        return self._authorised(f"{where}, dashboard {dashboard}" if dashboard else where)
+
+    def _authorised(self, where: str) -> Finding:
+        """Say whom the cluster lets in; a submitted job has that from its cluster."""
+        if submission() is not None or self.cluster.auth == TOKEN:
+            return passed(where)
+        return warned(f"{where}; it lets in all who reach its ports", "set cluster.auth to 'token'")
+
+    def _of_store(self, look: Callable[[ArtifactStore], Finding]) -> Finding:
+        return warned("not looked at: the store does not open", FIRST) if self.store is None else look(self.store)
+
+    def _of_view(self, look: Callable[[ClusterView], Finding]) -> Finding:
+        return warned("not looked at: Ray cannot be reached", FIRST) if self.view is None else look(self.view)
+
+    def _clocks(self, view: ClusterView) -> Finding:
+        return self._of_store(lambda store: check_clocks(view.reports, store, self.limits))
+
+    def _gpus(self, view: ClusterView) -> Finding:
+        lacking = without_gpu(self.run)
+        if lacking:
+            return failed(
+                f"the model is on {self.run.model.device!r}, and {', '.join(lacking)} give(s) no GPU",
+                "set them to 1 or a share of 1, or set model.device to 'cpu'",
+            )
+        return check_gpus(view, gpu_settings(self.run))
+
+
+def look(config: Path, limits: PreflightLimits) -> list[Result]:
+    """Check a run's config, and what it names when it is right."""
+    loaded: list[RunConfig] = []
+
+    def load() -> Finding:
+        try:
+            loaded.append(load_run(config))
+            loaded[0].load_taxonomy()
+        except SafetyError as error:
+            return failed(error.message, error.fix)
+        return passed(f"run {loaded[0].run.name}")
+
+    result = run_check(Check("config", load))
+    if result.finding.status is Status.FAIL:
+        return [result]
+    with ExitStack() as stack:
+        return [result, *Preflight(loaded[0], limits, stack).results()]
+
+
+def table(results: Sequence[Result], seconds: float) -> Table:
+    """Return the results as a table, with what to do about the bad ones."""
+    counts = {status: sum(result.finding.status is status for result in results) for status in Status}
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items())
+    shown = Table(title=f"preflight: {counted}, in {seconds:.0f} s", title_justify="left")
+    shown.add_column("check", no_wrap=True)
+    shown.add_column("")
+    shown.add_column("found", overflow="fold")
+    shown.add_column("fix", overflow="fold")
+    for name, (status, found, fix), _ in results:
+        shown.add_row(name, f"[{TONES[status]}]{status}[/]", escape(found), escape(fix))
+    return shown
+
+
+def report(console: Console, config: Path, limits: PreflightLimits) -> int:
+    """Look, print the table and return the exit code."""
+    started = time.monotonic()
+    results = look(config, limits)
+    console.print(table(results, time.monotonic() - started))
+    bad = [result for result in results if result.finding.status is Status.FAIL]
+    for name, (_, found, fix), _ in bad[:1]:
+        console.print(f"[bold red]{escape(f'{name}: {found}. Fix: {fix}')}[/]", soft_wrap=True)
+    return EXIT_USER_ERROR if bad else 0
+
+
+def main(config: ConfigOption) -> None:
+    """Say what stands in a run's way; ends with 2 when something fails."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    raise typer.Exit(report(make_console(), config, PreflightLimits()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,77 @@
+"""The gateway's way to the renderers: calls through Ray Serve, and its errors in the endpoint's own terms."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from cluster.endpoint import EndpointConfig
+from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
+from serve.schema import Job, ModelInfo, RenderedImage
+
+RENDERER = "renderer"
+MODELS_KEPT_S = 5.0
+HEALTH_KEPT_S = 1.0
+"""How long answers that anybody may ask for are kept, so that asking often costs renderers and controller nothing."""
+
+
+class RayBackend:
+    """Renders on the renderers' replicas."""
+
+    def __init__(self, renderer: Any, config: EndpointConfig) -> None:
+        """Keep the renderers' deployment handle."""
+        self._renderer = renderer
+        self._config = config
+        self._models: list[ModelInfo] = []
+        self._models_until = float("-inf")
+        self._healthy = False
+        self._healthy_until = float("-inf")
+
+    async def generate(self, job: Job) -> list[RenderedImage]:
+        """Return a job's images in order; raise ApiError."""
+        outcome = await self._call(self._renderer.generate.remote(job))
+        if isinstance(outcome, Failure):
+            raise ApiError(outcome)
+        images: list[RenderedImage] = outcome
+        return images
+
+    async def models(self) -> list[ModelInfo]:
+        """Return what is served, as a renderer said it within the last seconds, or longer ago while all are busy."""
+        if time.monotonic() > self._models_until:
+            try:
+                self._models = await self._call(self._renderer.models.remote())
+                self._models_until = time.monotonic() + MODELS_KEPT_S
+            except ApiError:
+                if not self._models:
+                    raise
+        return self._models
+
+    async def healthy(self) -> bool:
+        """Say whether Serve's controller has a renderer running; asks it, so as not to wait in the renderers' queue."""
+        if time.monotonic() > self._healthy_until:
+            name = ray_serve.get_replica_context().app_name
+            status = await asyncio.to_thread(ray_serve.status)
+            application = status.applications.get(name)
+            renderer = None if application is None else application.deployments.get(RENDERER)
+            self._healthy = renderer is not None and renderer.replica_states.get("RUNNING", 0) > 0
+            self._healthy_until = time.monotonic() + HEALTH_KEPT_S
+        return self._healthy
+
+    async def _call(self, response: Any) -> Any:
+        """Wait for a renderer's answer; a caller that gives up takes its images out of the queue."""
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except BackPressureError:
+            raise busy(self._config.retry_after_s) from None
+        except (DeploymentUnavailableError, RayActorError):
+            raise unavailable(self._config.retry_after_s) from None
+        except RayServeException as error:
+            raise ApiError(INTERNAL) from error

@@ -1,0 +1,38 @@
+"""What the endpoint tells Prometheus (see ``cluster.metrics``); ``docs/grafana/safetydpo.json`` shows it.
+
+No prompt and no key is a tag: what is counted is public.
+"""
+
+from __future__ import annotations
+
+from cluster.metrics import Count, Metric, Spread
+from serve.records import RequestRecord
+
+LATENCY_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+REQUESTS = Count("safetydpo_endpoint_requests_total", "Requests by outcome: ok, or the code of the refusal", ("code",))
+LATENCY = Spread("safetydpo_endpoint_latency_seconds", "Seconds to a request's answer", ("code",), LATENCY_S)
+IMAGES = Count("safetydpo_endpoint_images_total", "Images returned", ("model",))
+WITHHELD = Count("safetydpo_endpoint_withheld_total", "Images that the output judge withheld", ("model",))
+RELOADS = Count(
+    "safetydpo_endpoint_reloads_total", "New releases by outcome: loaded, refused or failed", ("model", "outcome")
+)
+
+DECLARED: tuple[Metric, ...] = (REQUESTS, LATENCY, IMAGES, WITHHELD, RELOADS)
+
+
+class RequestMetrics:
+    """Counts requests, for the gateway."""
+
+    def observe(self, record: RequestRecord) -> None:
+        """Count a request."""
+        REQUESTS.add(code=record.code)
+        LATENCY.observe(record.latency_s, code=record.code)
+        if record.model is not None:
+            IMAGES.add(record.images, model=record.model)
+            WITHHELD.add(record.withheld, model=record.model)
+
+
+def tell_reload(model: str, outcome: str) -> None:
+    """Count a release that was loaded or refused, or a look at its pointer that failed, for a renderer."""
+    RELOADS.add(model=model, outcome=outcome)

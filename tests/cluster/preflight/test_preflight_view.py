@@ -1,0 +1,188 @@
+"""The checks of a view, on reports of this machine and on such as other machines would give."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.preflight import node as node_module
+from cluster.preflight.check import Status
+from cluster.preflight.checks import (
+    check_clocks,
+    check_disks,
+    check_gpus,
+    check_nodes,
+    check_one_host,
+    check_store_from_nodes,
+    check_versions,
+)
+from cluster.preflight.limits import PreflightLimits
+from cluster.preflight.node import Node, NodeReport, Silent, report_here, report_nodes
+from cluster.preflight.view import ClusterView, machine_view, running_view
+from cluster.session import ClusterConfig
+from cluster.store.artifacts import ArtifactStore
+
+LIMITS = PreflightLimits()
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> NodeReport:
+    return report_here("this machine", [tmp_path_factory.mktemp("x") / "not" / "made" / "yet"], None)
+
+
+def other(driver: NodeReport, **changes: object) -> NodeReport:
+    return driver._replace(node="10.0.0.2", **changes)  # type: ignore[arg-type]
+
+
+def test_a_report_is_of_this_machine(driver: NodeReport) -> None:
+    assert driver.versions["python"] == platform.python_version()
+    assert driver.versions["ray"] == ray.__version__
+    assert driver.versions["torch"] == importlib.metadata.version("torch").partition("+")[0]
+    assert abs(driver.unix_s - time.time()) < 60
+    free = shutil.disk_usage("/tmp").free
+    assert all(abs(disk.free - free) < GIB for disk in driver.disks[:1])
+    assert len(driver.disks) == 2
+    import torch
+
+    assert (driver.torch_cuda is None) == (torch.version.cuda is None)
+
+
+def test_a_node_with_another_version_fails_and_is_named(driver: NodeReport) -> None:
+    assert check_versions([driver, other(driver)]).status is Status.PASS
+    found = check_versions([driver, other(driver, versions={**driver.versions, "ray": "2.59.0", "torch": "2.6.0"})])
+    assert found.status is Status.FAIL
+    torch = driver.versions["torch"]
+    assert found.found == f"10.0.0.2 has ray 2.59.0 (driver: {ray.__version__}), torch 2.6.0 (driver: {torch})"
+    lacking = driver._replace(versions={**driver.versions, "peft": "missing"})
+    assert check_versions([lacking]).found == "this machine lacks peft"
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("ahead_s", "status", "said"),
+    [(0.0, "pass", ""), (-5.0, "warn", "10.0.0.2 is 5 s behind"), (400.0, "fail", "10.0.0.2 is 400 s ahead")],
+)
+def test_a_clock_that_differs_is_told(
+    driver: NodeReport, store: ArtifactStore, ahead_s: float, status: str, said: str
+) -> None:
+    found = check_clocks([driver, other(driver, ahead_s=ahead_s)], store, LIMITS)
+    assert str(found.status) == status
+    assert said in found.found
+
+
+@pytest.mark.s3
+def test_the_stores_clock_is_compared_too(
+    driver: NodeReport, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert abs(store.clock_ahead_s()) < 2
+    real = time.time
+    monkeypatch.setattr("cluster.store.objects.time.time", lambda: real() - 100)
+    found = check_clocks([driver], store, LIMITS)
+    assert found.status is Status.FAIL
+    assert found.found in ("the store is 100 s ahead", "the store is 99 s ahead", "the store is 101 s ahead")
+
+
+def test_a_full_disk_warns_and_fails_by_the_limits(driver: NodeReport) -> None:
+    free = min(disk.free for disk in driver.disks) / GIB
+    low = PreflightLimits(disk_fail_gib=0, disk_warn_gib=0, disk_warn_used=1.0)
+    assert check_disks([driver], low).status is Status.PASS
+    warned = check_disks([driver], PreflightLimits(disk_fail_gib=0, disk_warn_gib=free + 1000))
+    assert warned.status is Status.WARN
+    failed = check_disks([driver], PreflightLimits(disk_fail_gib=free + 1000, disk_warn_gib=free + 2000))
+    assert failed.status is Status.FAIL
+    assert "GiB free" in failed.found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "report", "status", "said"),
+    [
+        (0.0, {}, "fail", "model.device ask(s) for a GPU, and no node has one"),
+        (1.0, {"torch_cuda": None}, "fail", "10.0.0.2: torch is a CPU build"),
+        (1.0, {"torch_cuda": "13.0", "nvidia": 0}, "warn", "no /dev/nvidia"),
+        (2.0, {"torch_cuda": "13.0", "nvidia": 2}, "pass", "2 on 1 node(s)"),
+    ],
+)
+def test_gpus_are_there_when_they_are_asked_for(
+    driver: NodeReport, gpus: float, report: dict[str, object], status: str, said: str
+) -> None:
+    view = ClusterView([Node("a", "10.0.0.2", {"CPU": 4.0, "GPU": gpus})], [driver, other(driver, **report)], [])
+    found = check_gpus(view, ["model.device"])
+    assert (str(found.status), said in found.found) == (status, True)
+    assert check_gpus(view, []).status is Status.PASS
+
+
+def test_the_embedded_store_needs_one_machine(driver: NodeReport) -> None:
+    one = Node("a", "10.0.0.1", {})
+    assert check_one_host(ClusterView([one, Node("b", "10.0.0.1", {})], [driver], [])).status is Status.PASS
+    assert check_one_host(ClusterView([one, Node("b", "10.0.0.2", {})], [driver], [])).status is Status.FAIL
+
+
+def test_a_node_without_the_code_is_told_how_to_get_it(driver: NodeReport) -> None:
+    silent = Silent("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
+    found = check_nodes(ClusterView([], [driver], [silent]))
+    assert found.status is Status.FAIL
+    assert "ray job submit" in found.fix
+
+
+def test_a_local_cluster_is_looked_at_before_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("cluster.preflight.view.DEVICES", tmp_path)
+    view = machine_view(ClusterConfig(num_cpus=3), tmp_path)
+    assert view.nodes[0].resources == {"CPU": 3.0, "GPU": 1.0}
+    assert machine_view(ClusterConfig(num_gpus=0), tmp_path).nodes[0].resources["GPU"] == 0.0
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_every_node_of_a_running_cluster_reports(ray_cluster: None, store: ArtifactStore, tmp_path: Path) -> None:
+    view = running_view(tmp_path, store.config, 60.0)
+    assert [node.resources["CPU"] for node in view.nodes] == [2.0]
+    assert view.silent == []
+    mine, node = view.reports
+    assert node.node == view.nodes[0].address
+    assert check_versions([mine, node]).status is Status.PASS
+    assert check_clocks([mine, node], store, LIMITS).status is Status.PASS
+    assert check_store_from_nodes([mine, node]).status is Status.PASS
+
+    missing = running_view(tmp_path, store.config.model_copy(update={"bucket": "not-there"}), 60.0)
+    found = check_store_from_nodes(missing.reports)
+    assert found.status is Status.FAIL
+    assert "no bucket 'not-there'" in found.found
+
+
+@pytest.mark.ray
+def test_a_node_that_is_gone_or_slow_is_silent(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Node("0" * 56, "10.0.0.9", {})
+    reports, silent = report_nodes([gone], [], None, 60.0)
+    assert reports == []
+    assert silent[0].node == "10.0.0.9"
+    here = Node(ray.nodes()[0]["NodeID"], "10.0.0.1", {})
+    started = time.monotonic()
+    reports, silent = report_nodes([here], [], None, 0.0)
+    assert time.monotonic() - started < 10
+    assert silent == [Silent("10.0.0.1", "no answer in 0 s")]
+
+
+@pytest.mark.parametrize(
+    ("node_s", "asked_s", "heard_s", "ahead_s"), [(10, 8, 12, 0.0), (20, 8, 12, 8.0), (3, 8, 12, -5.0)]
+)
+def test_a_clock_is_ahead_only_where_the_time_of_asking_leaves_no_doubt(
+    driver: NodeReport,
+    monkeypatch: pytest.MonkeyPatch,
+    node_s: float,
+    asked_s: float,
+    heard_s: float,
+    ahead_s: float,
+) -> None:
+    monkeypatch.setattr(node_module.ray, "get", lambda _: driver._replace(unix_s=node_s))
+    monkeypatch.setattr(node_module.time, "time", lambda: heard_s)
+    report = node_module._received(None, Node("a", "b", {}), asked_s)
+    assert isinstance(report, NodeReport)
+    assert report.ahead_s == ahead_s

@@ -1,0 +1,33 @@
+"""Puts the endpoint up over the model that sleeps (``benchmarks/stub_endpoint.py``), on the session's Ray."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.deployment import deploy
+from cluster.endpoint import EndpointConfig
+
+BUILDER = "benchmarks.stub_endpoint:build_batches"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def stub_endpoint(**settings: Any) -> Iterator[tuple[str, EndpointConfig]]:
+    """Yield the URL of an endpoint that takes 200 ms a batch; Serve is down before and after."""
+    from ray import serve
+
+    document = {"serve": {"port": free_port(), "num_cpus": 0.2, "retry_after_s": 1, **settings}}
+    endpoint = EndpointConfig.model_validate(document["serve"])
+    serve.shutdown()
+    try:
+        yield deploy(BUILDER, document, endpoint), endpoint
+    finally:
+        serve.shutdown()

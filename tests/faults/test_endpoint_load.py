@@ -1,0 +1,90 @@
+"""More clients than the endpoint has room for: who is accepted waits no longer than the queue allows, nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.endpoint_load import Seen, crowd, p
+from benchmarks.stub_endpoint import CHANNELS, MULTIPLE, SIDE
+from cluster.endpoint import EndpointConfig
+from tests.faults.endpoint_stub import stub_endpoint
+
+pytestmark = pytest.mark.ray
+BATCH_S = 0.2
+BUSY_MACHINE = 8
+"""How much slower than on a quiet machine, where full counts run, reduced ones may be."""
+REFUSAL_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def endpoint(ray_cluster: None) -> Iterator[tuple[str, EndpointConfig]]:
+    with stub_endpoint(batch_size=8, max_queued_requests=32) as found:
+        yield found
+
+
+def expected_pixel(seed: int) -> list[int]:
+    """Return the first block's colour of what the model that sleeps draws from a seed, by torch alone."""
+    import torch
+
+    shape = (1, CHANNELS, SIDE // MULTIPLE, SIDE // MULTIPLE)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+    return [int(v) for v in ((noise[0, :, 0, 0] / 2 + 0.5) * 255).round()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("clients", [8, 32, 128])
+def test_accepted_within_the_queues_bound_and_refused_at_once(
+    endpoint: tuple[str, EndpointConfig], clients: int, pytestconfig: pytest.Config
+) -> None:
+    url, config = endpoint
+    full = pytestconfig.getoption("--faults-full")
+    requests, slower = clients * (20 if full else 4), 1 if full else BUSY_MACHINE
+    asyncio.run(crowd(url, clients, clients, lambda i: {"prompt": "x", "seed": i}))
+    seen = asyncio.run(crowd(url, clients, requests, lambda i: {"prompt": "x", "seed": i}))
+    by_status = {status: [s for s in seen if s.status == status] for status in {s.status for s in seen}}
+    assert set(by_status) <= {200, 429}, {status: len(found) for status, found in by_status.items()}
+    assert len(seen) == requests
+    before = config.max_queued_requests + 2 * config.batch_size
+    bound_s = math.ceil(before / config.batch_size + 1) * (BATCH_S + config.batch_wait_s)
+    assert p([s.seconds for s in by_status[200]], 99) <= slower * bound_s
+    refused = by_status.get(429, [])
+    assert p([s.seconds for s in refused], 99) <= slower * REFUSAL_S
+    assert all(s.retry_after == "1" for s in refused)
+    if clients == 128:
+        assert refused, "128 clients do not fit into 48 places"
+    check_seeds(by_status[200])
+
+
+def check_seeds(seen: list[Seen]) -> None:
+    """Check that each image is that of its own seed, whatever shared its batch."""
+    import io
+
+    from PIL import Image
+
+    for answer in seen:
+        assert answer.body is not None
+        [entry] = answer.body["data"]
+        image = Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
+        assert list(image.getpixel((0, 0))) == expected_pixel(entry["seed"])  # type: ignore[arg-type]
+
+
+def test_a_client_that_hangs_up_leaves_its_place(endpoint: tuple[str, EndpointConfig]) -> None:
+    import httpx
+
+    url, _ = endpoint
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=0.15, trust_env=False) as client:
+            posts = (client.post(f"{url}/v1/images/generations", json={"prompt": "x"}) for _ in range(40))
+            await asyncio.gather(*posts, return_exceptions=True)
+
+    asyncio.run(leave())
+    time.sleep(3 * BATCH_S)
+    answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "x"}, timeout=30, trust_env=False)
+    assert answer.status_code == 200

@@ -1,0 +1,165 @@
+"""Several nodes, of which one is killed in each stage: the run ends with what it would have made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.server import RunningServer
+from jobs import train
+from jobs.stage import ArtifactRef, StageContext
+from jobs.train_worker import expert_gate, load_sets, pairs_of
+from safety.experts.checkpoint import Metrics
+from safety.experts.curves import METRICS_FILE
+from safety.experts.engine import TorchEngine
+from safety.experts.expert import Expert
+from safety.experts.training import ExpertTraining
+from safety.families import load_model
+from tests.conftest import fresh_store
+from tests.faults import small_run
+from tests.faults.figures import Figures
+from tests.faults.nodes import Job, Nodes, several_nodes
+from tests.faults.small_run import Made
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1800)]
+PICO = Path(__file__).parents[2] / "jobs" / "configs" / "pico.yaml"
+WORK = {
+    "generate": "work/dataset/",
+    "train": "work/expert/",
+    "merge": "work/merge/",
+    "evaluate": "work/report/",
+}
+"""Where a stage's first finished piece of work shows."""
+LONG = 40
+"""Steps of an expert that is to be seen at two sizes."""
+
+
+@pytest.fixture(scope="module")
+def nodes(ray_cluster: None, s3_server: RunningServer) -> Iterator[Nodes]:
+    with several_nodes(s3_server, 2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared(s3_server: RunningServer) -> ArtifactStore:
+    """The store of the small runs below: the second finds the first one's dataset."""
+    return fresh_store(s3_server)
+
+
+def only(store: ArtifactStore, kind: str, but: str = "") -> ArtifactRef:
+    [found] = set(store.ids(kind)) - {but}
+    return ArtifactRef(kind, found)
+
+
+def test_a_node_is_killed_in_generation_and_one_in_training(
+    nodes: Nodes, shared: ArtifactStore, tiny_model_dir: Path, tmp_path: Path, undisturbed: Made, figures: Figures
+) -> None:
+    document = small_run.document(tiny_model_dir, shared.config, tmp_path)
+    job = Job("train", document, tmp_path / "job", nodes.cluster.address)
+    for stage in ("generate", "train"):
+        job.until(lambda stage=stage: bool(shared.keys(WORK[stage])), f"the first work of {stage}")
+        nodes.replace()
+    job.finish()
+    assert small_run.made(shared, only(shared, "dataset"), only(shared, "expert")) == undisturbed
+    assert shared.keys("work/dataset/") == shared.keys("work/expert/") == []
+    figures.note(
+        "a node killed in generation and one in training, of 2 nodes beside the head",
+        "the run finishes with the dataset and the adapter of a single undisturbed node, byte for byte",
+    )
+
+
+def test_an_expert_goes_on_with_the_workers_that_are_left(
+    nodes: Nodes, shared: ArtifactStore, tiny_model_dir: Path, tmp_path: Path, undisturbed: Made, figures: Figures
+) -> None:
+    expert = {**small_run.TRAIN["expert"], "steps": LONG}
+    elastic = {**small_run.TRAIN, "expert": expert, "workers": 2, "min_workers": 1}
+    document = small_run.document(tiny_model_dir, shared.config, tmp_path, train=elastic)
+    job = Job("train", document, tmp_path / "job", nodes.cluster.address)
+    job.until(lambda: bool(shared.keys(WORK["train"])), "the first checkpoint")
+    nodes.kill()
+    job.finish()
+    nodes.add()
+    folder = shared.fetch(*only(shared, "expert", undisturbed.expert.id), tmp_path / "expert")
+    history = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    workers = [metrics["workers"] for metrics in history]
+    assert workers == sorted(workers, reverse=True)
+    assert set(workers) == {1.0, 2.0}, "it began with two and ended with one"
+    assert [metrics["step"] for metrics in history] == list(range(LONG)), "no step is missing or doubled"
+    context = small_run.context_of(tiny_model_dir, shared, tmp_path, train={**small_run.TRAIN, "expert": expert})
+    reference = by_one_worker(context, only(shared, "dataset"))
+    for name in ("loss", "winner_error", "gradient_norm"):
+        expected = torch.tensor([metrics[name] for metrics in reference])
+        torch.testing.assert_close(torch.tensor([m[name] for m in history]), expected, rtol=2e-2, atol=1e-4)
+    figures.note(
+        "elastic restart: an expert of 2 workers whose node is killed",
+        f"goes on from its checkpoint with 1 worker and ends: {workers.count(2.0)} steps on 2, {workers.count(1.0)} on "
+        "1, none missing or doubled; losses and gradients are those of 1 worker throughout, within 2%",
+    )
+
+
+def by_one_worker(context: StageContext, dataset: ArtifactRef) -> list[Metrics]:
+    """Return the metrics of the same training in this process, by plain torch and never disturbed."""
+    [task] = train.plan(context, dataset)
+    torch.set_num_threads(1)
+    model = load_model(task.model)
+    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
+    expert = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
+    return ExpertTraining(expert, TorchEngine(expert)).run().history
+
+
+def pico(store: ArtifactStore, output: Path) -> dict[str, Any]:
+    """Return the pico run with more, and smaller, pieces of work, so that there is something to interrupt."""
+    document: dict[str, Any] = yaml.safe_load(PICO.read_text(encoding="utf-8"))
+    document["run"]["output"] = str(output)
+    document["store"] = store.config.model_dump(mode="json")
+    document["generate"]["group_size"] = 4
+    document["train"]["expert"] |= {"steps": 12, "checkpoint_every": 2}
+    document["evaluate"]["group_size"] = 4
+    return document
+
+
+def hashes(store: ArtifactStore) -> dict[str, Any]:
+    """Return the hashes of the datasets, adapters and of those merges that no search's order can change."""
+    found: dict[str, Any] = {}
+    for kind in ("dataset", "expert"):
+        for name in store.ids(kind):
+            files = store.verify(kind, name).files
+            found[name] = {file: e.sha256 for file, e in files.items() if file.endswith((".safetensors", ".parquet"))}
+    for name in store.ids("merge"):
+        manifest = store.verify("merge", name)
+        if manifest.config["name"] != "co-merge":
+            found[name] = {
+                file: entry.sha256 for file, entry in manifest.files.items() if file.endswith(".safetensors")
+            }
+    return found
+
+
+def test_a_node_is_killed_in_each_stage_of_the_pico_run(
+    nodes: Nodes, s3_server: RunningServer, tmp_path: Path, full: bool, figures: Figures
+) -> None:
+    if not full:
+        pytest.skip("two whole runs: with --faults-full")
+    peace, store, before = fresh_store(s3_server), fresh_store(s3_server), nodes.killed
+    Job("release", pico(peace, tmp_path / "peace" / "out"), tmp_path / "peace", nodes.cluster.address).finish()
+    job = Job("release", pico(store, tmp_path / "out"), tmp_path / "job", nodes.cluster.address)
+    for stage, place in WORK.items():
+        job.until(lambda place=place: bool(store.keys(place)), f"the first work of {stage}")
+        nodes.replace()
+    job.finish()
+    assert hashes(store) == hashes(peace)
+    assert len(store.ids("release")) == 1
+    left = [key for place in ("dataset", "expert", "report") for key in store.keys(f"work/{place}/")]
+    assert left == [], "no orphans"
+    figures.note(
+        f"a node killed in each of {', '.join(WORK)} of the pico run, on 2 nodes beside the head",
+        f"{nodes.killed - before} nodes killed: finishes and releases; dataset, experts and unsearched merges are the "
+        "undisturbed run's, byte for byte; no orphans",
+        nodes=nodes.killed - before,
+    )

@@ -1,0 +1,117 @@
+"""The preflight of a run on real Ray and real S3: what is wrong is told, and the rest is looked at all the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.preflight.check import Finding
+from cluster.preflight.limits import PreflightLimits
+from jobs.preflight import look, report
+from tests.jobs.conftest import ROOT, RunningCluster, write_run
+
+LIMITS = PreflightLimits()
+
+
+def findings(document: dict[str, Any], folder: Path, limits: PreflightLimits = LIMITS) -> dict[str, Finding]:
+    return {result.name: result.finding for result in look(write_run(document, folder), limits)}
+
+
+def bad(found: dict[str, Finding]) -> dict[str, str]:
+    return {name: str(finding.status) for name, finding in found.items() if str(finding.status) != "pass"}
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path) -> None:
+    found = findings(pico_run, tmp_path)
+    assert bad(found) == {}
+    assert set(found) == {
+        *("config", "Ray", "store", "conditional writes", "nodes", "versions", "resources", "GPUs", "clocks", "disks"),
+        *("store from the nodes", "upload"),
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_what_is_wrong_is_told_by_its_own_check_alone(
+    ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_(**parts: dict[str, Any]) -> dict[str, Any]:
+        return {**pico_run, **{name: {**pico_run.get(name, {}), **part} for name, part in parts.items()}}
+
+    found = findings(with_(train={"cpus_per_worker": 64.0}), tmp_path)
+    assert bad(found) == {"resources": "fail"}
+    assert "train: workers of one expert" in found["resources"].found
+    assert bad(findings(with_(evaluate={"actors": 9}), tmp_path)) == {"resources": "warn"}
+    assert bad(findings(with_(merge={"gpus_per_worker": 1.0}), tmp_path)) == {"resources": "fail", "GPUs": "fail"}
+    found = findings(with_(model={"device": "cuda"}), tmp_path)
+    assert bad(found) == {"GPUs": "fail"}
+    assert "generate.gpus_per_actor" in found["GPUs"].found
+    gone = findings(with_(store={"bucket": "not-there"}), tmp_path)
+    assert bad(gone) == dict.fromkeys(("store", "conditional writes", "store from the nodes", "clocks"), "fail")
+    assert bad(findings(with_(cluster={"auth": "disabled"}), tmp_path)) == {"Ray": "warn"}
+    full = PreflightLimits(disk_fail_gib=1e6, disk_warn_gib=1e6)
+    assert bad(findings(pico_run, tmp_path, full)) == {"disks": "fail"}
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")  # of this process alone: the nodes have the right one
+    assert bad(findings(pico_run, tmp_path)) == dict.fromkeys(("store", "conditional writes", "clocks"), "fail")
+
+
+def test_a_bad_config_is_all_that_is_looked_at(tmp_path: Path) -> None:
+    document = {"run": {"name": "x", "output": "out"}, "generate": {"gruop_size": 3}}
+    found = findings(document, tmp_path)
+    assert bad(found) == {"config": "fail"}
+    assert "did you mean 'group_size'?" in found["config"].fix
+
+
+@pytest.mark.s3
+def test_a_local_run_is_looked_at_without_starting_ray(pico_run: dict[str, Any], tmp_path: Path) -> None:
+    pico_run["cluster"] = {"address": "local", "num_cpus": 2}
+    pico_run["store"] = {"data_dir": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "jobs.preflight", "--config", str(write_run(pico_run, tmp_path))]
+    started = time.monotonic()
+    wide = {**os.environ, "COLUMNS": "300"}
+    done = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < 60
+    assert "a local cluster of 2 CPU and 0 GPU will start" in done.stdout
+    assert "embedded store" in done.stdout
+    assert not (tmp_path / "store" / "server.json").exists(), "the server is down"
+
+
+def test_a_failure_ends_with_two_and_its_cause_in_the_last_line(tmp_path: Path) -> None:
+    console = Console(record=True, width=160, quiet=False, file=(tmp_path / "log").open("w"))
+    assert report(console, tmp_path / "none.yaml", LIMITS) == 2
+    last = console.export_text().strip().splitlines()[-1]
+    assert last == f"config: no file {tmp_path / 'none.yaml'}. Fix: name a run's YAML, such as jobs/configs/emoji.yaml"
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_cluster_that_refuses_the_token_fails_and_the_store_is_looked_at_all_the_same(
+    running_cluster: RunningCluster, pico_run: dict[str, Any], tmp_path: Path
+) -> None:
+    pico_run["cluster"] = {"address": running_cluster.address}
+    path = write_run(pico_run, tmp_path)
+    good = running_cluster.driver("jobs.preflight", "--config", str(path))
+    said, _ = good.communicate(timeout=120)
+    assert good.returncode == 0, said
+    assert "0 fail" in said
+    wrong = running_cluster.driver("jobs.preflight", "--config", str(path), RAY_AUTH_TOKEN="f" * 64, COLUMNS="300")
+    said, _ = wrong.communicate(timeout=120)
+    assert wrong.returncode == 2, said
+    lines = {line.split("│")[1].strip(): line for line in said.splitlines() if line.startswith("│")}
+    assert "fail" in lines["Ray"]
+    assert "refuses this user's token" in lines["Ray"]
+    assert "pass" in lines["store"]
+    assert "pass" in lines["conditional writes"]
+    assert "not looked at: Ray cannot be reached" in lines["resources"]
+    assert said.splitlines()[-1].startswith("Ray: cluster.auth: the cluster at ")
