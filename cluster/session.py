@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
+from ray._private import auto_init_hook
 
 # Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must have it read again, or its own side
 # and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
@@ -235,6 +236,9 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
         try:
             yield _start(config) if config.address == LOCAL else _join(config, environment)
         finally:
+            # A thread of Ray Data that a stop has left behind would join or start a cluster anew. The variable for this,
+            # RAY_ENABLE_AUTO_CONNECT, is read once, when ray is imported.
+            auto_init_hook.enable_auto_connect = False
             ray.shutdown()
 
 

@@ -122,6 +122,7 @@ def _settings(context: StageContext, config: ConsolidateConfig) -> dict[str, Any
     judge = load_judge(merge.judge, context.run.load_taxonomy())
     return {
         "scales": list(config.scales),
+        "choice": "parabola",
         **{name: getattr(merge, name).model_dump(mode="json") for name in ("confirm", "render")},
         "judge": {"name": judge.name, "version": judge.version, "threshold": judge.threshold},
     }

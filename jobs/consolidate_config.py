@@ -23,7 +23,7 @@ class ConsolidateConfig(BaseModel):
         default=AnchoredDpoConfig(benign_weight=200.0),
         description="one adapter acts on benign rows where seven did, so less weight holds it than an expert",
     )
-    steps: int = Field(default=240, gt=0)
+    steps: int = Field(default=160, gt=0)
     rows: int = Field(default=14, gt=0, description="preference rows a step, over all workers")
     benign_rows: int = Field(default=14, ge=0, description="benign rows a step")
     learning_rate: float = Field(default=1e-3, gt=0, description="lower than an expert's, who starts from nothing")

@@ -6,7 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -43,16 +43,28 @@ def opened(config: Path) -> Iterator[StageContext]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop_on_sigterm()
-    try:
+    with _told(console):
         run = load_run(config)
         run.load_taxonomy()
         console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
         with connect(run.cluster, run.store) as session:
             stop_on_sigterm()
-            with lease(session.store, run.run.name):
+            # A submitted job's end is told here already: Ray may kill its process group as soon as its driver leaves the
+            # cluster. Others tell it last, below what Ray has to say of the leaving.
+            soon = _told(console) if submission() is not None else nullcontext()
+            with soon, lease(session.store, run.run.name):
                 run.write(run.run.output)
                 _say_where(console, run, session)
                 yield StageContext(run=run, store=session.store, work=run.run.output / "work", console=console)
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[None]:
+    """Print why the block ended, if not by itself, and raise the exit code; what is an exit already passes."""
+    try:
+        yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         console.print(f"[bold yellow]{STOPPED}[/]")
         raise typer.Exit(EXIT_STOPPED) from None
