@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -38,6 +39,9 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
         timeout_s: The longest wait for the next row.
         field: The setting that holds the limit; the error names it.
     """
+    # A stream that ended by an error leaves its executor in a cycle with the traceback, and so its actors alive with all
+    # that they reserve, which this stream may have to wait for.
+    gc.collect()
     waiting: queue.Queue[T | BaseException | object] = queue.Queue()
 
     def read() -> None:
