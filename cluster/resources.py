@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import ray
 
-from cluster.errors import ImpossibleResources
+from cluster.errors import ClusterError, ImpossibleResources
 
 
 def require(resources: Mapping[str, float], field: str) -> None:
@@ -29,6 +29,21 @@ def require(resources: Mapping[str, float], field: str) -> None:
         f"the cluster has {most} on its largest nodes, and this asks for {asked} on one node",
         field=field,
         fix=f"lower {field}, or use a cluster that has such a node",
+    )
+
+
+def too_late(what: str, timeout_s: float, field: str) -> ClusterError:
+    """Return the error of a wait that is over.
+
+    Args:
+        what: What did not happen, such as "nothing was finished".
+        timeout_s: How long was waited.
+        field: The setting that holds the limit.
+    """
+    return ClusterError(
+        f"{what} in {timeout_s:g} s; {shortage()}",
+        field=field,
+        fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
     )
 
 

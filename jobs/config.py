@@ -20,10 +20,7 @@ from jobs.release_config import ReleaseConfig
 from jobs.train_config import TrainConfig
 from safety.errors import ConfigError
 from safety.families.family import ModelConfig
-from safety.taxonomy import Taxonomy, load_taxonomy
-
-EMBEDDED_TAXONOMY = "emoji"
-ROOT = Path(__file__).parent.parent
+from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy, find_taxonomy
 
 
 class RunSettings(BaseModel):
@@ -58,11 +55,7 @@ class RunConfig(BaseModel):
 
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy; raise ConfigError when its file is not there."""
-        embedded = ROOT / "safety" / "emoji" / "taxonomy.yaml"
-        path = embedded if self.taxonomy == EMBEDDED_TAXONOMY else Path(self.taxonomy)
-        if not path.is_file():
-            raise ConfigError(f"no file {path}", field="taxonomy", fix="name a YAML file, or 'emoji'")
-        return load_taxonomy(path)
+        return find_taxonomy(self.taxonomy)
 
     def write(self, folder: Path) -> Path:
         """Write the config with every default filled in to ``folder/run.yaml``."""

@@ -10,9 +10,8 @@ import ray
 import torch
 from rich.console import Console
 
-from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import shortage
+from cluster.resources import too_late
 from jobs.merge_config import MergeConfig
 from jobs.records import Records
 from jobs.streaming import first_cause
@@ -117,11 +116,7 @@ def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
             if not ready:
-                raise ClusterError(
-                    f"no candidate was confirmed in {config.timeout_s:g} s; {shortage()}",
-                    field="merge.timeout_s",
-                    fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
-                )
+                raise too_late("no candidate was confirmed", config.timeout_s, "merge.timeout_s")
             try:
                 yield running[ready[0]], ray.get(ready[0])
             except ray.exceptions.RayError as error:

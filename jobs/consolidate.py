@@ -20,13 +20,13 @@ from jobs.confirm import Candidate, confirm_all
 from jobs.consolidate_config import ConsolidateConfig
 from jobs.consolidate_files import Consolidation, fill_consolidation
 from jobs.launch import ConfigOption, opened
+from jobs.merge import judge_settings
 from jobs.merge_config import MergeConfig
 from jobs.records import Records
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.train_config import CONSOLIDATED
-from jobs.train_worker import ExpertTask, check_task, checkpointer, load_sets
+from jobs.train_worker import ExpertTask
 from safety.families import ModelConfig
-from safety.judges import load_judge
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
@@ -76,9 +76,9 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
     if finished(context, ref):
         context.console.print(f"consolidation {ref.id}: already published and verified")
         return ref
-    _train(context, task)
+    train.train_missing(context, [task])
     weights = load_lora(context.folder(task.ref))
-    confirmed, chosen = _choose(context, dataset, config, ref, weights)
+    confirmed, chosen = _choose(context, task, config, ref, weights)
     found = Consolidation(
         base_model=context.run.model.path,
         dataset=dataset.id,
@@ -119,40 +119,27 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
 def _settings(context: StageContext, config: ConsolidateConfig) -> dict[str, Any]:
     """Return what the choice of the scale depends on, beside the trained adapter."""
     merge = context.run.merge
-    judge = load_judge(merge.judge, context.run.load_taxonomy())
     return {
         "scales": list(config.scales),
         "choice": "parabola",
         **{name: getattr(merge, name).model_dump(mode="json") for name in ("confirm", "render")},
-        "judge": {"name": judge.name, "version": judge.version, "threshold": judge.threshold},
+        "judge": judge_settings(merge, context.run.load_taxonomy()),
     }
 
 
-def _train(context: StageContext, task: ExpertTask) -> None:
-    if finished(context, task.ref):
-        # A run that died between its last two acts left them.
-        checkpointer(context.store, task.ref).clear()
-        return
-    require(task.config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
-    check_task(task, load_sets([task]))
-    train.train_all(context, [task])
-    context.console.print(train.curves_table(context, [task]))
-
-
 def _choose(
-    context: StageContext, dataset: ArtifactRef, config: ConsolidateConfig, ref: ArtifactRef, weights: LoraWeights
+    context: StageContext, task: ExpertTask, config: ConsolidateConfig, ref: ArtifactRef, weights: LoraWeights
 ) -> tuple[dict[int, Confirmed], int]:
     """Return what is seen at each scale, by its place in the config, and the best one's place."""
     run, taxonomy = context.run, context.run.load_taxonomy()
     require(run.merge.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
-    prompts = read_prompt_file(context.folder(dataset) / PROMPTS_FILE)
-    known = [name for name in taxonomy.categories if name in (run.train.categories or taxonomy.categories)]
+    prompts = read_prompt_file(context.folder(task.dataset) / PROMPTS_FILE)
     candidates = ScaleCandidates(
         model=run.model,
         taxonomy=taxonomy,
         config=run.merge,
         seed=run.run.seed,
-        prompts=choose_prompts(prompts, known, run.merge.confirm),
+        prompts=choose_prompts(prompts, task.categories, run.merge.confirm),
         weights=weights,
     )
     asked: Mapping[int, Candidate] = {place: {SCALE: scale} for place, scale in enumerate(config.scales)}

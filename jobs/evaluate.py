@@ -13,13 +13,13 @@ import typer
 from rich.table import Table
 
 from cluster.canonical import config_hash
-from cluster.errors import CorruptArtifact
 from cluster.progress import StageProgress
 from cluster.store.manifest import code_version
 from jobs.evaluate_config import EvaluateConfig
 from jobs.evaluate_groups import EvaluationInputs, FinishedGroups, evaluate_groups
 from jobs.launch import ConfigOption, opened
 from jobs.metrics import GROUP_SECONDS, IMAGES, IP
+from jobs.records import require_finished
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.errors import ConfigError
 from safety.evaluation.features import feature_extractors
@@ -151,13 +151,7 @@ def render_all(
                 GROUP_SECONDS.observe(row["seconds"], run=context.run.run.name, stage=STAGE)
                 progress.advance(int(row["images"]), str(row["model"]))
         done = groups.read_all()
-    gone = [group.number for group in wanted if group.number not in done]
-    if gone:
-        raise CorruptArtifact(
-            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
-            field=groups.place,
-            fix="run the job again: it makes them again",
-        )
+    require_finished([group.number for group in wanted], done, groups.place)
     records = [record for group in wanted for record in done[group.number].records]
     return RecordTable(records=tuple(records), seconds=sum(done[group.number].seconds for group in wanted))
 

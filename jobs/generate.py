@@ -11,13 +11,12 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from cluster.errors import CorruptArtifact
 from cluster.progress import StageProgress
-from jobs.config import EMBEDDED_TAXONOMY
 from jobs.generate_groups import GroupStore
 from jobs.generate_stages import stream_groups
 from jobs.launch import ConfigOption, opened
 from jobs.metrics import GROUP_SECONDS, IMAGES, ROWS
+from jobs.records import require_finished
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -26,7 +25,7 @@ from safety.families.family import model_folder
 from safety.judges import load_judge
 from safety.prompts import write_prompts
 from safety.release import model_hash
-from safety.taxonomy import Taxonomy
+from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
 
 KIND, STAGE = "dataset", "generate"
 
@@ -119,13 +118,7 @@ def fill(folder: Path, plan: DatasetPlan, provenance: Provenance, groups: GroupS
     folder.mkdir(parents=True)
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
     keys = groups.finished()
-    gone = [group.index for group in plan.groups if group.index not in keys]
-    if gone:
-        raise CorruptArtifact(
-            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
-            field=groups.place,
-            fix="run the job again: it makes them again",
-        )
+    require_finished([group.index for group in plan.groups], keys, groups.place)
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))
         for group in plan.groups:

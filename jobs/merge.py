@@ -14,8 +14,7 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from cluster.errors import ClusterError
-from cluster.resources import require, shortage
+from cluster.resources import require, too_late
 from jobs.launch import ConfigOption, opened
 from jobs.links import SEARCH_FOLDER
 from jobs.merge_config import MergeConfig
@@ -130,9 +129,14 @@ def _settings(source: _Source, name: str) -> dict[str, Any]:
     """Return all that a merge depends on beside its parents; where the work runs is not part of it."""
     settings = {"model": source.context.run.model.model_dump(mode="json"), **source.config.recipe(name)}
     if name == SEARCHED:
-        judge = load_judge(source.config.judge, source.taxonomy)
-        settings["judge"] = {"name": judge.name, "version": judge.version, "threshold": judge.threshold}
+        settings["judge"] = judge_settings(source.config, source.taxonomy)
     return settings
+
+
+def judge_settings(config: MergeConfig, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Return what a choice by rendered images depends on of its judge."""
+    judge = load_judge(config.judge, taxonomy)
+    return {"name": judge.name, "version": judge.version, "threshold": judge.threshold}
 
 
 def _merge(source: _Source, missing: Mapping[str, tuple[ArtifactRef, dict[str, Any]]]) -> None:
@@ -220,11 +224,7 @@ def _result(asked: Any, timeout_s: float) -> Any:
     try:
         return ray.get(asked, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise ClusterError(
-            f"the calibration was not finished in {timeout_s:g} s; {shortage()}",
-            field="merge.timeout_s",
-            fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
-        ) from error
+        raise too_late("the calibration was not finished", timeout_s, "merge.timeout_s") from error
     except ray.exceptions.RayError as error:
         raise first_cause(error) from error
 

@@ -22,9 +22,8 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import shortage
+from cluster.resources import too_late
 from jobs.confirm import confirm_all
 from jobs.merge_config import MergeConfig
 from jobs.metrics import BEST_SCORE, TRIALS
@@ -177,11 +176,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     if space.start not in [trial.parameters for trial in done]:
         if failed:
             raise first_cause(failed[0])
-        raise ClusterError(
-            f"the search did not score its start in {config.timeout_s:g} s; {shortage()}",
-            field="merge.timeout_s",
-            fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
-        )
+        raise too_late("the search did not score its start", config.timeout_s, "merge.timeout_s")
     if failed:
         console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
     return in_order(done, space.start)

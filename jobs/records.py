@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,18 @@ from cluster.canonical import config_hash
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.sealed import read_sealed, write_sealed
+
+
+def require_finished(wanted: Iterable[int], there: Container[int], place: str) -> None:
+    """Raise CorruptArtifact when finished groups have gone from ``place`` before they were put together."""
+    gone = [number for number in wanted if number not in there]
+    if gone:
+        raise CorruptArtifact(
+            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
+            field=place,
+            fix="run the job again: it makes them again",
+        )
+
 
 Record = TypeVar("Record", bound=BaseModel)
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
-from jobs.config import EMBEDDED_TAXONOMY, RunConfig
+from jobs.config import RunConfig
 from jobs.launch import ConfigOption, opened
 from jobs.release_card import Measured, write_card
 from jobs.stage import ArtifactRef, StageContext, artifact_ref, finished, publish
@@ -36,7 +36,7 @@ from safety.release import (
     model_hash,
 )
 from safety.rendering import initial_noise, row_seed
-from safety.taxonomy import Taxonomy
+from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
 
 KIND = "release"
 METRICS_FILE = "metrics.json"

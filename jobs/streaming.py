@@ -12,7 +12,7 @@ from typing import TypeVar
 import ray
 
 from cluster.errors import ClusterError
-from cluster.resources import shortage
+from cluster.resources import too_late
 from safety.errors import SafetyError
 
 T = TypeVar("T")
@@ -58,11 +58,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
         try:
             item = waiting.get(timeout=timeout_s)
         except queue.Empty:
-            raise ClusterError(
-                f"nothing was finished in {timeout_s:g} s; {shortage()}",
-                field=field,
-                fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
-            ) from None
+            raise too_late("nothing was finished", timeout_s, field) from None
         if item is _END:
             return
         if isinstance(item, BaseException):

@@ -42,6 +42,12 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         ClusterError: The experts did not finish in time.
     """
     tasks = plan(context, dataset)
+    train_missing(context, tasks)
+    return {task.name: task.ref for task in tasks}
+
+
+def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
+    """Train those of the tasks, which share their settings, that are not published yet; raises as ``run`` does."""
     missing = [task for task in tasks if not finished(context, task.ref)]
     for task in tasks:
         if task not in missing:
@@ -49,7 +55,7 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
             # A run that died between its last two acts left them.
             checkpointer(context.store, task.ref).clear()
     if missing:
-        config = context.run.train
+        config = missing[0].config
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
         sets = load_sets(missing)
         for task in missing:
@@ -61,7 +67,6 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
             finished(context, missing[0].texts.ref)
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
-    return {task.name: task.ref for task in tasks}
 
 
 def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:

@@ -13,6 +13,11 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from safety.errors import ConfigError
+
+EMBEDDED_TAXONOMY = "emoji"
+EMBEDDED_FILE = Path(__file__).parent / "emoji" / "taxonomy.yaml"
+
 Name = Annotated[str, Field(min_length=1, max_length=120)]
 
 
@@ -82,6 +87,14 @@ class Taxonomy(BaseModel):
     def in_category(self, category: str, *, heldout: bool | None = None) -> Sequence[UnsafeConcept]:
         """Return the category's concepts; ``heldout`` filters by split, None keeps both."""
         return [c for c in self.concepts if c.category == category and heldout in (None, c.heldout)]
+
+
+def find_taxonomy(name: str) -> Taxonomy:
+    """Return the embedded taxonomy by its name, or that of a YAML file; raise ConfigError when there is no such file."""
+    path = EMBEDDED_FILE if name == EMBEDDED_TAXONOMY else Path(name)
+    if not path.is_file():
+        raise ConfigError(f"no file {path}", field="taxonomy", fix="name a YAML file, or 'emoji'")
+    return load_taxonomy(path)
 
 
 def load_taxonomy(path: Path) -> Taxonomy:

@@ -14,8 +14,7 @@ from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.errors import ConfigError
 from safety.families import ModelConfig
-
-EMBEDDED_TAXONOMY = "emoji"
+from safety.taxonomy import EMBEDDED_TAXONOMY
 
 
 class ServeConfig(BaseModel):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-import safety
-from safety.errors import ConfigError
 from safety.judges import Judge, JudgeConfig, load_judge
-from safety.taxonomy import load_taxonomy
-from serve.config import EMBEDDED_TAXONOMY, ServeConfig
+from safety.taxonomy import find_taxonomy
+from serve.config import ServeConfig
 from serve.schema import JudgeInfo, Verdict
-
-EMBEDDED_FILE = Path(safety.__file__).parent / "emoji" / "taxonomy.yaml"
 
 
 class OutputJudge:
@@ -53,8 +48,5 @@ def load_output_judge(config: ServeConfig) -> OutputJudge | None:
     chosen = config.serve.judge
     if chosen is None:
         return None
-    path = EMBEDDED_FILE if config.taxonomy == EMBEDDED_TAXONOMY else Path(config.taxonomy)
-    if not path.is_file():
-        raise ConfigError(f"no file {path}", field="taxonomy", fix="name a YAML file, or 'emoji'")
-    judge = load_judge(JudgeConfig(name=chosen.name, threshold=chosen.threshold), load_taxonomy(path))
+    judge = load_judge(JudgeConfig(name=chosen.name, threshold=chosen.threshold), find_taxonomy(config.taxonomy))
     return OutputJudge(judge, chosen.action)

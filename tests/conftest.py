@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,15 @@ def fresh_store(server: RunningServer) -> ArtifactStore:
     """Return a store on a prefix of its own, so that tests never see each other's keys."""
     found = ArtifactStore(StoreConfig(endpoint=server.endpoint, prefix=f"test-{secrets.token_hex(4)}", region=REGION))
     found.ensure_bucket()
+    return found
+
+
+def written(store: ArtifactStore, keys: list[str]) -> dict[str, Any]:
+    """Return when each object was written last, and its tag."""
+    found = {}
+    for key in keys:
+        head = store._client.head_object(Bucket=store.config.bucket, Key=f"{store.config.prefix}/{key}")
+        found[key] = (head["LastModified"], head["ETag"])
     return found
 
 

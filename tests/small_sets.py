@@ -31,16 +31,18 @@ def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> Prefer
     )
 
 
-def random_lora(model: ModelFamily, seed: int) -> LoraWeights:
-    """Return a random LoRA of rank 2 on all layers that the family adapts."""
+def random_lora(
+    model: ModelFamily, seed: int, targets: tuple[str, ...] | None = None, size: float = 0.1
+) -> LoraWeights:
+    """Return a random LoRA of rank 2 on the layers that end with ``targets``, or on all that the family adapts."""
     draw = torch.Generator().manual_seed(seed)
     return LoraWeights(
         {
             name: LoraLayer(
                 torch.randn(2, module.in_features, generator=draw),
-                0.1 * torch.randn(module.out_features, 2, generator=draw),
+                size * torch.randn(module.out_features, 2, generator=draw),
             )
             for name, module in model.denoiser.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.endswith(model.lora_targets)
+            if isinstance(module, torch.nn.Linear) and name.endswith(targets or model.lora_targets)
         }
     )

@@ -25,6 +25,7 @@ from safety.release import RELEASE_FILE, BaseModelIdentity, ReleaseInfo, file_ha
 from serve.config import ServeConfig
 from serve.loading import load_engine
 from tests.faults.figures import Figures
+from tests.small_sets import random_lora
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 POINTER = "aligned"
@@ -53,17 +54,7 @@ def refused(figures: Figures) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model_dir: Path) -> LoraWeights:
-    denoiser = load_model(ModelConfig(path=str(tiny_model_dir))).denoiser
-    draw = torch.Generator().manual_seed(1)
-    return LoraWeights(
-        {
-            name: LoraLayer(
-                torch.randn(2, module.in_features, generator=draw), torch.randn(module.out_features, 2, generator=draw)
-            )
-            for name, module in denoiser.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_v"))
-        }
-    )
+    return random_lora(load_model(ModelConfig(path=str(tiny_model_dir))), 1, ("to_q", "to_v"), size=1.0)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from ray.util import get_node_ip_address
 
 from cluster.store.server import RunningServer, _die_with
 from tests.conftest import REGION, fresh_store
+from tests.faults.endpoint_stub import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
@@ -68,12 +68,6 @@ class RunningCluster(NamedTuple):
                 return int(answer.status), json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
 from safety.prompts import BenignPrompt
+from tests.conftest import written
 from tests.prometheus import wait_for
 from tests.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY
 
@@ -202,15 +203,6 @@ def kill_after_some_groups(context: StageContext, folder: Path) -> None:
     finally:
         driver.kill()
         driver.wait()
-
-
-def written(store: ArtifactStore, keys: list[str]) -> dict[str, Any]:
-    """Return when each object was written last, and its tag."""
-    found = {}
-    for key in keys:
-        head = store._client.head_object(Bucket=store.config.bucket, Key=f"{store.config.prefix}/{key}")
-        found[key] = (head["LastModified"], head["ETag"])
-    return found
 
 
 @pytest.mark.ray

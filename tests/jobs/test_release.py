@@ -28,8 +28,9 @@ from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
 from safety.families import ModelConfig, load_model
 from safety.lora.files import LORA_FILE, save_lora
-from safety.lora.weights import LoraLayer, LoraWeights
+from safety.lora.weights import LoraWeights
 from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_release
+from tests.small_sets import random_lora
 
 pytestmark = pytest.mark.s3
 
@@ -37,17 +38,7 @@ pytestmark = pytest.mark.s3
 @pytest.fixture(scope="module")
 def adapter(tiny_model_dir: Path) -> LoraWeights:
     """Return a random rank-2 LoRA on the tiny model's queries and values."""
-    denoiser = load_model(ModelConfig(path=str(tiny_model_dir))).denoiser
-    draw = torch.Generator().manual_seed(1)
-    return LoraWeights(
-        {
-            name: LoraLayer(
-                torch.randn(2, module.in_features, generator=draw), torch.randn(module.out_features, 2, generator=draw)
-            )
-            for name, module in denoiser.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_v"))
-        }
-    )
+    return random_lora(load_model(ModelConfig(path=str(tiny_model_dir))), 1, ("to_q", "to_v"), size=1.0)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from jobs.launch import EXIT_STOPPED, EXIT_USER_ERROR, STOPPED
+from tests.conftest import written
 from tests.jobs.conftest import RunningCluster, write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -51,15 +52,6 @@ def ended(cluster: RunningCluster, name: str) -> dict[str, Any]:
 
 def groups_in(store: ArtifactStore) -> list[str]:
     return [key for key in store.keys("work/") if "/groups/" in key]
-
-
-def written(store: ArtifactStore, keys: list[str]) -> dict[str, Any]:
-    """Return when each object was written last, and its tag."""
-    found = {}
-    for key in keys:
-        head = store._client.head_object(Bucket=store.config.bucket, Key=f"{store.config.prefix}/{key}")
-        found[key] = (head["LastModified"], head["ETag"])
-    return found
 
 
 def test_a_bad_config_ends_with_its_first_cause_in_the_last_line(

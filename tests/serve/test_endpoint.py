@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,16 +25,11 @@ from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
 from serve.config import parse_config
+from tests.faults.endpoint_stub import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 PATH = "/v1/images/generations"
 STEPS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from torch import Tensor
 from cluster.endpoint import EndpointConfig, OutputJudgeConfig
 from safety.errors import ConfigError
 from safety.judges import JudgeConfig, load_judge
-from safety.taxonomy import load_taxonomy
+from safety.taxonomy import EMBEDDED_FILE, load_taxonomy
 from serve.config import ServeConfig
 from serve.engine import Engine
 from serve.errors import INTERNAL
-from serve.judging import EMBEDDED_FILE, OutputJudge, load_output_judge
+from serve.judging import OutputJudge, load_output_judge
 from serve.schema import Job, RenderedImage
 from tests.pixel_judge import PixelSumJudge
 
