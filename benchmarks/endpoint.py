@@ -63,11 +63,11 @@ def load(seconds: float) -> list[dict[str, Any]]:
     url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
     rows = []
     for clients in CONCURRENCIES:
-        asyncio.run(crowd(url, clients, 2 * clients, lambda i: {"prompt": "x", "seed": i}))
+        asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
         started = time.perf_counter()
         served = endpoint.batch_size / BATCH_S
         requests = int(seconds * min(clients / BATCH_S, served + clients / endpoint.retry_after_s))
-        seen = asyncio.run(crowd(url, clients, requests, lambda i: {"prompt": "x", "seed": i}))
+        seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
         row = {"clients": clients, "bound_s": bound_s(endpoint), **figures(seen, time.perf_counter() - started)}
         rows.append(row)
         print(json.dumps(row), flush=True)

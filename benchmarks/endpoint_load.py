@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,15 @@ class Seen:
 
 
 async def crowd(
-    url: str, clients: int, requests: int, body: Callable[[int], dict[str, Any]], headers: dict[str, str] | None = None
+    url: str,
+    clients: int,
+    requests: Iterable[int],
+    body: Callable[[int], dict[str, Any]],
+    headers: dict[str, str] | None = None,
 ) -> list[Seen]:
-    """Ask ``requests`` times in all, ``clients`` at a time; who is refused waits for a while as Retry-After asks."""
+    """Ask once for each number, ``clients`` at a time; who is refused waits for a while as Retry-After asks."""
     seen: list[Seen] = []
-    numbers = iter(range(requests))
+    numbers = iter(requests)
 
     async def one(client: httpx.AsyncClient) -> None:
         for number in numbers:

@@ -20,12 +20,19 @@ class ConsolidateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     objective: ObjectiveConfig = Field(
-        default=AnchoredDpoConfig(benign_weight=200.0),
+        default=AnchoredDpoConfig(benign_weight=300.0),
         description="one adapter acts on benign rows where seven did, so less weight holds it than an expert",
     )
     steps: int = Field(default=160, gt=0)
     rows: int = Field(default=14, gt=0, description="preference rows a step, over all workers")
-    benign_rows: int = Field(default=14, ge=0, description="benign rows a step")
+    benign_rows: int = Field(default=20, ge=0, description="benign rows a step")
+    benign_dropout: float = Field(
+        default=0.3,
+        ge=0,
+        lt=1,
+        description="share of benign rows under the empty prompt; without it guidance subtracts a prediction that nothing "
+        "held, and FID rises twice as much",
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="lower than an expert's, who starts from nothing")
     timesteps: tuple[float, float] = Field(
         default=(0.4, 1.0),

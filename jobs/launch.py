@@ -73,9 +73,13 @@ def _told(console: Console) -> Iterator[None]:
 
 
 def make_console() -> Console:
-    """Return the terminal, or a log of ``LOG_WIDTH`` columns."""
+    """Return the terminal, or a log of ``LOG_WIDTH`` columns, or of as many as ``COLUMNS`` says.
+
+    A submitted job inherits ``COLUMNS`` from whatever shell its cluster was started in, which says nothing of its log.
+    """
     console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=LOG_WIDTH)
+    chosen = "COLUMNS" in os.environ and submission() is None
+    return console if console.is_terminal or chosen else Console(width=LOG_WIDTH)
 
 
 def _say_where(console: Console, run: RunConfig, session: Session) -> None:

@@ -24,7 +24,7 @@ def needs(run: RunConfig) -> list[Need]:
             "train: workers of one expert",
             "train.workers, train.cpus_per_worker, train.gpus_per_worker",
             train.resources(),
-            train.workers,
+            train.min_workers or train.workers,
             train.workers,
         ),
         Need(
@@ -50,11 +50,8 @@ def needs(run: RunConfig) -> list[Need]:
 def gpu_settings(run: RunConfig) -> list[str]:
     """Return the settings that ask for a GPU."""
     amounts = {
-        "generate.gpus_per_actor": run.generate.gpus_per_actor,
+        **_model_gpus(run),
         "generate.gpus_per_judge": run.generate.gpus_per_judge,
-        "train.gpus_per_worker": run.train.gpus_per_worker,
-        "merge.gpus_per_worker": run.merge.gpus_per_worker,
-        "evaluate.gpus_per_actor": run.evaluate.gpus_per_actor,
         "serve.num_gpus": run.serve.num_gpus,
     }
     device = ["model.device"] if run.model.device != "cpu" else []
@@ -63,10 +60,14 @@ def gpu_settings(run: RunConfig) -> list[str]:
 
 def without_gpu(run: RunConfig) -> list[str]:
     """Return the settings that give a process no GPU although the model is on one."""
-    given = {
+    return [] if run.model.device == "cpu" else [name for name, amount in _model_gpus(run).items() if not amount]
+
+
+def _model_gpus(run: RunConfig) -> dict[str, float]:
+    """Return the shares of a GPU that processes take which hold the run's model."""
+    return {
         "generate.gpus_per_actor": run.generate.gpus_per_actor,
         "train.gpus_per_worker": run.train.gpus_per_worker,
         "merge.gpus_per_worker": run.merge.gpus_per_worker,
         "evaluate.gpus_per_actor": run.evaluate.gpus_per_actor,
     }
-    return [] if run.model.device == "cpu" else [name for name, amount in given.items() if not amount]

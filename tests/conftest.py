@@ -26,15 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
 
-    All that need the one Ray cluster of a session are one group and go first, then whatever else is slow; the rest
-    is shared out by modules, so that their fixtures are made once.
+    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs, endpoints, and jobs that
+    are submitted to a cluster of their own. The rest is shared out by modules, so that their fixtures are made once.
     """
     order = {}
     for item in items:
         on_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(_ray_group(item) if on_ray else item.nodeid.partition("::")[0]))
         order[item] = 0 if on_ray else 1 if item.get_closest_marker("slow") else 2
     items.sort(key=order.__getitem__)
+
+
+def _ray_group(item: pytest.Item) -> str:
+    if "running_cluster" in getattr(item, "fixturenames", ()):
+        return "submit"
+    return "serve" if item.get_closest_marker("serve") is not None else "ray"
 
 
 @pytest.fixture(scope="session")

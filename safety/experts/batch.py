@@ -53,7 +53,8 @@ class BatchMaker:
         """Return the batch of these rows, on the model's device."""
         pairs, places = [row.pair for row in rows], [row.place for row in benign]
         draws = [(self.data.row_id(row), row.draw) for row in rows]
-        every = [*draws, *draws, *((self.data.benign_ids[row.place], row.draw) for row in benign)]
+        held = [(self.data.benign_ids[row.place], row.draw) for row in benign]
+        every = [*draws, *draws, *held]
         clean = torch.cat([self.data.winner[pairs], self.data.loser[pairs], self.data.benign[places]])
         noise = self._noise(every, tuple(clean.shape[1:]))
         timesteps = torch.tensor([self._timestep(*draw) for draw in every])
@@ -63,7 +64,7 @@ class BatchMaker:
             rows=len(rows),
             noisy=self.model.add_noise(clean, noise, timesteps),
             timesteps=timesteps,
-            conditioning=self._conditioning(rows, draws, places),
+            conditioning=self._conditioning(rows, draws, places, held),
             target=self.model.target(clean, noise, timesteps),
         )
 
@@ -80,20 +81,36 @@ class BatchMaker:
         count = self.model.train_timesteps
         return min(int((start + (end - start) * share) * count), count - 1)
 
-    def _conditioning(self, rows: Sequence[Row], draws: Sequence[tuple[str, int]], places: list[int]) -> Conditioning:
-        dropout = self.config.caption_dropout
-        dropped = torch.tensor(
-            [uniform(self.seed, self._name(row_id), f"dropout-{draw}") < dropout for row_id, draw in draws]
-        )
+    def _conditioning(
+        self,
+        rows: Sequence[Row],
+        draws: Sequence[tuple[str, int]],
+        places: list[int],
+        held: Sequence[tuple[str, int]],
+    ) -> Conditioning:
+        dropped = self._dropped(draws, self.config.caption_dropout)
+        without = self._dropped(held, self.config.benign_dropout)
         found = {}
         for key, prompts in self.data.conditioning(rows).items():
-            mask = dropped.view(-1, *[1] * (prompts.ndim - 1))
-            kept = torch.where(mask, self.data.empty[key], prompts)
-            found[key] = torch.cat([kept, kept, self.data.benign_prompts[key][places]]).to(self.model.device)
+            kept = _emptied(prompts, dropped, self.data.empty[key])
+            others = _emptied(self.data.benign_prompts[key][places], without, self.data.empty[key])
+            found[key] = torch.cat([kept, kept, others]).to(self.model.device)
         return found
+
+    def _dropped(self, draws: Sequence[tuple[str, int]], share: float) -> Tensor:
+        """Say which draws go without their prompt, bool [n]."""
+        return torch.tensor(
+            [uniform(self.seed, self._name(row_id), f"dropout-{draw}") < share for row_id, draw in draws],
+            dtype=torch.bool,
+        )
 
     def _name(self, row_id: str) -> str:
         return f"{self.data.category}/{row_id}"
+
+
+def _emptied(prompts: Tensor, dropped: Tensor, empty: Tensor) -> Tensor:
+    """Return the prompts' states [n, ...], with the empty prompt's where ``dropped`` [n] says so."""
+    return torch.where(dropped.view(-1, *[1] * (prompts.ndim - 1)), empty, prompts)
 
 
 def _part(entries: Sequence[Entry], part: int, parts: int) -> Sequence[Entry]:

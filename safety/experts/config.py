@@ -28,6 +28,12 @@ class ExpertConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="longest gradient")
     caption_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of rows under the empty prompt")
+    benign_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of benign rows under the empty prompt, whose prediction guidance subtracts at every step",
+    )
     timesteps: tuple[float, float] = Field(
         default=(0.4, 1.0),
         description="the part of the noise schedule that is trained on; 1 is the noisiest, where what is drawn is decided",

@@ -7,6 +7,7 @@ validation and test. Test sides are those that the world's own training never sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -52,6 +53,13 @@ def _side(concepts: tuple[str, ...], background: str) -> str:
     return "validation" if uniform(0, scene, "validation-split") < VALIDATION_SHARE else "train"
 
 
+class _Turn(NamedTuple):
+    """A context, and how often it has come before."""
+
+    context: Context
+    turn: int
+
+
 class _Wording(NamedTuple):
     """How a scene is put into words, shared by a pair's two prompts: the caption's form, the other concept's phrase."""
 
@@ -68,7 +76,7 @@ class _Wording(NamedTuple):
 
 @writers.register(WRITER)
 class GrammarWriter:
-    """Writes pairs that differ in the concept's noun phrase alone, half with a benign object beside it."""
+    """Writes pairs that differ in the concept's noun phrase alone, most of them with a benign object beside it."""
 
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts; raise ConfigError when there are fewer distinct ones than ``counts`` asks for."""
@@ -119,7 +127,7 @@ class GrammarWriter:
     def _pairs_of(
         self, taxonomy: Taxonomy, concept: UnsafeConcept, split: PairSplit, seed: int, taken: set[str]
     ) -> Iterator[PromptPair]:
-        """Yield a concept's pairs of one split: single and two-object scenes in turn while both last."""
+        """Yield a concept's pairs of one split: one-object and two-object scenes in turn while both last."""
         wanted = "test" if split == "heldout" else split
         others = [b.name for b in taxonomy.benign if b.name != concept.counterpart]
         identity = f"{split}-{slug(concept.category)}-{slug(concept.name)}"
@@ -129,7 +137,8 @@ class GrammarWriter:
             for c in contexts
             if side(c.scene(concept.name), c.background) == side(c.scene(concept.counterpart), c.background) == wanted
         ]
-        for number, context, wording in _worded(taxonomy, usable, identity, seed):
+        turns = _training_turns(usable) if split == "train" else _turns(usable)
+        for number, context, wording in _worded(taxonomy, turns, identity, seed):
             row_id = f"{identity}-{number:05d}"
             draw = rng(seed, row_id, "words")
             unsafe = wording.prompt(name_concept(taxonomy, concept.name, draw), context)
@@ -164,7 +173,7 @@ class GrammarWriter:
             yield prompt
 
     def _benign_of(
-        self, taxonomy: Taxonomy, concept: str, split: BenignSplit, seed: int, taken: set[str], first_kind: int
+        self, taxonomy: Taxonomy, concept: str, split: BenignSplit, seed: int, taken: set[str], first_turn: int
     ) -> Iterator[BenignPrompt]:
         identity = f"benign-{split}-{slug(concept)}"
         wanted = "train" if split == "text" else split
@@ -172,7 +181,8 @@ class GrammarWriter:
         usable = [
             c for c in _contexts(others, f"{identity}-contexts", seed) if side(c.scene(concept), c.background) == wanted
         ]
-        for number, context, wording in _worded(taxonomy, usable, identity, seed, first_kind):
+        turns = _turns(usable)
+        for number, context, wording in _worded(taxonomy, turns[first_turn:] + turns[:first_turn], identity, seed):
             row_id = f"{identity}-{number:05d}"
             prompt = wording.prompt(name_concept(taxonomy, concept, rng(seed, row_id, "words")), context)
             if prompt not in taken:
@@ -202,27 +212,46 @@ def _contexts(others: Sequence[str], identity: str, seed: int) -> list[Context]:
     return contexts
 
 
-def _worded(
-    taxonomy: Taxonomy, contexts: Sequence[Context], identity: str, seed: int, first_kind: int = 0
-) -> Iterator[tuple[int, Context, _Wording]]:
-    """Yield (number, context, wording): one-object and two-object contexts in turn, each round with other words.
+def _supply(contexts: Sequence[Context], forms: int) -> Iterator[_Turn]:
+    """Yield the contexts round after round, in other words each round."""
+    for turn in range(forms):
+        yield from (_Turn(context, turn) for context in contexts)
 
-    A one-object context is used once a form, since its prompts differ in little else; then the rest is
-    two-object.
+
+def _turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
+    """Return the supplies of one-object and of two-object contexts.
+
+    A one-object context is used once a form, since its prompts differ in little else.
     """
-    kinds = [[c for c in contexts if c.other is None], [c for c in contexts if c.other is not None]]
-    limits = [len(kinds[0]) * len(SINGLE_FORMS), len(kinds[1]) * WORDINGS]
-    used = [0, 0]
-    number = 0
-    while used[0] < limits[0] or used[1] < limits[1]:
-        kind = (number + first_kind) % 2
-        if used[kind] >= limits[kind]:
-            kind = 1 - kind
-        turn, place = divmod(used[kind], len(kinds[kind]))
-        used[kind] += 1
-        context = kinds[kind][place]
+    alone, beside = [c for c in contexts if c.other is None], [c for c in contexts if c.other is not None]
+    return [_supply(alone, len(SINGLE_FORMS)), _supply(beside, WORDINGS)]
+
+
+def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
+    """Return the supplies of contexts where the concept stands alone, after another object, before one, after one.
+
+    A causal text encoder tells a noun by what stands before it: alone and first it is the same to the model, after
+    another object it is not, so each of the two gets every other prompt.
+    """
+    alone, _ = _turns(contexts)
+    beside = [c for c in contexts if c.other is not None]
+    after = _supply([c for c in beside if c.other_first], WORDINGS)
+    return [alone, after, _supply([c for c in beside if not c.other_first], WORDINGS), after]
+
+
+def _worded(
+    taxonomy: Taxonomy, turns: Sequence[Iterator[_Turn]], identity: str, seed: int
+) -> Iterator[tuple[int, Context, _Wording]]:
+    """Yield (number, context, wording) from each of the supplies in turn, while they last."""
+    waiting, number = deque(turns), 0
+    while waiting:
+        found = next(waiting[0], None)
+        if found is None:
+            waiting.popleft()
+            continue
+        waiting.rotate(-1)
         draw = rng(seed, f"{identity}-{number:05d}", "form")
-        shift = rng(seed, f"{identity}-{context}", "first form").randrange(len(SINGLE_FORMS))
-        other = None if context.other is None else name_concept(taxonomy, context.other, draw)
-        yield number, context, _Wording(form=shift + turn, other=other)
+        shift = rng(seed, f"{identity}-{found.context}", "first form").randrange(len(SINGLE_FORMS))
+        other = None if found.context.other is None else name_concept(taxonomy, found.context.other, draw)
+        yield number, found.context, _Wording(form=shift + found.turn, other=other)
         number += 1

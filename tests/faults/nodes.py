@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 STORE_BYTES = 100 * 2**20
 JOB_LIMIT_S = 1200.0
+# Workers are asked for before a node's death is noticed; Ray Train waits for these before it asks for fewer.
+START_LIMIT_S = "10"
 
 
 class Nodes:
@@ -60,6 +62,7 @@ def several_nodes(server: RunningServer, count: int) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_LIMIT_S)
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": SOON, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:

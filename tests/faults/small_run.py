@@ -122,8 +122,16 @@ def run(context: StageContext) -> Made:
     return made(context.store, dataset, train.run(context, dataset)[CATEGORY])
 
 
+def hashes(store: ArtifactStore, *artifacts: ArtifactRef) -> dict[str, str]:
+    """Read the hashes of what must come out the same: a dataset's files, an expert's weights. All must verify."""
+    found = {}
+    for artifact in artifacts:
+        files = store.verify(*artifact).files
+        same = [LORA_FILE] if artifact.kind == "expert" else list(files)
+        found |= {f"{artifact.kind}/{name}": files[name].sha256 for name in same}
+    return found
+
+
 def made(store: ArtifactStore, dataset: ArtifactRef, expert: ArtifactRef) -> Made:
-    """Read the hashes of a run's dataset and adapter; both must verify."""
-    rows, weights = store.verify(*dataset).files, store.verify(*expert).files
-    hashes = {f"dataset/{name}": entry.sha256 for name, entry in rows.items()}
-    return Made(dataset, expert, {**hashes, f"expert/{LORA_FILE}": weights[LORA_FILE].sha256})
+    """Return a run's dataset and adapter, with their hashes."""
+    return Made(dataset, expert, hashes(store, dataset, expert))

@@ -20,7 +20,7 @@ from serve.access import Access
 from serve.api import make_api
 from tests.faults.endpoint_stub import stub_endpoint
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.serve]
 PATH = "/v1/images/generations"
 MARK = "zqxECHO"
 REDUCED, FULL = 200, 2000

@@ -15,7 +15,7 @@ from benchmarks.stub_endpoint import CHANNELS, MULTIPLE, SIDE
 from cluster.endpoint import EndpointConfig
 from tests.faults.endpoint_stub import stub_endpoint
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.serve]
 BATCH_S = 0.2
 BUSY_MACHINE = 8
 """How much slower than on a quiet machine, where full counts run, reduced ones may be."""
@@ -45,8 +45,8 @@ def test_accepted_within_the_queues_bound_and_refused_at_once(
     url, config = endpoint
     full = pytestconfig.getoption("--faults-full")
     requests, slower = clients * (20 if full else 4), 1 if full else BUSY_MACHINE
-    asyncio.run(crowd(url, clients, clients, lambda i: {"prompt": "x", "seed": i}))
-    seen = asyncio.run(crowd(url, clients, requests, lambda i: {"prompt": "x", "seed": i}))
+    asyncio.run(crowd(url, clients, range(clients), lambda i: {"prompt": "x", "seed": i}))
+    seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
     by_status = {status: [s for s in seen if s.status == status] for status in {s.status for s in seen}}
     assert set(by_status) <= {200, 429}, {status: len(found) for status, found in by_status.items()}
     assert len(seen) == requests

@@ -110,7 +110,7 @@ def running_cluster(s3_server: RunningServer) -> Iterator[RunningCluster]:
     finally:
         head.send_signal(signal.SIGTERM)
         try:
-            head.wait(timeout=30)
+            head.wait(timeout=5)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)

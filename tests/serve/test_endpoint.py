@@ -27,7 +27,7 @@ from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
 from serve.config import parse_config
 from tests.faults.endpoint_stub import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]
 PATH = "/v1/images/generations"
 STEPS = 4
 

@@ -22,7 +22,7 @@ from serve.metrics import IMAGES, LATENCY, RELOADS, REQUESTS
 from tests.faults.endpoint_stub import free_port
 from tests.serve.release_maker import point, publish, scaled
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]
 PATH = "/v1/images/generations"
 PROMPT = "a house with unmistakable SECRETWORDS"
 WAIT_S = 60.0

@@ -65,6 +65,7 @@ def zoo_lora() -> LoraWeights:
 
 
 @pytest.mark.ray
+@pytest.mark.serve
 @pytest.mark.s3
 @pytest.mark.slow
 @pytest.mark.timeout(600)

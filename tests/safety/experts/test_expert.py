@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_a_loop_over_rows(
         gap = single_error(expert, batch, row) - single_error(expert, batch, batch.rows + row)
         with reference(expert.model):
             base = single_error(expert, batch, row) - single_error(expert, batch, batch.rows + row)
-        terms.append(math.log1p(math.exp(float(25.0 * (gap - base)))))
+        terms.append(math.log1p(math.exp(25.0 * (gap - base).item())))
     assert float(expert(3, 0).loss.detach()) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
@@ -144,6 +144,20 @@ def test_caption_dropout_replaces_that_share_of_prompts(
     for row, gone, found in zip(rows, dropped, states, strict=True):
         if not gone:
             assert torch.equal(found, maker.data.conditioning([row])["states"][0])
+
+
+def test_benign_dropout_replaces_that_share_of_benign_prompts_alone(
+    make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig
+) -> None:
+    maker = BatchMaker(make_model(), data.rows("train"), make_config(caption_dropout=0.0, benign_dropout=0.25), 0)
+    rows, benign = maker.data.schedule(0, 0, 4), maker.data.benign_schedule(0, 0, 400)
+    states = maker.make(rows, benign).conditioning["states"]
+    dropped = (states == data.empty["states"]).flatten(1).all(dim=1)
+    assert not dropped[:8].any()
+    assert 70 <= int(dropped[8:].sum()) <= 130
+    for row, gone, found in zip(benign, dropped[8:], states[8:], strict=True):
+        if not gone:
+            assert torch.equal(found, maker.data.benign_prompts["states"][row.place])
 
 
 def test_parts_together_are_the_whole_step(make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig) -> None:

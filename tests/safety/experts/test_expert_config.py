@@ -15,6 +15,7 @@ from safety.experts import ExpertConfig
     ("settings", "said"),
     [
         ({"timesteps": (0.8, 0.2)}, "timesteps"),
+        ({"benign_dropout": 1.0}, "benign_dropout"),
         ({"rows": 5, "accumulation": 2}, "rows is 5"),
         ({"benign_rows": 0}, "benign_rows is 0"),
         ({"stepz": 5}, "stepz"),

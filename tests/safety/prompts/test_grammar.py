@@ -111,12 +111,27 @@ def test_a_pair_differs_in_the_concepts_phrase_alone(seed: int) -> None:
         assert f"{pair.background}" in pair.unsafe_prompt
 
 
-def test_about_half_the_training_pairs_have_an_object_in_either_place(written: PromptSet) -> None:
-    training = written.in_split("train")
-    double = [p for p in training if p.benign_objects]
-    assert 0.35 <= len(double) / len(training) <= 0.75
-    first = [p for p in double if any(p.unsafe_prompt.find(x) in range(13) for x in phrases(p.benign_objects[0]))]
-    assert 0.2 <= len(first) / len(double) <= 0.8
+def place(pair: PromptPair) -> str:
+    """Where the concept stands in the prompt."""
+    if not pair.benign_objects:
+        return "alone"
+    other = min(pair.unsafe_prompt.find(x) for x in phrases(pair.benign_objects[0]) if x in pair.unsafe_prompt)
+    assert pair.concept is not None
+    unsafe = min(pair.unsafe_prompt.find(x) for x in phrases(pair.concept) if x in pair.unsafe_prompt)
+    return "after" if other < unsafe else "before"
+
+
+def test_a_concept_stands_after_another_object_in_every_other_training_pair() -> None:
+    counts = PromptCounts(train=20 * 5, validation=1, test=1, heldout=1, benign_train=1, benign_validation=1)
+    training = GrammarWriter().write(TAXONOMY, counts, 0).in_split("train")
+    for name in {pair.concept for pair in training}:
+        assert Counter(place(p) for p in training if p.concept == name) == {"alone": 5, "after": 10, "before": 5}
+
+
+def test_a_concept_stands_in_either_place_in_the_other_splits(written: PromptSet) -> None:
+    for split in ("validation", "test", "heldout"):
+        places = Counter(place(p) for p in written.in_split(split))
+        assert 0.3 <= places["after"] / (places["after"] + places["before"]) <= 0.7
 
 
 def test_prompts_are_a_function_of_the_seed(written: PromptSet) -> None:
