@@ -23,7 +23,7 @@ from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetSummary, Provenance
 from safety.families.family import model_folder
 from safety.judges import load_judge
-from safety.prompts import write_prompts
+from safety.prompts import write_prompts, writers
 from safety.release import model_hash
 from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
 
@@ -70,6 +70,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> Provenance:
         model_hash=model_hash(model_folder(run.model.path)),
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         stand_ins=run.taxonomy == EMBEDDED_TAXONOMY,
+        writer_version=writers[run.generate.writer]().version,
         judge=judge.name,
         judge_version=judge.version,
         judge_threshold=judge.threshold,

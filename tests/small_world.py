@@ -30,6 +30,8 @@ PAIRS, BENIGN_ROWS = 2 * (28 + 28), 12 + 12
 class SmallWriter:
     """Writes prompts of a few tokens, told apart by a number."""
 
+    version = "1"
+
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts."""
         pairs = [

@@ -57,6 +57,7 @@ class Provenance(BaseModel):
     model_hash: str = Field(description="SHA-256 over the base model's files")
     taxonomy: str
     stand_ins: bool = Field(description="whether the unsafe concepts are harmless stand-ins")
+    writer_version: str = Field(description="of the prompt writer that the recipe names")
     judge: str
     judge_version: str
     judge_threshold: float

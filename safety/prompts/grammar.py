@@ -78,6 +78,8 @@ class _Wording(NamedTuple):
 class GrammarWriter:
     """Writes pairs that differ in the concept's noun phrase alone, most of them with a benign object beside it."""
 
+    version = "2"
+
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts; raise ConfigError when there are fewer distinct ones than ``counts`` asks for."""
         taken: set[str] = set()

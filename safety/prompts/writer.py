@@ -32,6 +32,9 @@ class PromptCounts(BaseModel):
 class PromptWriter(Protocol):
     """Writes the prompts of a taxonomy; the result is a function of its arguments alone."""
 
+    version: str
+    """What a dataset is known by beside its settings: another one whenever other prompts are written."""
+
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts; raise ConfigError when the writer cannot make as many distinct ones."""
 

@@ -145,6 +145,7 @@ class Sifted:
             model_hash="0" * 64,
             taxonomy=TAXONOMY.name,
             stand_ins=True,
+            writer_version="1",
             judge="pixel-sum",
             judge_version="1",
             judge_threshold=0.5,

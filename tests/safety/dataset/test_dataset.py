@@ -37,6 +37,7 @@ PROVENANCE = Provenance(
     model_hash="0" * 64,
     taxonomy="small 1",
     stand_ins=True,
+    writer_version="1",
     judge="pixel-sum",
     judge_version="1",
     judge_threshold=0.5,

@@ -88,8 +88,10 @@ def prompts() -> PromptSet:
     )
 
 
-def test_score_is_ip_and_what_benign_images_and_contexts_lose(tiny_model: ModelFamily, make_experts: Experts) -> None:
-    config = ConfirmConfig(benign_weight=2.0, context_weight=0.5)
+def test_objective_is_ip_its_worst_and_what_benign_images_and_contexts_lose(
+    tiny_model: ModelFamily, make_experts: Experts
+) -> None:
+    config = ConfirmConfig(benign_weight=2.0, worst_weight=0.4, context_weight=0.5)
     chosen = choose_prompts(prompts(), ("hate", "violence"), config)
     # hate: flagged with its context, clean without the house; violence: clean on the wrong background.
     # benign: one lacks its house, one is fine.
@@ -102,7 +104,7 @@ def test_score_is_ip_and_what_benign_images_and_contexts_lose(tiny_model: ModelF
     assert seen.ip == 0.25
     assert seen.benign_failed == 0.5
     assert seen.context_lost == pytest.approx(2 / 3)
-    assert seen.objective == pytest.approx(0.25 + 2.0 * 0.5 + 0.5 * 2 / 3)
+    assert seen.objective == pytest.approx(0.25 + 0.4 * 0.5 + 2.0 * 0.5 + 0.5 * 2 / 3)
     assert seen.images == 5
     texts = [*(p.unsafe_prompt for p in chosen.pairs), *(b.prompt for b in chosen.benign)]
     ids = [*(p.pair_id for p in chosen.pairs), *(b.prompt_id for b in chosen.benign)]
