@@ -25,6 +25,10 @@ def test_the_full_report_asks_for_the_demos_own_dataset_experts_and_merges() -> 
     assert report.evaluate.counts.benign > demo.evaluate.counts.benign
 
 
+def test_make_serve_shows_the_base_beside_the_aligned_model() -> None:
+    assert "base" in load_run(CONFIGS / "emoji.yaml").serve.names
+
+
 def load_world(name: str) -> WorldConfig:
     return WorldConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8")))
 
