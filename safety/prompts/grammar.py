@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from safety.emoji.caption import DOUBLE_FORMS, SINGLE_FORMS, caption, name_concept
 from safety.emoji.scene import BACKGROUNDS
@@ -22,6 +22,7 @@ from safety.seeds import rng, uniform
 from safety.taxonomy import Taxonomy, UnsafeConcept
 
 WRITER = "grammar"
+Place = Literal["alone", "after", "before"]
 VALIDATION_SHARE = 0.25
 WORDINGS = 5 * max(len(SINGLE_FORMS), len(DOUBLE_FORMS))
 
@@ -32,6 +33,13 @@ class Context(NamedTuple):
     other: str | None
     other_first: bool
     background: str
+
+    @property
+    def place(self) -> Place:
+        """Return where the concept stands: alone, or after or before the other one."""
+        if self.other is None:
+            return "alone"
+        return "after" if self.other_first else "before"
 
     def scene(self, concept: str) -> tuple[str, ...]:
         """Return the scene's concepts in the order they are named."""
@@ -214,19 +222,19 @@ def _contexts(others: Sequence[str], identity: str, seed: int) -> list[Context]:
     return contexts
 
 
-def _supply(contexts: Sequence[Context], forms: int) -> Iterator[_Turn]:
-    """Yield the contexts round after round, in other words each round."""
-    for turn in range(forms):
-        yield from (_Turn(context, turn) for context in contexts)
-
-
-def _turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
-    """Return the supplies of one-object and of two-object contexts.
+def _supply(contexts: Sequence[Context], *places: Place) -> Iterator[_Turn]:
+    """Yield the contexts of these places round after round, in other words each round.
 
     A one-object context is used once a form, since its prompts differ in little else.
     """
-    alone, beside = [c for c in contexts if c.other is None], [c for c in contexts if c.other is not None]
-    return [_supply(alone, len(SINGLE_FORMS)), _supply(beside, WORDINGS)]
+    chosen = [context for context in contexts if context.place in places]
+    for turn in range(len(SINGLE_FORMS) if places == ("alone",) else WORDINGS):
+        yield from (_Turn(context, turn) for context in chosen)
+
+
+def _turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
+    """Return the supplies of one-object and of two-object contexts."""
+    return [_supply(contexts, "alone"), _supply(contexts, "after", "before")]
 
 
 def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
@@ -235,10 +243,8 @@ def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
     A causal text encoder tells a noun by what stands before it: alone and first it is the same to the model, after
     another object it is not, so each of the two gets every other prompt.
     """
-    alone, _ = _turns(contexts)
-    beside = [c for c in contexts if c.other is not None]
-    after = _supply([c for c in beside if c.other_first], WORDINGS)
-    return [alone, after, _supply([c for c in beside if not c.other_first], WORDINGS), after]
+    after = _supply(contexts, "after")
+    return [_supply(contexts, "alone"), after, _supply(contexts, "before"), after]
 
 
 def _worded(

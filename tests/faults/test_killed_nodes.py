@@ -75,9 +75,12 @@ def test_a_node_is_killed_in_generation_and_one_in_training(
         job.until(lambda stage=stage: bool(shared.keys(WORK[stage])), f"the first work of {stage}")
         nodes.replace()
     job.finish()
-    kinds = [kind for kind, stage in (("dataset", "generate"), ("expert", "train")) if stage in stages]
-    found = small_run.hashes(shared, *(only(shared, kind) for kind in kinds))
-    assert found == {name: sha for name, sha in undisturbed.hashes.items() if name.partition("/")[0] in kinds}
+    expected = [undisturbed.dataset, undisturbed.expert][: len(stages)]
+    kinds = [artifact.kind for artifact in expected]
+    found = [only(shared, kind) for kind in kinds]
+    assert found == expected
+    same = {name: sha for name, sha in undisturbed.hashes.items() if name.partition("/")[0] in kinds}
+    assert small_run.hashes(shared, *found) == same
     assert shared.keys("work/dataset/") == shared.keys("work/expert/") == []
     figures.note(
         f"a node killed in {' and one in '.join(stages)}, of 2 nodes beside the head",
