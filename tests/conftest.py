@@ -26,21 +26,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
 
-    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs, endpoints, and jobs that
-    are submitted to a cluster of their own. The rest is shared out by modules, so that their fixtures are made once.
+    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs, and jobs that are
+    submitted to a cluster of their own. Endpoints, whose answers are timed, go last, when the machine is quieter. The
+    rest is shared out by modules, so that their fixtures are made once.
     """
     order = {}
     for item in items:
-        on_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(_ray_group(item) if on_ray else item.nodeid.partition("::")[0]))
-        order[item] = 0 if on_ray else 1 if item.get_closest_marker("slow") else 2
+        group = _ray_group(item)
+        item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
+        slow = item.get_closest_marker("slow") is not None
+        order[item] = 3 if group == "serve" else 0 if group else 1 if slow else 2
     items.sort(key=order.__getitem__)
 
 
-def _ray_group(item: pytest.Item) -> str:
-    if "running_cluster" in getattr(item, "fixturenames", ()):
+def _ray_group(item: pytest.Item) -> str | None:
+    """Return the group of a test that needs Ray."""
+    fixtures = getattr(item, "fixturenames", ())
+    if "running_cluster" in fixtures:
         return "submit"
-    return "serve" if item.get_closest_marker("serve") is not None else "ray"
+    if item.get_closest_marker("serve") is not None:
+        return "serve"
+    return "ray" if item.get_closest_marker("ray") is not None or "ray_cluster" in fixtures else None
 
 
 @pytest.fixture(scope="session")
