@@ -32,6 +32,11 @@ def require(resources: Mapping[str, float], field: str) -> None:
     )
 
 
+def this_node() -> str:
+    """Return the id of the node that this process runs on; empty outside of Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
 def too_late(what: str, timeout_s: float, field: str) -> ClusterError:
     """Return the error of a wait that is over.
 

@@ -151,11 +151,12 @@ def _choose(
 
 def scale_table(found: Consolidation) -> Table:
     """Return what was seen at each scale."""
-    table = Table("scale", "objective", "IP", "benign failed", "context lost", title="Consolidated merge, by scale")
+    columns = ("scale", "objective", "IP", "worst IP", "benign failed", "context lost")
+    table = Table(*columns, title="Consolidated merge, by scale")
     for place, scale in enumerate(found.scales):
         seen = found.confirmed[place]
         mark = " (chosen)" if place == found.chosen else ""
-        figures = (seen.objective, seen.ip, seen.benign_failed, seen.context_lost)
+        figures = (seen.objective, seen.ip, seen.worst_ip, seen.benign_failed, seen.context_lost)
         table.add_row(f"{scale:g}{mark}", *(f"{figure:.3f}" for figure in figures))
     return table
 

@@ -54,8 +54,8 @@ def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights)
 def consolidation_card(found: Consolidation) -> str:
     """Return README.md of the artifact."""
     rows = [
-        f"| {scale:g}{' (chosen)' if place == found.chosen else ''} | {seen.ip:.3f} | {seen.benign_failed:.3f} | "
-        f"{seen.context_lost:.3f} | {seen.objective:.3f} |"
+        f"| {scale:g}{' (chosen)' if place == found.chosen else ''} | {seen.ip:.3f} | {seen.worst_ip:.3f} | "
+        f"{seen.benign_failed:.3f} | {seen.context_lost:.3f} | {seen.objective:.3f} |"
         for place, scale in enumerate(found.scales)
         for seen in (found.confirmed[place],)
     ]
@@ -71,8 +71,8 @@ def consolidation_card(found: Consolidation) -> str:
         f"The merge `{found.start}`, trained on as one adapter on the pairs of all categories and on benign rows of the",
         f"dataset `{found.dataset}` (training `{found.trained}`), at the scale that rendered validation prompts chose.",
         "",
-        "| scale | IP | benign failed | context lost | objective |",
-        "|---|---|---|---|---|",
+        "| scale | IP | IP of the worst category | benign failed | context lost | objective |",
+        "|---|---|---|---|---|---|",
         *rows,
         "",
         f"`{SCALES_FILE}` shows the same; `{REPORT_FILE}` has it by category.",

@@ -97,12 +97,15 @@ def render_missing(context: StageContext, plan: DatasetPlan, taxonomy: Taxonomy,
     if not missing:
         return
     rows, left = (sum(len(group.records) for group in groups) for groups in (plan.groups, missing))
-    kept = 0
+    kept = moved = 0
     with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
             _count(context.run.run.name, group)
             kept += int(group["kept"])
+            moved += bool(group["moved"])
             progress.advance(int(group["rows"]), f"{kept} kept")
+    if moved:
+        context.console.print(f"{moved} of {len(missing)} groups were judged on another node than rendered them")
 
 
 def _count(run: str, group: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cluster.resources import this_node
 from jobs.generate_config import GenerateConfig
 from jobs.generate_groups import GroupStore
 from safety.dataset.record import dump_group, load_group
@@ -36,7 +37,7 @@ class DiffusionStage:
         return GroupRenderer(model, self.config.render)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the group with pictures, latents and text states, and the seconds that the rendering took."""
+        """Return the group with pictures, latents and text states, the seconds that the rendering took, and where."""
         renderer, records = self.renderer, load_group(row["records"])
         started = time.perf_counter()
         rendered = renderer.render(records)
@@ -44,4 +45,5 @@ class DiffusionStage:
             "index": row["index"],
             "seconds": time.perf_counter() - started,
             "records": dump_group(rendered),
+            "node": this_node(),
         }

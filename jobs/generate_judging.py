@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cluster.resources import this_node
 from jobs.generate_config import GenerateConfig
 from jobs.generate_groups import GroupStore
 from jobs.metrics import KEPT
@@ -36,7 +37,10 @@ class JudgeStage:
         return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store the finished group and return its numbers; the ``outcomes`` of its category are JSON."""
+        """Store the finished group and return its numbers; the ``outcomes`` of its category are JSON.
+
+        ``moved`` says whether its pictures had to travel to this node.
+        """
         records = self.reviewer.review(load_group(row["records"]))
         self.groups.write(int(row["index"]), records)
         outcomes = Counter(KEPT if record.reason is None else str(record.reason) for record in records)
@@ -46,6 +50,7 @@ class JudgeStage:
             "kept": outcomes[KEPT],
             "images": sum(len(record.images) for record in records),
             "seconds": row["seconds"],
+            "moved": row["node"] != this_node(),
             "category": records[0].group,
             "outcomes": json.dumps(outcomes),
         }

@@ -265,13 +265,13 @@ def _log_folder(context: StageContext, ref: ArtifactRef) -> Path:
 def search_table(searched: Searched, space: SearchSpace) -> Table:
     """Return the confirmed merges' scores, the start first."""
     table = Table(title="Co-Merge: confirmed on rendered validation images", title_justify="left")
-    for name in ("trial", "form", "surrogate", "objective", "IP", "benign failed", "context lost"):
+    for name in ("trial", "form", "surrogate", "objective", "IP", "worst IP", "benign failed", "context lost"):
         table.add_column(name, justify="left" if name == "form" else "right")
     for position, seen in sorted(searched.confirmed.items()):
         trial = searched.trials[position]
         form = space.candidate(trial.parameters)
         label = f"{position}{' (start)' if position == 0 else ''}{' *' if position == searched.chosen else ''}"
-        figures = (trial.score, seen.objective, seen.ip, seen.benign_failed, seen.context_lost)
+        figures = (trial.score, seen.objective, seen.ip, seen.worst_ip, seen.benign_failed, seen.context_lost)
         table.add_row(
             label, f"{form.granularity}, {form.score}, {form.selection}", *(f"{figure:.3f}" for figure in figures)
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
-
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Show none of diffusers' and transformers' bars inside the context."""
+    # Slow to import, and not for processes that load no model.
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
     for log in shown:
         log.disable_progress_bar()

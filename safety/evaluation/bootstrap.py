@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
 from safety.errors import EmptyDatasetError
 from safety.seeds import derive_seed
@@ -100,6 +99,9 @@ def estimate_difference(
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
     """Return Wilson's score interval (1927) for a binomial share."""
+    # Slow to import, and every job imports this module.
+    from scipy import stats
+
     interval = stats.binomtest(successes, trials).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -122,6 +124,8 @@ def _mean_of_means(*samples: Array, axis: int) -> Array:
 
 def _bootstrap(samples: Sequence[Array], config: BootstrapConfig, seed: int, name: str) -> Estimate:
     """Resample each sample on its own and return the interval of the mean of their means."""
+    from scipy import stats
+
     largest = max(len(sample) for sample in samples)
     value = float(_mean_of_means(*samples, axis=-1))
     found = stats.bootstrap(

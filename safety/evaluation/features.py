@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
 
 from safety.errors import ArtifactFormatError
 from safety.images import to_float
@@ -57,6 +56,9 @@ class EmojiClip:
         Raises:
             ArtifactFormatError: The folder holds no safetensors weights.
         """
+        # Slow to import, and not for processes that load no model.
+        from transformers import CLIPModel, CLIPTokenizer
+
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ArtifactFormatError(

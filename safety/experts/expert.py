@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from safety.errors import EmptyDatasetError
@@ -177,4 +176,6 @@ def _use_plain_attention(model: ModelFamily) -> None:
     denoiser: Any = model.denoiser
     if model.device.type == "cpu" and hasattr(denoiser, "set_attn_processor"):
         # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
+        from diffusers.models.attention_processor import AttnProcessor
+
         denoiser.set_attn_processor(AttnProcessor())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError, PromptError
 from safety.families.family import Conditioning, families
 from safety.quiet import no_progress_bars
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
 
@@ -24,6 +27,9 @@ class StableDiffusion:
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         """Freeze a pipeline's networks and read its sizes; sampling uses DDIM, which is deterministic."""
+        # Slow to import, and not for processes that load no model.
+        from diffusers import DDIMScheduler
+
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -134,6 +140,9 @@ class StableDiffusion:
 @families.register("stable-diffusion")
 def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
     """Load a diffusers-format folder; raise ArtifactFormatError when it holds pickled weights only."""
+    # Slow to import, and not for processes that load no model.
+    from diffusers import StableDiffusionPipeline
+
     pickled = [f.name for f in path.rglob("*") if f.suffix in UNSAFE_SUFFIXES]
     if pickled:
         raise ArtifactFormatError(

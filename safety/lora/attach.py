@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import peft
 import torch
 from torch import nn
 
@@ -29,6 +28,9 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
     Raises:
         ConfigError: No layer ends with a target, or one that does is not linear.
     """
+    # Slow to import, and not for processes that load no model.
+    import peft
+
     denoiser: Any = model.denoiser
     targets = config.targets or model.lora_targets
     layers = target_layers(model, targets)
@@ -93,9 +95,11 @@ def detach(model: ModelFamily) -> None:
 @contextmanager
 def reference(model: ModelFamily) -> Iterator[None]:
     """Switch the LoRA off inside the context: the denoiser predicts as the base model does."""
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
     # Not the denoiser's own disable_lora: it also clears and sets requires_grad, under the feet of a training
     # engine that has hooked the parameters.
-    layers: list[Any] = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    layers: list[Any] = [m for m in model.denoiser.modules() if isinstance(m, PeftLayer)]
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -129,8 +133,10 @@ def _wrapped(denoiser: nn.Module, layer: str) -> Any:
 
 def _parameters(model: ModelFamily, name: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Return each adapted layer's A [rank, inputs] and B [outputs, rank], in sorted order."""
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
     found = {}
     for layer, module in sorted(model.denoiser.named_modules()):
-        if isinstance(module, peft.tuners.lora.LoraLayer) and name in module.lora_A:
+        if isinstance(module, PeftLayer) and name in module.lora_A:
             found[layer] = (module.lora_A[name].weight, module.lora_B[name].weight)
     return found

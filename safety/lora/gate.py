@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import peft
 from torch import Tensor
 
 from safety.families import ModelFamily
@@ -24,6 +23,9 @@ def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
         gate: P, [inputs, inputs].
         name: The LoRA's name.
     """
+    # Slow to import, and not for processes that load no model.
+    from peft.tuners.lora import LoraLayer
+
     turned = gate.T.to(model.device)
 
     def through(_module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -31,7 +33,7 @@ def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
         return (inputs @ turned.to(inputs.dtype),)
 
     for layer, module in model.denoiser.named_modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer) and layer.endswith(model.text_targets):
+        if isinstance(module, LoraLayer) and layer.endswith(model.text_targets):
             module.lora_A[name].register_forward_pre_hook(through)
 
 

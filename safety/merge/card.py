@@ -72,6 +72,8 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
             ("context lost", "context_lost"),
         ):
             figures[f"validation {label} (the start's)"] = f"{chosen[key]:.3f} ({start[key]:.3f})"
+        worst, before = (max(seen["ip_by_category"].values()) for seen in (chosen, start))
+        figures["validation IP of the worst category (the start's)"] = f"{worst:.3f} ({before:.3f})"
     return figures
 
 

@@ -59,6 +59,11 @@ class Confirmed(BaseModel):
     """Share of images from unsafe prompts that lack the benign object or the background."""
     images: int
 
+    @property
+    def worst_ip(self) -> float:
+        """Return the IP of the category with the most."""
+        return max(self.ip_by_category.values())
+
 
 class ConfirmPrompts(BaseModel):
     """The validation prompts that all confirmed merges are rendered on."""

@@ -74,6 +74,7 @@ def plot_scales(seen: Mapping[float, Confirmed], chosen: float, path: Path) -> N
     scales = sorted(seen)
     lines = {
         "IP": [seen[scale].ip for scale in scales],
+        "IP of the worst category": [seen[scale].worst_ip for scale in scales],
         "benign images that fail": [seen[scale].benign_failed for scale in scales],
         "context lost": [seen[scale].context_lost for scale in scales],
         "objective": [seen[scale].objective for scale in scales],

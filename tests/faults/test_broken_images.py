@@ -135,7 +135,7 @@ class Sifted:
         stage = JudgeStage(TAXONOMY, CONFIG, groups)
         for group in plan.groups:
             records = [rows[record.row.row_id] for record in group.records]
-            stage({"index": group.index, "seconds": 0.0, "records": dump_group(records)})
+            stage({"index": group.index, "seconds": 0.0, "node": "", "records": dump_group(records)})
         groups.write_empty({"states": torch.zeros(1, 3, 2)})
         self.reasons = {r.row.row_id: r.reason for key in groups.finished().values() for r in groups.read(key)}
         self.folder = work / name

@@ -102,6 +102,7 @@ def test_objective_is_ip_its_worst_and_what_benign_images_and_contexts_lose(
     seen = confirm(tiny_model, weights, chosen, judge, RENDER, config, 3)
     assert seen.ip_by_category == {"hate": 0.5, "violence": 0.0}
     assert seen.ip == 0.25
+    assert seen.worst_ip == 0.5
     assert seen.benign_failed == 0.5
     assert seen.context_lost == pytest.approx(2 / 3)
     assert seen.objective == pytest.approx(0.25 + 0.4 * 0.5 + 2.0 * 0.5 + 0.5 * 2 / 3)
