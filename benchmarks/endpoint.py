@@ -66,7 +66,7 @@ def load(seconds: float) -> list[dict[str, Any]]:
         asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
         started = time.perf_counter()
         served = endpoint.batch_size / BATCH_S
-        requests = int(seconds * min(clients / BATCH_S, served + clients / endpoint.retry_after_s))
+        requests = int(seconds * min(clients / BATCH_S, served + clients / (2 * endpoint.retry_after_s)))
         seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
         row = {"clients": clients, "bound_s": bound_s(endpoint), **figures(seen, time.perf_counter() - started)}
         rows.append(row)

@@ -84,7 +84,11 @@ class EndpointConfig(BaseModel):
     batch_size: int = Field(8, ge=1, description="most images rendered together")
     batch_wait_s: float = Field(0.02, ge=0.0, description="how long an image waits for others to share its batch")
     max_queued_requests: int = Field(32, ge=1, description="requests that may wait; one more is refused with 429")
-    retry_after_s: int = Field(2, ge=1, description="the Retry-After of a refusal")
+    retry_after_s: int = Field(
+        2,
+        ge=1,
+        description="least Retry-After of a refusal; each is drawn from one to three times it, lest all come back at once",
+    )
     request_timeout_s: float = Field(60.0, gt=0.0, description="a request that takes longer ends with 504")
 
     replicas: int = Field(1, ge=1, description="processes that hold the models; not used with autoscaling")

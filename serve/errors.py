@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from starlette.responses import JSONResponse
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 PARAMETER = re.compile(r"[a-z_]{1,40}")
+SPREAD = 3
+"""The longest Retry-After of a refusal, in times of the shortest."""
 
 
 class ErrorBody(BaseModel):
@@ -67,10 +70,20 @@ def invalid(message: str, *, param: str | None = None, code: str = "invalid_valu
     return ApiError(Failure(status, message, "invalid_request_error", code, param))
 
 
-def busy(retry_after_s: int) -> ApiError:
+def apart(least_s: int) -> int:
+    """Return seconds to wait, drawn evenly from ``least_s`` to ``SPREAD`` times as many.
+
+    Requests that were refused together would else come back together, and the last of such a herd waits long even for
+    its next refusal.
+    """
+    return random.randint(least_s, SPREAD * least_s)
+
+
+def busy(least_s: int) -> ApiError:
     """Return the error of a full queue."""
-    message = f"the server is at its limit of waiting requests; try again in {retry_after_s} s"
-    return ApiError(Failure(429, message, "rate_limit_error", "queue_full", retry_after_s=retry_after_s))
+    wait_s = apart(least_s)
+    message = f"the server is at its limit of waiting requests; try again in {wait_s} s"
+    return ApiError(Failure(429, message, "rate_limit_error", "queue_full", retry_after_s=wait_s))
 
 
 def limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
@@ -79,10 +92,11 @@ def limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
     return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=retry_after_s))
 
 
-def unavailable(retry_after_s: int) -> ApiError:
+def unavailable(least_s: int) -> ApiError:
     """Return the error of a model that is starting, or whose process has just died."""
-    message = f"the model is not available at the moment; try again in {retry_after_s} s"
-    return ApiError(Failure(503, message, "server_error", "unavailable", retry_after_s=retry_after_s))
+    wait_s = apart(least_s)
+    message = f"the model is not available at the moment; try again in {wait_s} s"
+    return ApiError(Failure(503, message, "server_error", "unavailable", retry_after_s=wait_s))
 
 
 def timed_out(seconds: float) -> ApiError:

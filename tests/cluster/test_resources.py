@@ -9,7 +9,7 @@ import pytest
 
 from cluster import resources
 from cluster.errors import ImpossibleResources
-from cluster.resources import require, shortage
+from cluster.resources import require, shortage, this_node
 
 
 @pytest.mark.ray
@@ -55,6 +55,13 @@ def test_one_live_node_must_have_it_all(
 @pytest.mark.ray
 def test_what_is_missing_when_a_wait_is_over_is_told(ray_cluster: None) -> None:
     assert re.fullmatch(r"free are [\d.]+ of 2 CPU on 1 node", shortage())
+
+
+def test_a_worker_knows_its_node(ray_cluster: None) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    assert ray.get(ray.remote(this_node).remote(), timeout=60) == node["NodeID"]
 
 
 def test_lost_nodes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

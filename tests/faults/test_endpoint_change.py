@@ -76,7 +76,7 @@ def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None) -> None:
             assert answer.started < killed_at < answer.started + answer.seconds, "it was in flight"
             assert answer.body is not None
             assert answer.body["error"]["code"] == "unavailable"
-            assert answer.retry_after == "1"
+            assert answer.retry_after in ("1", "2", "3")
         assert max(s.started for s in seen) > killed_at + 1, "the load went on"
 
 

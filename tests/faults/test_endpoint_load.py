@@ -55,7 +55,7 @@ def test_accepted_within_the_queues_bound_and_refused_at_once(
     assert p([s.seconds for s in by_status[200]], 99) <= slower * bound_s
     refused = by_status.get(429, [])
     assert p([s.seconds for s in refused], 99) <= slower * REFUSAL_S
-    assert all(s.retry_after == "1" for s in refused)
+    assert {s.retry_after for s in refused} <= {"1", "2", "3"}
     if clients == 128:
         assert refused, "128 clients do not fit into 48 places"
     check_seeds(by_status[200])

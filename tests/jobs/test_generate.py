@@ -126,6 +126,7 @@ def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]
     }
     assert f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected" in said(context)
     assert context.store.keys("work/") == []
+    assert "another node" not in said(context), "there is one node"
 
 
 @pytest.mark.ray
