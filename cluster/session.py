@@ -236,10 +236,19 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
         try:
             yield _start(config) if config.address == LOCAL else _join(config, environment)
         finally:
-            # A thread of Ray Data that a stop has left behind would join or start a cluster anew. The variable for this,
-            # RAY_ENABLE_AUTO_CONNECT, is read once, when ray is imported.
-            auto_init_hook.enable_auto_connect = False
-            ray.shutdown()
+            _leave()
+
+
+def _leave() -> None:
+    """Leave the cluster, and the threads of Ray Data that a stop has left behind without a cluster or a voice."""
+    # They would join or start a cluster anew. The variable for this, RAY_ENABLE_AUTO_CONNECT, is read once, when ray is
+    # imported.
+    auto_init_hook.enable_auto_connect = False
+    # They would say that Ray has not been started, below the line that tells why the job ended.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL + 1)
+    ray.shutdown()
 
 
 def _start(config: ClusterConfig) -> str | None:

@@ -22,9 +22,10 @@ from cluster.store.config import StoreConfig
 
 ROOT = Path(__file__).parent.parent.parent
 LOCAL = """
-import json, os, subprocess, sys, urllib.request
+import json, logging, os, subprocess, sys, urllib.request
 from pathlib import Path
 import ray
+import ray.data
 from cluster.session import ClusterConfig, connect
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -52,6 +53,7 @@ def logs_with(secret):
     return [path.name for path in files if secret in path.read_bytes()]
 
 with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sys.argv[1]))) as found:
+    logging.getLogger("ray.data.any").error("what a running stream says")
     events.append(ray.get(work.remote(found.store_config)))
     events.append(found.store.keys("from"))
     events.append(urllib.request.urlopen(found.dashboard, timeout=30).status)
@@ -64,6 +66,7 @@ with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sy
     events.append(logs_with(os.environ["AWS_SECRET_ACCESS_KEY"].encode()))
     events.append((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777)
 events.append(ray.is_initialized())
+logging.getLogger("ray.data.any").error("what a thread of a stopped stream says")
 changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
 events.append(sorted(k for k in changed if k.startswith(("AWS_", "RAY_AUTH", "RAY_TRAIN", "DS_"))))
 print(json.dumps(events))
@@ -100,6 +103,8 @@ def test_a_local_session_and_one_that_joins_it(tmp_path: Path) -> None:
     assert events[6:8] == [[], 0o600], "no log shows the store's key, and the token is the user's alone"
     assert events[8:] == ["the store outlives Ray", False, []]
     assert not (tmp_path / "store" / "server.json").exists(), "the server is down"
+    assert "a running stream says" in done.stderr
+    assert "a stopped stream says" not in done.stderr
 
 
 @pytest.fixture

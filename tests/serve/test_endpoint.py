@@ -173,7 +173,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
     assert refused
     assert [(a.status_code, a.text[:500]) for a in refused if a.status_code != 429] == []
     for answer in refused:
-        assert answer.headers["retry-after"] == "2"
+        assert 2 <= int(answer.headers["retry-after"]) <= 6
         # Serve's proxy, when it is the one that refuses, answers in plain text.
         if answer.headers["content-type"].startswith("application/json"):
             assert answer.json()["error"]["code"] == "queue_full"
