@@ -111,6 +111,7 @@ def context_of(model: Path, store: ArtifactStore, folder: Path, **sections: Any)
 class Made(NamedTuple):
     """What a small run has made, by the hashes that the store holds."""
 
+    store: ArtifactStore
     dataset: ArtifactRef
     expert: ArtifactRef
     hashes: dict[str, str]
@@ -120,6 +121,14 @@ def run(context: StageContext) -> Made:
     """Generate and train."""
     dataset = generate.run(context)
     return made(context.store, dataset, train.run(context, dataset)[CATEGORY])
+
+
+def copy_dataset(source: ArtifactStore, target: ArtifactStore) -> None:
+    """Bring what a run has generated to another store."""
+    for key in source.keys("artifacts/dataset/"):
+        data = source.read(key)
+        assert data is not None
+        target.write(key, data)
 
 
 def hashes(store: ArtifactStore, *artifacts: ArtifactRef) -> dict[str, str]:
@@ -134,4 +143,4 @@ def hashes(store: ArtifactStore, *artifacts: ArtifactRef) -> dict[str, str]:
 
 def made(store: ArtifactStore, dataset: ArtifactRef, expert: ArtifactRef) -> Made:
     """Return a run's dataset and adapter, with their hashes."""
-    return Made(dataset, expert, hashes(store, dataset, expert))
+    return Made(store, dataset, expert, hashes(store, dataset, expert))

@@ -132,9 +132,10 @@ def pico(store: ArtifactStore, output: Path) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(PICO.read_text(encoding="utf-8"))
     document["run"]["output"] = str(output)
     document["store"] = store.config.model_dump(mode="json")
-    document["generate"]["group_size"] = 4
+    document["generate"] |= {"group_size": 4, "actors": 2}
     document["train"]["expert"] |= {"steps": 12, "checkpoint_every": 2}
-    document["evaluate"]["group_size"] = 4
+    document["merge"]["workers"] = 2
+    document["evaluate"] |= {"group_size": 4, "actors": 2}
     return document
 
 

@@ -99,7 +99,9 @@ def test_train_workers_and_their_driver_are_killed(
 ) -> None:
     context, count = watched(), times(5, 1)
     log = context.store.log  # type: ignore[attr-defined]
+    small_run.copy_dataset(undisturbed.store, context.store)
     dataset = generate.run(context)
+    assert dataset == undisturbed.dataset, "it is there already"
     killer = Killer(log, "/checkpoints/", count, seed=3)
     driver = threading.Thread(target=kill_driver, args=(killer, times(1, 0)), daemon=True)
     driver.start()

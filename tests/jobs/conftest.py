@@ -136,7 +136,7 @@ def pico_run(s3_server: RunningServer, tmp_path: Path) -> dict[str, Any]:
     document["run"] |= {"name": f"pico-{secrets.token_hex(3)}", "output": str(tmp_path / "out")}
     document["cluster"] = {"address": "auto"}
     document["store"] = fresh_store(s3_server).config.model_dump(mode="json")
-    document["generate"] |= {"group_size": 2, "actors": 1}
+    document["generate"]["group_size"] = 2
     return document
 
 

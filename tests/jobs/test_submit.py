@@ -67,15 +67,6 @@ def test_a_bad_config_ends_with_its_first_cause_in_the_last_line(
     assert f"exit code {EXIT_USER_ERROR}" in ended(running_cluster, name)["message"]
 
 
-def test_the_embedded_store_in_the_working_folder_is_refused(
-    running_cluster: RunningCluster, pico_run: dict[str, Any], tmp_path: Path
-) -> None:
-    path = write_run({**pico_run, "store": {"data_dir": "out/store"}}, tmp_path)
-    name, code = submit(running_cluster, "jobs.generate", "--config", str(path))
-    assert code != 0
-    assert log_of(running_cluster, name)[-1].startswith("store.data_dir: out/store lies in the submitted job's working")
-
-
 def test_a_stopped_job_lets_go_and_goes_on_where_it_was(
     running_cluster: RunningCluster, pico_run: dict[str, Any], tmp_path: Path
 ) -> None:
