@@ -11,7 +11,7 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 RUN = $(VENV)/bin/python
 CONFIG ?= jobs/configs/emoji.yaml
 
-.PHONY: demo test faults serve preflight lint report world clean
+.PHONY: demo test faults serve preflight lint ruff mypy arrows report world clean
 
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +40,16 @@ world: $(VENV)/.installed
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
 
 lint: $(VENV)/.installed
+	$(MAKE) --no-print-directory -j 2 --output-sync ruff mypy arrows
+
+ruff: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+mypy: $(VENV)/.installed
 	$(VENV)/bin/mypy
+
+arrows: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
 # Two processes: one for all that needs Ray, one for the rest; each of one thread, so that they share two cores.

@@ -37,6 +37,8 @@ from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy
 
+CONFIRMED = ConfirmConfig()
+"""What the search itself renders of a merge that it confirms."""
 TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "optuna", "scipy")
 
@@ -52,8 +54,8 @@ def sample_merges(space: SearchSpace, count: int, seed: int) -> list[tuple[str, 
 def main(
     merge: Annotated[Path, typer.Argument(help="the folder of a Co-Merge artifact")],
     merges: Annotated[int, typer.Option(help="merges to rank")] = 20,
-    pairs: Annotated[int, typer.Option(help="unsafe prompts a category to render")] = 20,
-    benign: Annotated[int, typer.Option(help="benign prompts to render")] = 40,
+    pairs: Annotated[int, typer.Option(help="unsafe prompts a category to render")] = CONFIRMED.pairs_per_category,
+    benign: Annotated[int, typer.Option(help="benign prompts to render")] = CONFIRMED.benign,
     sampling_steps: int = 6,
     guidance: float = 2.5,
     threads: int = 1,

@@ -16,6 +16,8 @@ from cluster.store.config import StoreConfig
 from cluster.store.server import RunningServer, serve_store
 
 REGION = "us-east-1"
+TURNS = ("ray", "submit", "serve", "slow", "quick", "load")
+"""In what order ``make test`` starts its groups."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,17 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs two processes (pytest-xdist).
 
-    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs, and jobs that are
-    submitted to a cluster of their own. Endpoints, whose answers are timed, go last, when the machine is quieter. The
-    rest is shared out by modules, so that their fixtures are made once.
+    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs on one process; jobs that
+    are submitted to a cluster of their own, and then endpoints, on the other. The rest is shared out by modules, so
+    that their fixtures are made once. Loads, whose answers are timed, go last, when the machine is quieter.
     """
-    order = {}
+    turns = {}
     for item in items:
         group = _ray_group(item)
         item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
-        slow = item.get_closest_marker("slow") is not None
-        order[item] = 3 if group == "serve" else 0 if group else 1 if slow else 2
-    items.sort(key=order.__getitem__)
+        turns[item] = TURNS.index(group or ("slow" if item.get_closest_marker("slow") else "quick"))
+    items.sort(key=turns.__getitem__)
 
 
 def _ray_group(item: pytest.Item) -> str | None:
@@ -45,7 +46,7 @@ def _ray_group(item: pytest.Item) -> str | None:
     if "running_cluster" in fixtures:
         return "submit"
     if item.get_closest_marker("serve") is not None:
-        return "serve"
+        return "load" if item.nodeid.partition("::")[0].endswith("_load.py") else "serve"
     return "ray" if item.get_closest_marker("ray") is not None or "ray_cluster" in fixtures else None
 
 

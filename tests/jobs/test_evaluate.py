@@ -103,6 +103,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
                 "render": RENDER.model_dump(),
                 "group_size": 16,
                 "bootstrap": {"resamples": 100},
+                "actors": 1,
             },
         }
     )
@@ -274,8 +275,8 @@ def test_a_killed_run_goes_on_with_the_groups_it_has_whatever_the_number_of_acto
     damaged = next(key for key in context.store.keys(groups.place) if "/000003-" in key)
     context.store.write(damaged, b"half a file")
     context.store.discard(*report)
-    alone = context.run.evaluate.model_copy(update={"actors": 1})
-    run_config = context.run.model_copy(update={"evaluate": alone})
+    two = context.run.evaluate.model_copy(update={"actors": 2})
+    run_config = context.run.model_copy(update={"evaluate": two})
     again = run(StageContext(run_config, context.store, context.work, context.console), dataset, adapters)
     assert again == report
     assert rendered == [1, 3]
