@@ -60,7 +60,10 @@ class ModelFamily(Protocol):
         """Return (C, h, w) for an image size; raise ConfigError when a side is not a multiple of the model's."""
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise PromptError when a prompt has more tokens than the model reads."""
+        """Raise PromptError when a prompt has more tokens than the model reads.
+
+        An endpoint's threads call this while another one renders.
+        """
 
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
         """Return the prompts' conditioning; raise PromptError for a prompt over the token limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class StableDiffusion:
         self.size_multiple = int(pipeline.vae_scale_factor)
         self.default_size = int(pipeline.unet.config.sample_size) * self.size_multiple
         self.max_tokens = int(pipeline.tokenizer.model_max_length)
+        # A call leaves its padding behind in the tokenizer, so that two at once can get each other's.
+        self._tokenizing = threading.Lock()
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +63,8 @@ class StableDiffusion:
 
     def check_prompt(self, prompt: str) -> None:
         """Raise PromptError when a prompt has more tokens than the model reads."""
-        count = len(self.pipeline.tokenizer(prompt, truncation=False).input_ids)
+        with self._tokenizing:
+            count = len(self.pipeline.tokenizer(prompt, truncation=False).input_ids)
         if count > self.max_tokens:
             raise PromptError(
                 f"the prompt has {count} tokens and the model reads {self.max_tokens}",
@@ -73,10 +77,11 @@ class StableDiffusion:
         """Return ``{"states": [B, T, D]}``."""
         for prompt in prompts:
             self.check_prompt(prompt)
-        tokens = self.pipeline.tokenizer(
-            list(prompts), padding="max_length", max_length=self.max_tokens, return_tensors="pt"
-        ).input_ids.to(self.device)
-        return {"states": self.pipeline.text_encoder(tokens).last_hidden_state}
+        with self._tokenizing:
+            tokens = self.pipeline.tokenizer(
+                list(prompts), padding="max_length", max_length=self.max_tokens, return_tensors="pt"
+            ).input_ids
+        return {"states": self.pipeline.text_encoder(tokens.to(self.device)).last_hidden_state}
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +53,37 @@ def test_latents_survive_a_round_through_the_scaling_factor(model: ModelFamily) 
 def test_too_long_a_prompt_names_the_limit(model: ModelFamily) -> None:
     with pytest.raises(PromptError, match=r"prompt: the prompt has \d+ tokens and the model reads 32"):
         model.encode_text(["house " * 60])
+
+
+def test_prompts_are_checked_while_others_are_encoded(model: ModelFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = model.pipeline.tokenizer  # type: ignore[attr-defined]
+    real = type(tokenizer).set_truncation_and_padding
+
+    def then_wait(self: Any, **settings: Any) -> None:
+        real(self, **settings)
+        time.sleep(1e-4)  # in which another thread may set its own
+
+    monkeypatch.setattr(type(tokenizer), "set_truncation_and_padding", then_wait)
+    expected = model.encode_text(["a knife"])["states"]
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def keep_checking() -> None:
+        try:
+            while not stop.is_set():
+                model.check_prompt("a house")
+        except Exception as error:
+            failures.append(error)
+
+    checker = threading.Thread(target=keep_checking)
+    checker.start()
+    try:
+        found = [model.encode_text(["a knife"])["states"] for _ in range(50)]
+    finally:
+        stop.set()
+        checker.join(60)
+    assert failures == []
+    assert all(torch.equal(states, expected) for states in found)
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 0), (16, -4)])
