@@ -37,8 +37,12 @@ class GenerateConfig(BaseModel):
     actors: int = Field(default=2, gt=0, description="most diffusion actors at once")
     cpus_per_actor: float = Field(default=1.0, ge=0)
     gpus_per_actor: float = Field(default=0.0, ge=0, description="may be a share of one GPU")
-    judge_actors: int = Field(default=1, gt=0)
-    cpus_per_judge: float = Field(default=0.0, ge=0, description="0 lets a light judge run beside the diffusion actors")
+    judge_actors: int = Field(
+        default=1, gt=0, description="one for each node that renders keeps the pictures on the node that rendered them"
+    )
+    cpus_per_judge: float = Field(
+        default=0.0, ge=0, description="0 lets a light judge run beside the diffusion actors, or on a head without CPUs"
+    )
     gpus_per_judge: float = Field(default=0.0, ge=0)
     timeout_s: float = Field(default=3600.0, gt=0, description="longest wait for the next finished group")
 
