@@ -40,7 +40,7 @@ world: $(VENV)/.installed
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
 
 lint: $(VENV)/.installed
-	$(MAKE) --no-print-directory -j 2 --output-sync ruff mypy arrows
+	$(MAKE) --no-print-directory -j 2 ruff mypy arrows
 
 ruff: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -52,7 +52,8 @@ mypy: $(VENV)/.installed
 arrows: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
-# Two processes: one for all that needs Ray, one for the rest; each of one thread, so that they share two cores.
+# Two processes of one thread each, so that they share two cores: some fifteen minutes (how tests are shared out:
+# tests/conftest.py).
 test: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
