@@ -1,5 +1,5 @@
-# make demo   set up and run the whole pipeline on the embedded emoji model (some 16 to 25 minutes on 2 cores)
-# make test   set up and run linters, type checks and all tests (some 18 minutes on 2 cores)
+# make demo   set up and run the whole pipeline on the embedded emoji model (some 15 to 20 minutes on 2 cores)
+# make test   set up and run linters, type checks and all tests (some 15 minutes on 2 cores)
 # make faults run the fault tests in their full counts and write docs/faults (half an hour)
 # make serve  keep the endpoint of the last release up, with a page in the browser
 # make preflight  say in seconds what stands in the way of a run
