@@ -23,6 +23,7 @@ from ray._private import auto_init_hook
 # and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
+from cluster.data_log import show_from
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -245,9 +246,7 @@ def _leave() -> None:
     # imported.
     auto_init_hook.enable_auto_connect = False
     # They would say that Ray has not been started, below the line that tells why the job ended.
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL + 1)
+    show_from(logging.CRITICAL + 1)
     ray.shutdown()
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import ray
 
+from cluster.data_log import show_from
 from cluster.errors import ClusterError
 from cluster.resources import too_late
 from safety.errors import SafetyError
@@ -25,10 +26,7 @@ def configure_data() -> None:
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.raise_original_map_exception = True
-    for handler in logging.getLogger("ray.data").handlers:
-        # Its log file keeps everything.
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+    show_from(logging.ERROR)
 
 
 def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:

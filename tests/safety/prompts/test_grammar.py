@@ -24,10 +24,10 @@ COUNTS = PromptCounts(
     validation=7,
     test=12,
     heldout=6,
-    benign_train=60,
+    benign_train=110,
     benign_validation=20,
-    benign_test=30,
-    benign_text=40,
+    benign_test=60,
+    benign_text=120,
 )
 
 
