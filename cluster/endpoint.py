@@ -149,6 +149,14 @@ class EndpointConfig(BaseModel):
         """Return the names of all models served."""
         return (*self.pointers, BASE) if self.serve_base else self.pointers
 
+    @property
+    def renderer_slots(self) -> int:
+        """Return how many requests a replica takes in.
+
+        One batch renders while the next one gathers; more would only wait where no bound counts them.
+        """
+        return 2 * self.batch_size
+
 
 def _is_loopback(host: str) -> bool:
     try:

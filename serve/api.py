@@ -53,6 +53,9 @@ REFUSALS = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 class Backend(Protocol):
     """What renders for the application: replicas behind Ray Serve, or an engine in the same process in tests."""
 
+    def require_room(self) -> None:
+        """Raise ApiError 429 when it is known that ``generate`` would; costs nothing."""
+
     async def generate(self, job: Job) -> list[RenderedImage]:
         """Return a job's images in order; raise ApiError."""
 
@@ -120,6 +123,8 @@ class ImagesApi:
     async def generate(self, request: Request, record: RequestRecord, caller: Caller) -> Response:
         """Return the images that a request asks for."""
         config = self._config
+        # Before the body is read: under load, what a refusal costs is taken from those who wait for an image.
+        self._backend.require_room()
         try:
             # The body's arrival counts too: a sender who dawdles must not hold a slot.
             async with asyncio.timeout(config.request_timeout_s):

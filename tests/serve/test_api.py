@@ -38,6 +38,11 @@ class EchoBackend:
         self.cancelled = False
         self.flagged: list[bool] | None = None
         self.block = False
+        self.full = False
+
+    def require_room(self) -> None:
+        if self.full:
+            raise busy(3)
 
     async def generate(self, job: Job) -> list[RenderedImage]:
         self.jobs.append(job)
@@ -270,6 +275,20 @@ def test_a_full_queue_tells_when_to_come_back(ask: Ask, backend: EchoBackend) ->
     assert len(told) > 1, "who was refused together does not come back together"
 
 
+def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend: EchoBackend) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is read")
+        yield b""
+
+    backend.full = True
+    response = ask(content=unread(), headers={"content-type": "application/json"})
+    assert response.status_code == 429
+    assert failure(response)["code"] == "queue_full"
+    assert "retry-after" in response.headers
+    # Who only looks is answered all the same.
+    assert ask("GET", "/v1/models").status_code == 200
+
+
 def test_an_unexpected_error_says_nothing_of_itself(ask: Ask, backend: EchoBackend) -> None:
     backend.error = RuntimeError("SECRET path /root")
     response = ask(json={"prompt": "a spoon"})
@@ -446,6 +465,7 @@ def guarded(tmp_path: Path, backend: EchoBackend, records: Records) -> Guarded:
 def test_a_missing_or_wrong_key_is_refused_with_401(
     guarded: Guarded, backend: EchoBackend, key: str | None, code: str, method: str, path: str
 ) -> None:
+    backend.full = True  # which a stranger does not learn
     response = guarded(key, method, path)
     assert (response.status_code, failure(response)["code"]) == (401, code)
     assert response.headers["www-authenticate"] == "Bearer"
