@@ -14,11 +14,13 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from cluster.session import ClusterConfig, worker_environment
+from cluster.store.artifacts import ArtifactStore
 from cluster.store.server import RunningServer
 from tests.conftest import REGION
 from tests.faults.killing import wait_for
 
 ROOT = Path(__file__).parents[2]
+PICO = ROOT / "jobs" / "configs" / "pico.yaml"
 # A node's death is noticed within seconds, not half a minute.
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 STORE_BYTES = 100 * 2**20
@@ -107,3 +109,15 @@ class Job:
         finally:
             self.process.kill()
         assert code == 0, self.said()[-5000:]
+
+
+def pico(store: ArtifactStore, output: Path) -> dict[str, Any]:
+    """Return the pico run with more, and smaller, pieces of work, so that there is something to interrupt."""
+    document: dict[str, Any] = yaml.safe_load(PICO.read_text(encoding="utf-8"))
+    document["run"]["output"] = str(output)
+    document["store"] = store.config.model_dump(mode="json")
+    document["generate"] |= {"group_size": 4, "actors": 2}
+    document["train"]["expert"] |= {"steps": 12, "checkpoint_every": 2}
+    document["merge"]["workers"] = 2
+    document["evaluate"] |= {"group_size": 4, "actors": 2}
+    return document

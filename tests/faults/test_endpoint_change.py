@@ -18,6 +18,7 @@ from benchmarks.endpoint_load import Seen, crowd
 from cluster.deployment import deploy
 from cluster.endpoint import EndpointConfig
 from tests.faults.endpoint_stub import BUILDER, stub_endpoint
+from tests.faults.figures import Figures
 from tests.faults.killing import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.timeout(600)]
@@ -59,7 +60,7 @@ def renderers() -> list[int]:
     return [actor.pid for actor in alive if "renderer" in actor.name]
 
 
-def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None) -> None:
+def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None, figures: Figures) -> None:
     with stub_endpoint(batch_size=4, replicas=2, max_queued_requests=32) as (url, _):
         before = renderers()
         assert len(before) == 2
@@ -78,9 +79,13 @@ def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None) -> None:
             assert answer.body["error"]["code"] == "unavailable"
             assert answer.retry_after in ("1", "2", "3")
         assert max(s.started for s in seen) > killed_at + 1, "the load went on"
+    figures.note(
+        f"endpoint: one of two renderers killed under load from {CLIENTS} clients",
+        f"{len(failed)} of {len(seen)} requests failed, each in flight at the kill; 503 with Retry-After",
+    )
 
 
-def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None) -> None:
+def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None, figures: Figures) -> None:
     with stub_endpoint(batch_size=4, max_queued_requests=32) as (url, endpoint):
         [before] = renderers()
         load = Load(url)
@@ -95,3 +100,4 @@ def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None) ->
         assert max(s.started for s in seen) > gone_at, "the load lasted over the whole redeploy"
         refused = httpx.post(f"{url}/v1/images/generations", json={"prompt": "x", "n": 3}, timeout=30, trust_env=False)
         assert refused.json()["error"]["param"] == "n", "the new settings hold"
+    figures.note(f"endpoint: deployed anew under load from {CLIENTS} clients", f"0 of {len(seen)} requests failed")

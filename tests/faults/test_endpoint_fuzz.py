@@ -7,7 +7,7 @@ import random
 import socket
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from cluster.endpoint import EndpointConfig
 from serve.access import Access
 from serve.api import make_api
 from tests.faults.endpoint_stub import stub_endpoint
+from tests.faults.figures import Figures
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve]
 PATH = "/v1/images/generations"
@@ -89,10 +90,16 @@ def check(answer: httpx.Response, body: bytes) -> None:
         assert answer.status_code == 413
 
 
+def told(statuses: Counter[int]) -> str:
+    """Return how the requests ended, in words."""
+    counts = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    return f"{sum(statuses.values())} requests: {counts}; no 5xx, 413 above 64 KB, refusals under 2 KB"
+
+
 @pytest.mark.timeout(1200)
-def test_hand_made_bodies(url: str, client: httpx.Client, pytestconfig: pytest.Config) -> None:
+def test_hand_made_bodies(url: str, client: httpx.Client, times: Callable[[int, int], int], figures: Figures) -> None:
     draw = random.Random(7)
-    count = (FULL if pytestconfig.getoption("--faults-full") else REDUCED) // 2
+    count = times(FULL, REDUCED) // 2
     statuses: Counter[int] = Counter()
     for _ in range(count):
         body = hand_made(draw)
@@ -101,15 +108,18 @@ def test_hand_made_bodies(url: str, client: httpx.Client, pytestconfig: pytest.C
         statuses[answer.status_code] += 1
     assert statuses.keys() >= {200, 400, 413}, statuses
     assert client.post(url + PATH, json={"prompt": "a house"}).status_code == 200
+    figures.note("endpoint: requests fuzzed by hand", told(statuses))
 
 
 @pytest.mark.timeout(1200)
-def test_bodies_from_the_schema(url: str, client: httpx.Client, pytestconfig: pytest.Config) -> None:
+def test_bodies_from_the_schema(
+    url: str, client: httpx.Client, times: Callable[[int, int], int], figures: Figures
+) -> None:
     """Schemathesis reads the application's own schema, and sends what fits it and what just does not."""
     api = make_api(EndpointConfig(), backend=None, access=Access(None), observer=None)  # type: ignore[arg-type]
     schema = schemathesis.openapi.from_asgi("/openapi.json", api)
     operation = schema[PATH]["POST"]
-    count = (FULL if pytestconfig.getoption("--faults-full") else REDUCED) // 4
+    count = times(FULL, REDUCED) // 4
     statuses: Counter[int] = Counter()
 
     def fuzz(mode: schemathesis.GenerationMode) -> None:
@@ -144,6 +154,7 @@ def test_bodies_from_the_schema(url: str, client: httpx.Client, pytestconfig: py
     assert sum(statuses.values()) >= count
     assert 400 in statuses
     assert client.get(url + "/healthz").status_code == 200
+    figures.note("endpoint: requests fuzzed from its schema", told(statuses))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.server import RunningServer
@@ -25,11 +24,10 @@ from safety.families import load_model
 from tests.conftest import fresh_store
 from tests.faults import small_run
 from tests.faults.figures import Figures
-from tests.faults.nodes import Job, Nodes, several_nodes
+from tests.faults.nodes import Job, Nodes, pico, several_nodes
 from tests.faults.small_run import Made
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1800)]
-PICO = Path(__file__).parents[2] / "jobs" / "configs" / "pico.yaml"
 WORK = {
     "generate": "work/dataset/",
     "train": "work/expert/",
@@ -125,18 +123,6 @@ def by_one_worker(context: StageContext, dataset: ArtifactRef) -> list[Metrics]:
     pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
     expert = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     return ExpertTraining(expert, TorchEngine(expert)).run().history
-
-
-def pico(store: ArtifactStore, output: Path) -> dict[str, Any]:
-    """Return the pico run with more, and smaller, pieces of work, so that there is something to interrupt."""
-    document: dict[str, Any] = yaml.safe_load(PICO.read_text(encoding="utf-8"))
-    document["run"]["output"] = str(output)
-    document["store"] = store.config.model_dump(mode="json")
-    document["generate"] |= {"group_size": 4, "actors": 2}
-    document["train"]["expert"] |= {"steps": 12, "checkpoint_every": 2}
-    document["merge"]["workers"] = 2
-    document["evaluate"] |= {"group_size": 4, "actors": 2}
-    return document
 
 
 def hashes(store: ArtifactStore) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from safety.dataset.plan import plan_dataset
 from safety.prompts import write_prompts
 from tests.conftest import fresh_store
 from tests.faults.figures import Figures
-from tests.faults.nodes import Job, several_nodes
-from tests.faults.test_killed_nodes import pico
+from tests.faults.nodes import Job, pico, several_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 
