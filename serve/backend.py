@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from cluster.endpoint import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
+from serve.metrics import tell_waiting
 from serve.schema import Job, ModelInfo, RenderedImage
 from serve.waiting import RoomFull, WaitingRoom
 
@@ -31,7 +32,7 @@ class RayBackend:
         # While fewer renderers run than there may be, what they do not take waits in Serve's own queue, by whose length
         # Serve starts more of them.
         most = config.replicas if config.autoscaling is None else config.autoscaling.max
-        self._room = WaitingRoom(most * config.renderer_slots, config.max_queued_requests)
+        self._room = WaitingRoom(most * config.renderer_slots, config.max_queued_requests, tell_waiting)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
@@ -19,10 +19,12 @@ class WaitingRoom:
     time from those who wait for an image. Here one looks at a number, and who leaves calls the next one in.
     """
 
-    def __init__(self, slots: int, seats: int) -> None:
-        """Let ``slots`` through at once, and ``seats`` wait."""
+    def __init__(self, slots: int, seats: int, tell: Callable[[int], None]) -> None:
+        """Let ``slots`` through at once and ``seats`` wait, and tell how many do, now and at each change."""
         self._free = asyncio.Semaphore(slots)
         self._seats, self._waiting = seats, 0
+        self._tell = tell
+        tell(0)
 
     @property
     def full(self) -> bool:
@@ -34,12 +36,19 @@ class WaitingRoom:
         """Wait for a slot, and hold it; raise RoomFull at once when there is none and no seat either."""
         if self.full:
             raise RoomFull
-        self._waiting += 1
-        try:
+        if self._free.locked():
+            self._sit(1)
+            try:
+                await self._free.acquire()
+            finally:
+                self._sit(-1)
+        else:
             await self._free.acquire()
-        finally:
-            self._waiting -= 1
         try:
             yield
         finally:
             self._free.release()
+
+    def _sit(self, change: int) -> None:
+        self._waiting += change
+        self._tell(self._waiting)

@@ -18,7 +18,7 @@ from cluster.session import Session
 from safety.lora.weights import LoraWeights
 from serve.config import parse_config
 from serve.keys import new_key, revoke_key
-from serve.metrics import IMAGES, LATENCY, RELOADS, REQUESTS
+from serve.metrics import IMAGES, LATENCY, RELOADS, REQUESTS, WAITING
 from tests.faults.endpoint_stub import free_port
 from tests.serve.release_maker import point, publish, scaled
 
@@ -172,7 +172,7 @@ def test_metrics_count_outcomes_and_hold_no_secret(endpoint: Endpoint) -> None:
     def exported() -> bool:
         text = metrics()
         return (
-            all(metric.exported in text for metric in (REQUESTS, LATENCY, IMAGES, RELOADS))
+            all(metric.exported in text for metric in (REQUESTS, LATENCY, WAITING, IMAGES, RELOADS))
             and 'outcome="refused"' in text
         )
 

@@ -19,12 +19,16 @@ pytestmark = pytest.mark.timeout(60)
 class Visits:
     """Requests that hold their slot until they are told to go."""
 
-    def __init__(self, room: WaitingRoom) -> None:
-        self.room = room
+    def __init__(self, slots: int, seats: int) -> None:
+        self.waiting = 0
+        self.room = WaitingRoom(slots, seats, self.told)
         self.inside: list[int] = []
         self.refused: list[int] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self._leave: dict[int, asyncio.Event] = {}
+
+    def told(self, waiting: int) -> None:
+        self.waiting = waiting
 
     async def come(self, number: int) -> None:
         self._leave[number] = asyncio.Event()
@@ -59,7 +63,7 @@ async def settle() -> None:
 
 def run(body: Callable[[Visits], Coroutine[Any, Any, None]], slots: int, seats: int) -> None:
     async def main() -> None:
-        visits = Visits(WaitingRoom(slots, seats))
+        visits = Visits(slots, seats)
         try:
             await body(visits)
         finally:
@@ -100,7 +104,7 @@ def test_who_gives_up_leaves_its_seat_or_its_slot() -> None:
 
 def test_a_slot_is_given_back_after_an_error() -> None:
     async def main() -> None:
-        room = WaitingRoom(1, 1)
+        room = WaitingRoom(1, 1, lambda _: None)
         for _ in range(3):
             with contextlib.suppress(ZeroDivisionError):
                 async with room.slot():
@@ -129,6 +133,7 @@ def test_agrees_with_a_plain_queue(slots: int, seats: int, steps: list[tuple[int
                 await (visits.go(leaving) if what == 1 else visits.give_up(leaving))
                 line.remove(leaving)
             assert visits.inside == line[:slots]
+            assert visits.waiting == max(0, len(line) - slots)
             assert visits.refused == refused
             assert visits.room.full == (len(line) == slots + seats)
 
