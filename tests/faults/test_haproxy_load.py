@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.endpoint_stub import BUSY_MACHINE, REFUSAL_S
 from tests.faults.figures import Figures
 
 pytestmark = [
@@ -20,9 +21,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy for Linux only"),
 ]
 ROOT = Path(__file__).parents[2]
-REFUSAL_S = 0.25
-BUSY_MACHINE = 8
-"""How much slower than on a quiet machine, where full counts run, reduced ones may be."""
 
 
 def measured(folder: Path, seconds: int, clients: list[int]) -> list[dict[str, Any]]:
