@@ -157,6 +157,20 @@ class EndpointConfig(BaseModel):
         """
         return 2 * self.batch_size
 
+    @property
+    def slots(self) -> int:
+        """Return how many requests the replicas take in, all together.
+
+        While fewer of them run than there may be, what they do not take waits in Serve's own queue, by whose length Serve
+        starts more of them.
+        """
+        return (self.replicas if self.autoscaling is None else self.autoscaling.max) * self.renderer_slots
+
+    @property
+    def places(self) -> int:
+        """Return how many requests are inside at most, waiting ones included."""
+        return self.slots + self.max_queued_requests
+
 
 def _is_loopback(host: str) -> bool:
     try:

@@ -32,6 +32,8 @@ from cluster.submission import submission
 
 LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
+DOOR = "serve.door:middlewares"
+"""What Serve is to put before its HTTP servers."""
 ROOT = Path(__file__).parent.parent
 DEVICES = Path("/dev")
 START_ONE = "start one with 'ray start --head'"
@@ -92,6 +94,8 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
+        # Only where each node is known to have the code: Serve's proxy does not start without it.
+        **({"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": DOOR} if config.address == LOCAL else {}),
     }
 
 

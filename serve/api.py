@@ -6,7 +6,8 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.endpoint import EndpointConfig
 from serve.access import Access, Caller
+from serve.door import ROOM_HEADER, Room
 from serve.errors import (
     FILTERED,
     FILTERED_MESSAGE,
@@ -76,10 +78,13 @@ class ImagesApi:
         """Keep what answers, who may ask, and who is told."""
         self._config, self._backend, self._access, self._observer = config, backend, access, observer
 
-    async def answer(self, request: Request, answer: Answer) -> Response:
+    async def answer(
+        self, request: Request, answer: Answer, inside: Mapping[str, str] = MappingProxyType({})
+    ) -> Response:
         """Admit a request, return its answer or the envelope of what went wrong, and tell the observer.
 
-        What is not the caller's business goes to the log.
+        What is not the caller's business goes to the log. Whoever is admitted gets the headers of ``inside``, whatever
+        the answer.
         """
         given = given_id(request.scope["headers"])
         record = RequestRecord(given or new_id(), request.url.path)
@@ -87,7 +92,7 @@ class ImagesApi:
         # A caller that hangs up cancels this, and nothing below is reached.
         record.status, record.code = 499, GONE
         try:
-            response = await self._answered(request, record, answer)
+            response = await self._answered(request, record, answer, inside)
             record.status = response.status_code
         finally:
             record.latency_s = time.perf_counter() - started
@@ -96,20 +101,23 @@ class ImagesApi:
             response.headers[REQUEST_ID_HEADER] = record.request_id
         return response
 
-    async def _answered(self, request: Request, record: RequestRecord, answer: Answer) -> Response:
+    async def _answered(
+        self, request: Request, record: RequestRecord, answer: Answer, inside: Mapping[str, str]
+    ) -> Response:
+        admitted = False
         try:
             caller = self._access.admit(request.headers.get("authorization"))
-            record.key = caller.name
+            record.key, admitted = caller.name, True
             response = await answer(request, record, caller)
             record.code = "ok"
-            return response
         except ApiError as error:
-            failure = error.failure
+            record.code, response = error.failure.code, error.failure.response()
         except Exception:
             logger.exception("the request %s failed", record.request_id)
-            failure = INTERNAL
-        record.code = failure.code
-        return failure.response()
+            record.code, response = INTERNAL.code, INTERNAL.response()
+        if admitted:
+            response.headers.update(inside)
+        return response
 
     async def models(self, *_: object) -> Response:
         """Return what is served."""
@@ -195,6 +203,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
     images = ImagesApi(config, backend, access, observer)
+    room = {ROOM_HEADER: Room(config.places, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
 
@@ -206,7 +215,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
         openapi_extra={"requestBody": body},
     )
     async def generate(request: Request) -> Response:
-        return await images.answer(request, images.generate)
+        return await images.answer(request, images.generate, room)
 
     @api.get("/v1/models", response_model=ModelList, responses=refusals)
     async def models(request: Request) -> Response:

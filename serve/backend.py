@@ -29,10 +29,7 @@ class RayBackend:
         """Keep the renderers' deployment handle."""
         self._renderer = renderer
         self._config = config
-        # While fewer renderers run than there may be, what they do not take waits in Serve's own queue, by whose length
-        # Serve starts more of them.
-        most = config.replicas if config.autoscaling is None else config.autoscaling.max
-        self._room = WaitingRoom(most * config.renderer_slots, config.max_queued_requests, tell_waiting)
+        self._room = WaitingRoom(config.slots, config.max_queued_requests, tell_waiting)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False

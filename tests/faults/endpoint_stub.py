@@ -11,9 +11,8 @@ from cluster.deployment import deploy
 from cluster.endpoint import EndpointConfig
 
 BUILDER = "benchmarks.stub_endpoint:build_batches"
-BUSY_MACHINE = 8
-"""How much slower than on a quiet machine, where full counts run, reduced ones may be."""
 REFUSAL_S = 0.25
+"""Within which 99 of 100 refusals come, clients and endpoint on the same two cores with nothing else on them."""
 
 
 def free_port() -> int:

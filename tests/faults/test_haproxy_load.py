@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.endpoint_stub import BUSY_MACHINE, REFUSAL_S
+from tests.faults.endpoint_stub import REFUSAL_S
 from tests.faults.figures import Figures
 
 pytestmark = [
@@ -38,13 +38,15 @@ def test_refused_within_a_quarter_of_a_second_and_accepted_within_the_queues_bou
     tmp_path: Path, full: bool, times: Callable[[int, int], int], figures: Figures
 ) -> None:
     rows = measured(tmp_path, times(20, 4), [8, 32, 128] if full else [128])
-    slower = 1 if full else BUSY_MACHINE
     for row in rows:
         assert set(row["statuses"]) <= {"200", "429"}, row
-        assert row["accepted_p99_s"] <= slower * row["bound_s"], row
-        assert row["refused_p99_s"] <= slower * REFUSAL_S, row
         assert row["refused_without_retry_after"] == row["hung"] == 0, row
+        # Reduced counts are run beside other tests, whose work is no fault of the endpoint's.
+        if full:
+            assert row["accepted_p99_s"] <= row["bound_s"], row
+            assert row["refused_p99_s"] <= REFUSAL_S, row
     crowded = rows[-1]
+    assert crowded["refused_p99_s"] < crowded["accepted_p99_s"], "a refusal waits for no image"
     assert crowded["statuses"]["429"], "128 clients do not fit into 48 places"
     accepted = ", ".join(f"{row['accepted_p99_s']:.2f} s" for row in rows)
     figures.note(

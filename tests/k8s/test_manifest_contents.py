@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.session import DOOR
 from jobs.config import RunConfig, load_run
 from serve.app import GATEWAY_CPUS
 from serve.config import load_config
@@ -58,6 +59,15 @@ def test_the_run_loads_and_joins_the_cluster_and_its_store(overlay: str, tmp_pat
     if overlay == "local":
         service = one(documents, "Service", "store")
         assert run.store.endpoint == f"http://store:{service['spec']['ports'][0]['port']}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_that_may_have_serves_proxy_has_the_door_before_it(overlay: str) -> None:
+    images = [found for found in pods(render(overlay)) if found.labels.get("app.kubernetes.io/component") == "images"]
+    assert len(images) >= 2
+    for found in images:
+        variables = {variable["name"]: variable.get("value") for variable in found.spec["containers"][0]["env"]}
+        assert variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == DOOR
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

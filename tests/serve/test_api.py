@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cluster.endpoint import EndpointConfig
 from serve.access import Access
 from serve.api import make_api
+from serve.door import ROOM_HEADER, Room
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
 from serve.records import JsonLog, Observers, RequestRecord
@@ -287,6 +288,23 @@ def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend:
     assert "retry-after" in response.headers
     # Who only looks is answered all the same.
     assert ask("GET", "/v1/models").status_code == 200
+
+
+def test_who_is_let_in_is_told_of_the_room_whatever_the_answer(
+    ask: Ask, backend: EchoBackend, guarded: Guarded
+) -> None:
+    room = Room(CONFIG.places, CONFIG.retry_after_s).header()
+    assert CONFIG.places == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
+    answers = [ask(json={"prompt": "x"}), ask(json={})]
+    backend.full = True
+    answers.append(ask(json={"prompt": "x"}))
+    assert [(answer.status_code, answer.headers[ROOM_HEADER]) for answer in answers] == [
+        (s, room) for s in (200, 400, 429)
+    ]
+    stranger = guarded(None)
+    assert stranger.status_code == 401
+    assert ROOM_HEADER not in stranger.headers
+    assert ROOM_HEADER not in ask("GET", "/v1/models").headers
 
 
 def test_an_unexpected_error_says_nothing_of_itself(ask: Ask, backend: EchoBackend) -> None:
