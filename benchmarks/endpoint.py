@@ -3,7 +3,7 @@
     python benchmarks/endpoint.py
 
 Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
-several concurrencies, behind each of Serve's two proxies, half a second an image for the overhead. The bare pipeline is
+several concurrencies, behind each of Serve's two proxies and without the door, half a second an image for the overhead. The bare pipeline is
 ``safety.rendering.render`` on the same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
 """
 
@@ -45,8 +45,12 @@ CONCURRENCIES = (8, 32, 128)
 
 
 class Proxy(StrEnum):
-    """What speaks HTTP in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures."""
+    """What speaks HTTP in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures.
 
+    ``serve/door.py`` stands before each, but for the first.
+    """
+
+    DOORLESS = "python, no door"
     PYTHON = "python"
     HAPROXY = "haproxy"
 
@@ -56,6 +60,8 @@ def local_ray(proxy: Proxy) -> Iterator[None]:
     """Start a Ray of two CPUs whose Serve has the named proxy, and end it."""
     os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy is Proxy.HAPROXY))
+    if proxy is Proxy.DOORLESS:
+        del os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
@@ -112,7 +118,7 @@ def overhead(batch: int, repeats: int) -> dict[str, float]:
 def main(
     seconds: Annotated[float, typer.Option(help="of load at each concurrency")] = 20.0,
     clients: Annotated[list[int] | None, typer.Option(help="concurrencies; all where none is named")] = None,
-    proxies: Annotated[list[Proxy] | None, typer.Option(help="both where none is named")] = None,
+    proxies: Annotated[list[Proxy] | None, typer.Option(help="all where none is named")] = None,
     batch: Annotated[int, typer.Option(help="images a request, for the overhead")] = 4,
     repeats: Annotated[int, typer.Option(help="requests, for the overhead; 0 leaves it out")] = 15,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,

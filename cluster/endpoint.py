@@ -82,7 +82,9 @@ class EndpointConfig(BaseModel):
     max_body_bytes: int = Field(65536, ge=1024, description="a longer request body is refused before it is parsed")
 
     batch_size: int = Field(8, ge=1, description="most images rendered together")
-    batch_wait_s: float = Field(0.02, ge=0.0, description="how long an image waits for others to share its batch")
+    batch_wait_s: float = Field(
+        0.02, ge=0.0, description="how long a batch that is not full waits for one more image, after each that came"
+    )
     max_queued_requests: int = Field(32, ge=1, description="requests that may wait; one more is refused with 429")
     retry_after_s: int = Field(
         2,

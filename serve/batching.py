@@ -20,15 +20,17 @@ class Batcher(Generic[Task, Outcome]):
     """Runs a function on batches of at most a size, one batch at a time, in a thread."""
 
     def __init__(self, run: Callable[[Sequence[Task]], Sequence[Outcome]], size: int, wait_s: float) -> None:
-        """Run ``run``; a batch that is not full waits ``wait_s`` for others."""
+        """Run ``run``; a batch that is not full waits for others, ``wait_s`` for each."""
         self._run, self._size, self._wait_s = run, size, wait_s
         self._waiting: deque[tuple[Task, asyncio.Future[Outcome]]] = deque()
+        self._came = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, task: Task) -> Outcome:
         """Return a task's outcome, or raise what its batch raised; a caller that gives up takes its task out."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((task, future))
+        self._came.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -36,8 +38,7 @@ class Batcher(Generic[Task, Outcome]):
     async def _work(self) -> None:
         """Run batches until nothing waits."""
         while self._waiting:
-            if len(self._waiting) < self._size:
-                await asyncio.sleep(self._wait_s)
+            await self._gather()
             batch = self._cut()
             if not batch:
                 continue
@@ -51,6 +52,19 @@ class Batcher(Generic[Task, Outcome]):
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if not future.done():
                     future.set_result(outcome)
+
+    async def _gather(self) -> None:
+        """Wait until a batch is full or nothing has come for a while.
+
+        A crowd that comes at once arrives one by one, as fast as its requests are read. A first batch of those few that
+        a fixed time lets in would make all others wait a batch longer.
+        """
+        while len(self._waiting) < self._size:
+            self._came.clear()
+            try:
+                await asyncio.wait_for(self._came.wait(), self._wait_s)
+            except TimeoutError:
+                return
 
     def _cut(self) -> list[tuple[Task, asyncio.Future[Outcome]]]:
         """Take the next batch from what waits, without the tasks whose callers have given up."""

@@ -50,6 +50,30 @@ def test_clients_that_ask_one_after_another_fill_the_batches() -> None:
     assert max(len(batch) for batch in worker.batches) == 8
 
 
+def test_a_crowd_that_arrives_one_by_one_is_one_batch() -> None:
+    worker = Worker(0.0)
+
+    async def crowd() -> None:
+        batcher = Batcher(worker, size=8, wait_s=0.3)
+
+        async def client(number: int) -> None:
+            await asyncio.sleep(0.1 * number)
+            await batcher.submit(number)
+
+        await asyncio.gather(*(client(number) for number in range(8)))
+
+    asyncio.run(crowd())
+    assert [len(batch) for batch in worker.batches] == [8], "the last comes 0.7 s after the first"
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    async def full() -> list[int]:
+        batcher = Batcher(Worker(0.0), size=4, wait_s=1000.0)
+        return await asyncio.wait_for(asyncio.gather(*map(batcher.submit, range(4))), 30)
+
+    assert asyncio.run(full()) == [0, 2, 4, 6]
+
+
 def test_one_alone_waits_no_longer_than_it_must() -> None:
     async def alone() -> float:
         started = time.perf_counter()
