@@ -3,8 +3,9 @@
     python benchmarks/endpoint.py
 
 Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
-several concurrencies, behind each of Serve's two proxies and without the door, half a second an image for the overhead. The bare pipeline is
-``safety.rendering.render`` on the same batch in this process; the endpoint adds HTTP, queues, batching, PNG and base64.
+several concurrencies, behind each of Serve's two proxies and without the door; half a second an image for the overhead.
+The bare pipeline is ``safety.rendering.render`` on the same batch in this process; the endpoint adds HTTP, queues,
+batching, PNG and base64.
 """
 
 from __future__ import annotations
