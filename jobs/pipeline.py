@@ -135,7 +135,8 @@ def where_to_look(context: StageContext, report: ArtifactRef, release: ArtifactR
     # The output folder of a submitted job is on the node that ran it; the store is where others look.
     table.add_row("report in the store", context.store.where(*report))
     table.add_row("release in the store", context.store.where(*release))
-    table.add_row("serve it", "make serve")
+    serve = "serve deploy, docs/endpoint.md" if host else f"make serve CONFIG={output / 'run.yaml'}"
+    table.add_row("serve it", serve)
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     return table
 

@@ -84,10 +84,11 @@ def test_the_run_writes_where_the_pods_can(overlay: str, tmp_path: Path) -> None
         assert any(PurePosixPath(run.run.output).is_relative_to(folder) for folder in empty - {"/dev/shm"})
 
 
-def test_the_local_run_is_the_demos_and_the_gpus_differs_in_places_alone(tmp_path: Path) -> None:
+def test_the_runs_are_the_demos_but_for_the_places(tmp_path: Path) -> None:
     demo, local = load_run(DEMO), load_run(run_file("local", tmp_path))
-    parts = ("generate", "train", "merge", "evaluate", "release", "model", "taxonomy")
+    parts = ("train", "merge", "evaluate", "release", "model", "taxonomy")
     assert {part: getattr(local, part) for part in parts} == {part: getattr(demo, part) for part in parts}
+    assert local.generate.recipe() == demo.generate.recipe()
     gpu = load_run(run_file("gpu", tmp_path))
     assert gpu.generate.recipe() == demo.generate.recipe()
     assert gpu.train.recipe("violence") == demo.train.recipe("violence")
@@ -155,6 +156,7 @@ def test_every_stage_fits_on_a_worker_that_is_always_up(overlay: str, tmp_path: 
         for group in ray_clusters(documents)["safetydpo"]["workerGroupSpecs"]
         if group["minReplicas"] > 0
     ]
+    assert run.generate.cpus_per_judge > 0, "a head without CPUs would take it"
     for asked in asked_by(run):
         assert any(all(node[name] >= most for name, most in asked.items()) for node in standing), asked
 
