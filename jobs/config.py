@@ -22,6 +22,9 @@ from safety.errors import ConfigError
 from safety.families.family import ModelConfig
 from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy, find_taxonomy
 
+RUN_FILE = "run.yaml"
+"""The name that a run's config has beside its outputs."""
+
 
 class RunSettings(BaseModel):
     """Who the run is: its id, its seed, and where its readable results go."""
@@ -60,7 +63,7 @@ class RunConfig(BaseModel):
     def write(self, folder: Path) -> Path:
         """Write the config with every default filled in to ``folder/run.yaml``."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "run.yaml"
+        path = folder / RUN_FILE
         path.write_text(
             yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )

@@ -17,6 +17,7 @@ from rich.table import Table
 from cluster.deployment import deploy, undeploy
 from cluster.errors import ClusterError
 from cluster.submission import submission
+from jobs.config import RUN_FILE
 from jobs.launch import ConfigOption, opened
 from jobs.stage import ArtifactRef, StageContext
 from jobs.stages import Stages
@@ -122,21 +123,21 @@ def note_seconds(path: Path, seconds: dict[str, float]) -> None:
 
 def where_to_look(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
     """Return the table that ends a run: what was made, where it lies and what it took."""
-    output = context.run.run.output
-    host = f" on {socket.gethostname()}" if submission() else ""
+    output, submitted = context.run.run.output, submission() is not None
+    config = output / RUN_FILE
+    host = f" on {socket.gethostname()}" if submitted else ""
     table = Table(title=f"run {context.run.run.name} is finished{host}")
     table.add_column("what")
     table.add_column("where", overflow="fold")
     table.add_row("report", str(output / "report.html"))
     table.add_row("figures", str(output / METRICS_FILE))
     table.add_row("base above aligned, from the endpoint", str(output / GRID_FILE))
-    table.add_row("the run's config with every default", str(output / "run.yaml"))
+    table.add_row("the run's config with every default", str(config))
     table.add_row("release", f"{release.id}, pointer {context.run.serve.pointer!r}")
     # The output folder of a submitted job is on the node that ran it; the store is where others look.
     table.add_row("report in the store", context.store.where(*report))
     table.add_row("release in the store", context.store.where(*release))
-    serve = "serve deploy, docs/endpoint.md" if host else f"make serve CONFIG={output / 'run.yaml'}"
-    table.add_row("serve it", serve)
+    table.add_row("serve it", "serve deploy, docs/endpoint.md" if submitted else f"make serve CONFIG={config}")
     table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     return table
 

@@ -13,6 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
+
+from cluster import submission
+from cluster.store.artifacts import ArtifactStore
+from jobs.config import load_run
+from jobs.pipeline import where_to_look
+from jobs.stage import ArtifactRef, StageContext
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -85,3 +92,22 @@ def test_a_misspelt_key_ends_at_once_with_the_nearest(tmp_path: Path) -> None:
     last = done.stdout.strip().splitlines()[-1]
     assert "generate.gruop_size" in last
     assert "did you mean 'group_size'?" in last
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+def test_the_last_table_says_how_to_serve_that_very_run(
+    submitted: bool, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(submission.VARIABLE, raising=False)
+    if submitted:
+        monkeypatch.setenv(submission.VARIABLE, "{}")
+    run = load_run(write_config(tmp_path, 8371))
+    context = StageContext(run, store, tmp_path, Console(quiet=True))
+    table = where_to_look(context, ArtifactRef("report", "report-1"), ArtifactRef("release", "release-1"), {})
+    said = dict(zip(*(column.cells for column in table.columns), strict=True))
+    if submitted:
+        assert said["serve it"].startswith("serve deploy")
+    else:
+        command, _, config = said["serve it"].partition(" CONFIG=")
+        assert command == "make serve"
+        assert Path(config) == run.write(run.run.output)
