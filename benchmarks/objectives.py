@@ -20,23 +20,23 @@ import torch
 import typer
 from torch import Tensor
 
-from jobs.config import load_run
+from jobs.run.config import load_run
 from safety.dataset.layout import latents_file
+from safety.dataset.preferences import PreferenceSet, load_preferences
 from safety.errors import TrainingHealthError
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, load_model
+from safety.gates import gather_text_inputs, training_texts
 from safety.judges import Judge, JudgeConfig, load_judge
-from safety.merge.confirmation import ConfirmConfig, ConfirmPrompts, choose_prompts, confirm
+from safety.merge.rendered_score import ConfirmConfig, ConfirmPrompts, choose_prompts, confirm
 from safety.objectives import AnchoredDpoConfig, DiffusionDpoConfig, ObjectiveConfig
-from safety.preferences import PreferenceSet, load_preferences
 from safety.prompts import PromptCounts, write_prompts
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy
-from safety.text_inputs import gather_text_inputs, training_texts
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "emoji.yaml"
 TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"

@@ -23,16 +23,16 @@ import yaml
 from scipy.stats import spearmanr
 
 from safety.dataset.layout import latents_file
+from safety.dataset.preferences import load_preferences
 from safety.families import ModelConfig, load_model
 from safety.judges import JudgeConfig, load_judge
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 from safety.merge import AverageConfig, CoMergeConfig, ConcatenationConfig, load_calibration, merge_methods
-from safety.merge.confirmation import ConfirmConfig, choose_prompts, confirm
 from safety.merge.probes import gather_probes
+from safety.merge.rendered_score import ConfirmConfig, choose_prompts, confirm
 from safety.merge.search import SearchConfig, SearchSpace
 from safety.merge.surrogate import Surrogate, SurrogateConfig
-from safety.preferences import load_preferences
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy

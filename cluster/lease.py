@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.canonical import canonical_json
 from cluster.errors import ClusterError, RunLocked
+from cluster.hashing import canonical_json
 from cluster.store.objects import LostRace, ObjectStore, Versioned
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from cluster.submission import submission
 
 LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
-DOOR = "serve.door:middlewares"
+DOOR = "serve.admission:middlewares"
 """What Serve is to put before its HTTP servers."""
 ROOT = Path(__file__).parent.parent
 DEVICES = Path("/dev")

@@ -14,15 +14,15 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from cluster.deployment import deploy, undeploy
 from cluster.errors import ClusterError
 from cluster.submission import submission
-from jobs.config import RUN_FILE
-from jobs.launch import ConfigOption, opened
-from jobs.stage import ArtifactRef, StageContext
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.config import RUN_FILE
+from jobs.run.launch import ConfigOption, opened
 from jobs.stages import Stages
 from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from serve.deployment import deploy, undeploy
 
 APPLICATION = "serve.app:build"
 GRID_FILE = "endpoint.png"

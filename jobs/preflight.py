@@ -32,9 +32,9 @@ from cluster.preflight.view import ClusterView, machine_view, running_view
 from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, placed, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
-from jobs.config import RunConfig, load_run
-from jobs.launch import EXIT_USER_ERROR, ConfigOption, make_console
-from jobs.needs import gpu_settings, needs, without_gpu
+from jobs.run.config import RunConfig, load_run
+from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
+from jobs.run.resource_requests import gpu_settings, needs, without_gpu
 from safety.errors import SafetyError
 
 TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}

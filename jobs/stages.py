@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cluster.canonical import ID_DIGITS, config_hash
 from cluster.errors import CorruptArtifact
+from cluster.hashing import ID_DIGITS, config_hash
 from cluster.progress import timed
-from cluster.store.sealed import read_sealed, write_sealed
-from jobs import consolidate, evaluate, generate, merge, release, train
-from jobs.metrics import STAGE_SECONDS
-from jobs.stage import ArtifactRef, StageContext
+from cluster.store.checksummed import read_sealed, write_sealed
+from jobs.evaluate import stage as evaluate
+from jobs.generate import stage as generate
+from jobs.merge import consolidate
+from jobs.merge import stage as merge
+from jobs.release import stage as release
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.metrics import STAGE_SECONDS
+from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
 
 SECONDS_KEYS = "work/seconds"

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from safety.emoji.measure import JudgeQuality, ModelQuality
-from safety.emoji.reference import real_scene_moments
-from safety.emoji.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
+from safety.emoji.build.measure import JudgeQuality, ModelQuality
+from safety.emoji.build.reference import real_scene_moments
+from safety.emoji.build.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
 from safety.evaluation.moments import save_moments
 from safety.taxonomy import load_taxonomy
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from serve.errors import invalid, limited
 from serve.keys import KeyEntry, KeyRing
 

@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from cluster.endpoint import EndpointConfig
 from serve.access import Access, Caller
-from serve.door import ROOM_HEADER, Room
+from serve.admission import ROOM_HEADER, Room
+from serve.endpoint_config import EndpointConfig
 from serve.errors import (
     FILTERED,
     FILTERED_MESSAGE,
@@ -29,7 +29,7 @@ from serve.errors import (
     timed_out,
 )
 from serve.page import PAGE_HEADERS, render_page
-from serve.records import REQUEST_ID_HEADER, Observer, RequestRecord, given_id, new_id
+from serve.request_log import REQUEST_ID_HEADER, Observer, RequestRecord, given_id, new_id
 from serve.schema import (
     ImageData,
     ImageRequest,

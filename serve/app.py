@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve as ray_serve
 
-from cluster.endpoint import EndpointConfig
 from serve.access import open_access
 from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
+from serve.endpoint_config import EndpointConfig
 from serve.errors import ApiError, Failure
 from serve.metrics import RequestMetrics, tell_reload
-from serve.records import JsonLog, Observers
+from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Renderer:
         """Load the releases that the config's pointers name, render once with each, and follow the pointers."""
         # Imported here so that the gateway, which imports this module, does without torch.
         from serve.config import parse_config
-        from serve.watch import ReleaseWatcher
+        from serve.release_watcher import ReleaseWatcher
 
         self._config = parse_config(document)
         module, _, name = loader.partition(":")

@@ -10,11 +10,11 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
 from serve.metrics import tell_waiting
+from serve.request_queue import RoomFull, WaitingRoom
 from serve.schema import Job, ModelInfo, RenderedImage
-from serve.waiting import RoomFull, WaitingRoom
 
 RENDERER = "renderer"
 MODELS_KEPT_S = 5.0

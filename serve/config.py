@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.endpoint import EndpointConfig
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.errors import ConfigError
 from safety.families import ModelConfig
 from safety.taxonomy import EMBEDDED_TAXONOMY
+from serve.endpoint_config import EndpointConfig
 
 
 class ServeConfig(BaseModel):

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from cluster.endpoint import EndpointConfig
 from safety.errors import ConfigError, PromptError
 from safety.families import ModelFamily
 from safety.images import encode_png
 from safety.prompts.guard import MinorSafetyFilter
 from safety.rendering import RenderConfig, render
+from serve.endpoint_config import EndpointConfig
 from serve.errors import INTERNAL, Failure, invalid
-from serve.judging import OutputJudge
+from serve.output_judge import OutputJudge
 from serve.schema import Job, ModelInfo, RenderedImage
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from serve.engine import Engine
 
 

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cluster.endpoint import BASE
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import MANIFEST, Manifest
 from cluster.store.pointer import read_pointer
@@ -18,8 +17,9 @@ from safety.lora.fuse import fuse
 from safety.release import load_release
 from safety.rendering import initial_noise
 from serve.config import ServeConfig
+from serve.endpoint_config import BASE
 from serve.engine import Engine, ServedModel
-from serve.judging import load_output_judge
+from serve.output_judge import load_output_judge
 from serve.schema import ModelInfo
 
 KIND = "release"

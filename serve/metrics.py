@@ -6,7 +6,7 @@ No prompt and no key is a tag: what is counted is public.
 from __future__ import annotations
 
 from cluster.metrics import Count, Level, Metric, Spread
-from serve.records import RequestRecord
+from serve.request_log import RequestRecord
 
 LATENCY_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 

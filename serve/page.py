@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 
 SOURCE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from serve.errors import from_validation, invalid
 
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.deployment import deploy, undeploy
 from cluster.errors import ClusterError
 from cluster.session import Session, connect
 from safety.errors import SafetyError
 from serve.config import ServeConfig, load_config
+from serve.deployment import deploy, undeploy
 from serve.loading import find_release
 
 IMPORT_PATH = "serve.app:build"

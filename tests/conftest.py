@@ -56,8 +56,8 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from safety.emoji.tokenizer import train_tokenizer
-    from safety.emoji.unet import make_scheduler
+    from safety.emoji.build.tokenizer import train_tokenizer
+    from safety.emoji.build.unet import make_scheduler
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a kitchen knife and a house on a blue background"], vocab_size=600)

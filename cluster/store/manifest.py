@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cluster.canonical import config_hash
 from cluster.errors import CorruptArtifact, UnfitFolder
+from cluster.hashing import config_hash
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")

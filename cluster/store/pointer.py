@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 
-from cluster.canonical import canonical_json
 from cluster.errors import CorruptArtifact, PointerMoved
+from cluster.hashing import canonical_json
 from cluster.store.objects import LostRace, ObjectStore
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from safety.dataset.plan import RENDERED_SPLITS
+from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.dataset.published import RejectedWriter, ShardWriter
 from safety.dataset.record import Record
 from safety.dataset.summary import BENIGN, DatasetSummary, Provenance, Tally
 from safety.images import decode_image, encode_png, grid
-from safety.preferences import PreferenceSet, write_preference_file
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet, slug
 

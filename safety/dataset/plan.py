@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from safety.dataset.filter import Reason
 from safety.dataset.record import Record
 from safety.dataset.summary import BENIGN
-from safety.pairs import Reason
 from safety.prompts.guard import MinorSafetyFilter
 from safety.prompts.rows import PromptRow, PromptSet
 from safety.rendering import row_seed

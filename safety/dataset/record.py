@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from safety.dataset.filter import Reason
 from safety.errors import ArtifactFormatError
-from safety.pairs import Reason
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow
 
 SCHEMA = pa.schema(

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from safety.dataset.filter import Reason, reject_prompt
 from safety.dataset.record import Record
 from safety.families import ModelFamily
 from safety.images import encode_png, pixel_hash, to_float
-from safety.pairs import Reason, reject_prompt
 from safety.prompts.rows import PromptPair
 from safety.rendering import RenderConfig, render
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from safety.dataset.filter import PairFilterConfig, Reason, reject_benign, reject_pair
 from safety.dataset.record import Record
 from safety.errors import ImageError, ImageFault
 from safety.images import decode_image
 from safety.judges import Judge, Look, look_at
-from safety.pairs import PairFilterConfig, Reason, reject_benign, reject_pair
 from safety.prompts.rows import PromptPair
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from safety.dataset.filter import Reason
 from safety.dataset.record import Record
 from safety.errors import EmptyDatasetError
-from safety.pairs import Reason
 
 BENIGN = "benign"
 

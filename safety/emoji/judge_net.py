@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from safety.emoji.fitting import Fit, FitConfig
-from safety.emoji.negatives import Negatives, NegativesConfig, absent_loss
-from safety.emoji.pool import ScenePool
+from safety.emoji.build.fitting import Fit, FitConfig
+from safety.emoji.build.negatives import Negatives, NegativesConfig, absent_loss
+from safety.emoji.build.pool import ScenePool
 from safety.precision import native_autocast
 from safety.seeds import rng, torch_generator
 

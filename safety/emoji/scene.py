@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safety.emoji.drawings import KEY_SEPARATOR
+from safety.emoji.build.drawings import KEY_SEPARATOR
 from safety.images import to_uint8
 from safety.seeds import rng
 

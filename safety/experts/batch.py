@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from safety.dataset.preferences import BenignRow, PreferenceSet, Row
 from safety.experts.config import ExpertConfig
 from safety.families.family import Conditioning, ModelFamily
-from safety.preferences import BenignRow, PreferenceSet, Row
 from safety.seeds import normal, uniform
 
 Entry = TypeVar("Entry")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from safety.dataset.preferences import PreferenceSet
 from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
@@ -16,7 +17,6 @@ from safety.lora.gate import fold_gate, gate_inputs
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
 from safety.precision import autocast, computes_bf16
-from safety.preferences import PreferenceSet
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -68,7 +68,7 @@ class Expert(nn.Module):
             config: How the expert is trained.
             seed: The run's seed; every draw is a function of it, the category, and the row or layer.
             workers: How many share a step; with the accumulation, the number of a step's equal parts.
-            gate: P of ``safety.text_inputs``, [K, K], which the layers that read the prompt are trained behind.
+            gate: P of ``safety.gates``, [K, K], which the layers that read the prompt are trained behind.
             start: The adapter that training goes on from; None starts from no change.
 
         Raises:

@@ -1,7 +1,7 @@
 """Image judges: what a picture shows, and how unsafe it is."""
 
-from safety.judges.emoji import EmojiJudge
+from safety.emoji.judge import EmojiJudge
 from safety.judges.judge import ConceptJudge, Judge, JudgeConfig, judges, load_judge
-from safety.judges.look import Look, look_at
+from safety.judges.verdict import Look, look_at
 
 __all__ = ["ConceptJudge", "EmojiJudge", "Judge", "JudgeConfig", "Look", "judges", "load_judge", "look_at"]

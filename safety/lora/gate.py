@@ -1,7 +1,7 @@
 """A gate on what a LoRA reads: dW = (alpha / rank) B A P, with P fixed while A and B are trained.
 
 An expert that is trained through its gate has all of its effect behind it, so nothing is lost when experts whose
-gates share the input space out (``safety.text_inputs``) are added up.
+gates share the input space out (``safety.gates``) are added up.
 """
 
 from __future__ import annotations

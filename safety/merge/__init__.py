@@ -3,8 +3,8 @@
 from safety.merge.average import Average, AverageConfig
 from safety.merge.calibration import Calibration, CalibrationConfig, calibrate, load_calibration
 from safety.merge.co_merge import CoMerge, CoMergeConfig
-from safety.merge.concatenation import Concatenation, ConcatenationConfig
 from safety.merge.method import MergeMethod, MergeResult, merge_methods
+from safety.merge.task_arithmetic import Concatenation, ConcatenationConfig
 
 __all__ = [
     "Average",

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safety.families.family import ModelFamily
+from safety.gates import TextInputs
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.method import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
 from safety.tensor_format import Head, TensorFormat, Tensors
-from safety.text_inputs import TextInputs
 
 FORMAT = TensorFormat(
     name="safetydpo-calibration-2",

@@ -10,7 +10,7 @@ dW_i = (alpha/r) B_i A_i and a layer's inputs x on calibration prompts of all ca
 
 What one expert does to the prompts of another, or to benign ones, is not seen by selecting outputs. Hence a third
 granularity of our own, "input", for layers that read the prompt: what is shared out among the experts are the
-directions of the input, by whose prompts are the most active along them (``safety.text_inputs``); each expert
+directions of the input, by whose prompts are the most active along them (``safety.gates``); each expert
 then acts on its own prompts with all its rows. Layers that do not read the prompt are merged by rows beside it.
 """
 
@@ -24,12 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from safety.errors import ConfigError
+from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.calibration import Calibration, LayerStatistics
 from safety.merge.method import MergeResult, base_report, check_experts, merge_methods, stack
 from safety.merge.selection import Selection, select_hard, select_soft
 from safety.merge.truncation import truncate_all
-from safety.text_inputs import GateConfig
 
 BlockGroup = Literal["down", "mid", "up"]
 BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from safety.dataset.preferences import PreferenceSet, combine
 from safety.families.family import Conditioning, ModelFamily
-from safety.preferences import PreferenceSet, combine
 from safety.seeds import normal
 
 

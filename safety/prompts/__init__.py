@@ -1,6 +1,6 @@
 """Prompt pairs: their rows, their writers, and the guard that every prompt passes."""
 
-from safety.prompts.grammar import GrammarWriter
+from safety.emoji.prompt_writer import GrammarWriter
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.writer import PromptCounts, PromptWriter, write_prompts, writers
 

@@ -10,7 +10,7 @@ import ray
 
 from cluster import metrics
 from cluster.metrics import Count, Level, Spread
-from tests.prometheus import exported, wait_for
+from tests.support.prometheus import exported, wait_for
 
 ROWS = Count("test_rows_total", "Rows", ("run", "outcome"))
 LOSS = Level("test_loss", "Loss", ("run",))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cluster import lease as lease_module
-from cluster.canonical import canonical_json
 from cluster.errors import RunLocked, StoreUnreachable
+from cluster.hashing import canonical_json
 from cluster.lease import Holder, lease
 from cluster.store.artifacts import ArtifactStore
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.deployment import deploy
-from cluster.endpoint import EndpointConfig
+from serve.deployment import deploy
+from serve.endpoint_config import EndpointConfig
 
 BUILDER = "benchmarks.stub_endpoint:build_batches"
 REFUSAL_S = 0.25

@@ -83,7 +83,8 @@ class Job:
         document = {**document, "cluster": {"address": address, "auth": "disabled"}}
         config.write_text(yaml.safe_dump(document), encoding="utf-8")
         # The small world's writer is registered by its import.
-        code = f"import typer; from tests import small_world; from jobs import {name}; typer.run({name}.main)"
+        run = f"runpy.run_module('jobs.{name}', run_name='__main__', alter_sys=True)"
+        code = f"import runpy; from tests.support import small_world; {run}"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, "--config", str(config)],

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from jobs import generate, train
-from jobs.config import RunConfig
-from jobs.stage import ArtifactRef, StageContext
+from jobs.generate import stage as generate
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.config import RunConfig
+from jobs.train import stage as train
 from safety.lora.files import LORA_FILE
-from tests.small_world import COUNTS, TAXONOMY
+from tests.support.small_world import COUNTS, TAXONOMY
 
 CATEGORY = "violence"
 EVERY, STEPS = 2, 24
@@ -27,7 +28,7 @@ GENERATE = {
     "counts": COUNTS.model_dump(),
     "render": {"steps": 2, "batch": 8},
     # A quarter of a second a group, so that there is time to interrupt it.
-    "judge": {"name": "tests.pixel_judge:load_slow_judge"},
+    "judge": {"name": "tests.support.pixel_judge:load_slow_judge"},
     "group_size": GROUP_SIZE,
     "timeout_s": 500,
 }

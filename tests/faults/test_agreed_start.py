@@ -16,7 +16,7 @@ WORKER = """
 import sys
 from pathlib import Path
 import torch
-from jobs.train_worker import agreed_start
+from jobs.train.worker import agreed_start
 from safety.experts.checkpoint import Checkpointer, FolderStore
 
 rank, folder, meeting = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

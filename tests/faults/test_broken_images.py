@@ -19,25 +19,25 @@ from PIL import Image
 from safetensors.torch import save
 
 from cluster.store.artifacts import ArtifactStore
-from jobs import generate
-from jobs.generate_config import GenerateConfig
-from jobs.generate_groups import GroupStore
-from jobs.generate_judging import JudgeStage
-from jobs.stage import ArtifactRef
+from jobs.generate import stage as generate
+from jobs.generate.config import GenerateConfig
+from jobs.generate.groups import GroupStore
+from jobs.generate.judging import JudgeStage
+from jobs.run.artifacts import ArtifactRef
+from safety.dataset.filter import Reason
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.record import Record, dump_group
 from safety.dataset.summary import Provenance
 from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
 from safety.judges import JudgeConfig
-from safety.pairs import Reason
 from safety.prompts import PromptCounts, PromptPair
 from tests.faults.figures import Figures
-from tests.small_world import TAXONOMY, SmallWriter
+from tests.support.small_world import TAXONOMY, SmallWriter
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SIDE = 16
-CONFIG = GenerateConfig(judge=JudgeConfig(name="tests.pixel_judge:load_pixel_judge"), group_size=16)
+CONFIG = GenerateConfig(judge=JudgeConfig(name="tests.support.pixel_judge:load_pixel_judge"), group_size=16)
 
 
 def saved(image: Image.Image, kind: str) -> bytes:

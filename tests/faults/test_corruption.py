@@ -15,12 +15,12 @@ from rich.console import Console
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
-from jobs.config import RunConfig
-from jobs.evaluate_groups import FinishedGroups
-from jobs.generate_groups import GroupStore
-from jobs.records import Records
-from jobs.stage import ArtifactRef, StageContext, finished
-from jobs.train_worker import checkpointer
+from jobs.evaluate.actors import FinishedGroups
+from jobs.generate.groups import GroupStore
+from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.run.config import RunConfig
+from jobs.run.work_area import Records
+from jobs.train.worker import checkpointer
 from safety.dataset.record import Record
 from safety.errors import ArtifactFormatError
 from safety.evaluation.records import RecordTable

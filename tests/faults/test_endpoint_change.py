@@ -15,8 +15,8 @@ import pytest
 import ray
 
 from benchmarks.endpoint_load import Seen, crowd
-from cluster.deployment import deploy
-from cluster.endpoint import EndpointConfig
+from serve.deployment import deploy
+from serve.endpoint_config import EndpointConfig
 from tests.faults.endpoint_stub import BUILDER, stub_endpoint
 from tests.faults.figures import Figures
 from tests.faults.killing import wait_for

@@ -15,9 +15,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from cluster.endpoint import EndpointConfig
 from serve.access import Access
 from serve.api import make_api
+from serve.endpoint_config import EndpointConfig
 from tests.faults.endpoint_stub import stub_endpoint
 from tests.faults.figures import Figures
 

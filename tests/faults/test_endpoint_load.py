@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.endpoint_load import Seen, bound_s, crowd, p
 from benchmarks.stub_endpoint import CHANNELS, MULTIPLE, SIDE
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from tests.faults.endpoint_stub import REFUSAL_S, stub_endpoint
 from tests.faults.figures import Figures
 

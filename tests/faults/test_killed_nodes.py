@@ -12,9 +12,9 @@ import torch
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.server import RunningServer
-from jobs import train
-from jobs.stage import ArtifactRef, StageContext
-from jobs.train_worker import expert_gate, load_sets, pairs_of
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.train import stage as train
+from jobs.train.worker import expert_gate, load_sets, pairs_of
 from safety.experts.checkpoint import Metrics
 from safety.experts.curves import METRICS_FILE
 from safety.experts.engine import TorchEngine

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.store.server import RunningServer
-from jobs import generate, train
-from jobs.stage import ArtifactRef, StageContext
+from jobs.generate import stage as generate
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.train import stage as train
 from safety.dataset.summary import DatasetSummary
 from tests.conftest import fresh_store
 from tests.faults import small_run
@@ -21,7 +22,7 @@ from tests.faults.faulty_proxy import Faults, FaultyProxy
 from tests.faults.figures import Figures
 from tests.faults.killing import Killer, descendants, wait_for
 from tests.faults.small_run import EVERY, STEPS, Made, WatchedStore, writes
-from tests.small_world import BENIGN_ROWS, PAIRS
+from tests.support.small_world import BENIGN_ROWS, PAIRS
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
 GROUPS, EMPTY, CHECKPOINT = "/groups/", "/empty.safetensors", "/manifest.json"

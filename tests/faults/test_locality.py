@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.store.server import RunningServer
-from jobs.config import RunConfig
+from jobs.run.config import RunConfig
 from safety.dataset.plan import plan_dataset
 from safety.prompts import write_prompts
 from tests.conftest import fresh_store

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.canonical import config_hash
 from cluster.errors import ClusterError, CorruptArtifact, UnfitFolder
+from cluster.hashing import config_hash
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import DIGEST, MANIFEST
 from cluster.store.pointer import read_pointer, swap_pointer
@@ -25,7 +25,7 @@ from safety.release import RELEASE_FILE, BaseModelIdentity, ReleaseInfo, file_ha
 from serve.config import ServeConfig
 from serve.loading import load_engine
 from tests.faults.figures import Figures
-from tests.small_sets import random_lora
+from tests.support.small_sets import random_lora
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 POINTER = "aligned"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.metrics import Count, Level, Spread
-from jobs import metrics as job_metrics
+from jobs.run import metrics as job_metrics
 from serve import metrics as endpoint_metrics
 
 ROOT = Path(__file__).parents[2]

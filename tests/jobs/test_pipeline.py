@@ -17,9 +17,9 @@ from rich.console import Console
 
 from cluster import submission
 from cluster.store.artifacts import ArtifactStore
-from jobs.config import load_run
 from jobs.pipeline import where_to_look
-from jobs.stage import ArtifactRef, StageContext
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.config import load_run
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from cluster.store.artifacts import ArtifactStore
-from jobs.config import RunConfig
-from jobs.stage import ArtifactRef, StageContext
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.config import RunConfig
 from jobs.stages import Stages
 
 pytestmark = pytest.mark.s3

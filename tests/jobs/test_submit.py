@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from jobs.launch import EXIT_STOPPED, EXIT_USER_ERROR, STOPPED
+from jobs.run.launch import EXIT_STOPPED, EXIT_USER_ERROR, STOPPED
 from tests.conftest import written
 from tests.jobs.conftest import RunningCluster, write_run
 

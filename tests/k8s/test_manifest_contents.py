@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.session import DOOR
-from jobs.config import RunConfig, load_run
+from jobs.run.config import RunConfig, load_run
 from serve.app import GATEWAY_CPUS
 from serve.config import load_config
 from tests.k8s.manifests import OVERLAYS, ROOT, Document, Pod, config_map, one, pods, ray_clusters, render

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.endpoint import EndpointConfig
 from safety.families import ModelConfig, load_model
 from safety.lora.files import save_lora
 from safety.lora.fuse import fuse
 from safety.lora.weights import LoraLayer, LoraWeights
+from serve.endpoint_config import EndpointConfig
 from serve.engine import Engine, ServedModel
 from serve.schema import ModelInfo
 

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.endpoint import EndpointConfig
 from serve.access import Access
+from serve.admission import ROOM_HEADER, Room
 from serve.api import make_api
-from serve.door import ROOM_HEADER, Room
+from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
-from serve.records import JsonLog, Observers, RequestRecord
+from serve.request_log import JsonLog, Observers, RequestRecord
 from serve.schema import Job, JudgeInfo, ModelInfo, RenderedImage, Verdict
 
 CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)

@@ -17,15 +17,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from cluster.deployment import DeploymentFailed, deploy
 from cluster.session import Session
 from cluster.store.config import StoreConfig
 from cluster.store.pointer import swap_pointer
 from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
+from serve.admission import ROOM_HEADER
 from serve.config import parse_config
-from serve.door import ROOM_HEADER
+from serve.deployment import DeploymentFailed, deploy
 from tests.faults.endpoint_stub import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]

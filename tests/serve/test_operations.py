@@ -13,14 +13,14 @@ import httpx
 import pytest
 import ray
 
-from cluster.deployment import deploy
 from cluster.session import Session
 from safety.lora.weights import LoraWeights
 from serve.config import parse_config
+from serve.deployment import deploy
 from serve.keys import new_key, revoke_key
 from serve.metrics import IMAGES, LATENCY, RELOADS, REQUESTS, WAITING
 from tests.faults.endpoint_stub import free_port
-from tests.serve.release_maker import point, publish, scaled
+from tests.support.release_maker import point, publish, scaled
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]
 PATH = "/v1/images/generations"
@@ -46,7 +46,7 @@ class Endpoint:
                 "reload_poll_s": 0.3,
                 "default_steps": 2,
                 "request_timeout_s": 120,
-                "judge": {"name": "tests.pixel_judge:load_pixel_judge", "action": "report"},
+                "judge": {"name": "tests.support.pixel_judge:load_pixel_judge", "action": "report"},
             },
             "model": {"path": str(model_dir)},
             "store": session.store_config.model_dump(mode="json"),

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cluster.endpoint import EndpointConfig
+from serve.endpoint_config import EndpointConfig
 from serve.engine import Engine
 from serve.health import check_renders
 from serve.schema import Job

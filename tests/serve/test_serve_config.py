@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cluster.endpoint import EndpointConfig
 from safety.errors import ConfigError
 from serve.app import build
 from serve.config import load_config
+from serve.endpoint_config import EndpointConfig
 from serve.page import PAGE_HEADERS, render_page
 
 

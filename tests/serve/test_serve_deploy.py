@@ -14,8 +14,6 @@ import ray
 import torch
 import yaml
 
-from cluster.deployment import PROXY_GRACE_S
-from cluster.endpoint import EndpointConfig
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import RunningServer
@@ -23,8 +21,10 @@ from safety.families import ModelConfig, load_model
 from safety.families.family import model_folder
 from safety.images import decode_image
 from safety.lora.weights import LoraLayer, LoraWeights
+from serve.deployment import PROXY_GRACE_S
+from serve.endpoint_config import EndpointConfig
 from tests.faults.endpoint_stub import free_port
-from tests.serve.release_maker import point, publish
+from tests.support.release_maker import point, publish
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "serve" / "serve_config.yaml"

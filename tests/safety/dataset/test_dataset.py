@@ -14,8 +14,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load
 
+from safety.dataset.filter import PairFilterConfig, Reason
 from safety.dataset.layout import DatasetWriter, latents_file
 from safety.dataset.plan import DatasetPlan, plan_dataset
+from safety.dataset.preferences import load_preferences
 from safety.dataset.record import Record, dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
@@ -23,14 +25,12 @@ from safety.dataset.summary import BENIGN, DatasetSummary, Provenance, Tally
 from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
-from safety.pairs import PairFilterConfig, Reason
-from safety.preferences import load_preferences
 from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file
 from safety.prompts.rows import WITHHELD
 from safety.rendering import RenderConfig, render, row_seed
-from tests.pixel_judge import PixelSumJudge
-from tests.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
+from tests.support.pixel_judge import PixelSumJudge
+from tests.support.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
 
 PROVENANCE = Provenance(
     model="tiny",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety.emoji.pool import PoolConfig, ScenePool, make_pool
+from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
 from safety.emoji.scene import SceneRenderer
 from safety.taxonomy import Taxonomy
 

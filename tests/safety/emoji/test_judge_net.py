@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from safety.emoji.fitting import FitConfig
+from safety.emoji.build.fitting import FitConfig
+from safety.emoji.build.measure import calibration_error
+from safety.emoji.build.negatives import Negatives
+from safety.emoji.build.pool import ScenePool
 from safety.emoji.judge_net import IGNORED, JudgeNetConfig, cell_targets, concept_scores, train_judge
-from safety.emoji.measure import calibration_error
-from safety.emoji.negatives import Negatives
-from safety.emoji.pool import ScenePool
 
 
 def test_cell_targets_follow_the_distance_to_each_drawing(pool: ScenePool) -> None:

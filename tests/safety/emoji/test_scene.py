@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safety.emoji.pool import PoolConfig, ScenePool, compose, make_pool
+from safety.emoji.build.pool import PoolConfig, ScenePool, compose, make_pool
 from safety.emoji.scene import BACKGROUNDS, Placed, Scene, SceneRenderer, lay_out
 from safety.emoji.split import TEST_SHARE, is_reserved
 from safety.taxonomy import Taxonomy

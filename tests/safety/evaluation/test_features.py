@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from safety.emoji.clip import ClipConfig, build_clip
-from safety.emoji.tokenizer import train_tokenizer
+from safety.emoji.build.clip import ClipConfig, build_clip
+from safety.emoji.build.tokenizer import train_tokenizer
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.clip_score import clip_scores
 from safety.evaluation.features import EmojiClip, feature_extractors

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from safety.dataset.preferences import PreferenceSet
 from safety.experts import ExpertConfig
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.preferences import PreferenceSet
 
 MakeModel = Callable[[], ModelFamily]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from safety.dataset.preferences import PreferenceSet
 from safety.errors import EmptyDatasetError
 from safety.experts import ExpertConfig
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.expert import Expert
 from safety.families import ModelFamily
 from safety.lora.attach import reference
-from safety.preferences import PreferenceSet
 
 MakeModel = Callable[[], ModelFamily]
 MakeConfig = Callable[..., ExpertConfig]

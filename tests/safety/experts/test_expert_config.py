@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jobs.train_config import TrainConfig
+from jobs.train.config import TrainConfig
 from safety.experts import ExpertConfig
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safety.dataset.preferences import PreferenceSet
 from safety.errors import EmptyDatasetError
 from safety.experts import ExpertConfig
 from safety.experts.batch import BatchMaker
@@ -16,7 +17,6 @@ from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelFamily
-from safety.preferences import PreferenceSet
 
 MakeModel = Callable[[], ModelFamily]
 MakeConfig = Callable[..., ExpertConfig]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from safety.dataset.preferences import PreferenceSet
 from safety.errors import TrainingHealthError
 from safety.experts import ExpertConfig
 from safety.experts.card import write_card
@@ -19,7 +20,6 @@ from safety.experts.health import AlarmKind
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily
 from safety.lora.files import save_lora
-from safety.preferences import PreferenceSet
 
 MakeModel = Callable[[], ModelFamily]
 MakeConfig = Callable[..., ExpertConfig]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from safety.emoji.judge import read_emoji_judge
 from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores
 from safety.emoji.scene import BACKGROUNDS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
 from safety.judges import ConceptJudge, EmojiJudge, JudgeConfig, load_judge, look_at
-from safety.judges.emoji import read_emoji_judge
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(

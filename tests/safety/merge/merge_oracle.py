@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from safety.gates import TextInputs
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import CoMergeConfig
-from safety.text_inputs import TextInputs
 
 
 def random_weights(seed: int, shapes: Mapping[str, tuple[int, int]], rank: int = 3, size: float = 1.0) -> LoraWeights:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
+from safety.gates import PromptTexts, TextInputs, gather_text_inputs
 from safety.lora.weights import LoraWeights
 from safety.merge import CalibrationConfig, CoMerge, CoMergeConfig, calibrate, load_calibration
 from safety.merge.probes import Probes, timestep_of, unsafe_batches
-from safety.text_inputs import PromptTexts, TextInputs, gather_text_inputs
 
 Experts = Callable[..., dict[str, LoraWeights]]
 

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError
+from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import Calibration, CoMerge, CoMergeConfig
 from safety.merge.calibration import LayerStatistics
 from safety.merge.co_merge import block_group
-from safety.text_inputs import GateConfig
 
 LAYER = "mid_block.attentions.0.to_q"
 UP_LAYER = "up_blocks.1.attentions.0.to_v"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safety.dataset.preferences import PreferenceSet
 from safety.errors import EmptyDatasetError
 from safety.families import ModelFamily
 from safety.merge.probes import Probes, gather_probes, unsafe_batches
-from safety.preferences import PreferenceSet
 
 
 def preference_set(category: str, offset: float, splits: tuple[str, ...]) -> PreferenceSet:

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safety.gates import GateConfig
 from safety.merge import CoMergeConfig
 from safety.merge.search import SearchConfig, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.selection import select_soft
-from safety.text_inputs import GateConfig
 
 EXPERTS = ("hate", "self-harm", "violence")
 

@@ -1,0 +1,148 @@
+"""Makes the preference dataset: prompts, pairs of pictures, verdicts, latents; resumable by group of rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cluster.progress import StageProgress
+from jobs.generate.groups import GroupStore
+from jobs.generate.stream import stream_groups
+from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
+from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
+from jobs.run.work_area import require_finished
+from safety.dataset.layout import DatasetWriter
+from safety.dataset.plan import DatasetPlan, plan_dataset
+from safety.dataset.summary import BENIGN, DatasetSummary, Provenance
+from safety.families.family import model_folder
+from safety.judges import load_judge
+from safety.prompts import write_prompts, writers
+from safety.release import model_hash
+from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
+
+KIND, STAGE = "dataset", "generate"
+
+
+def run(context: StageContext) -> ArtifactRef:
+    """Generate the run's dataset and return its name; what is published or stored already is not made again.
+
+    Raises:
+        ConfigError: A setting does not fit the model, the judge or the taxonomy.
+        EmptyDatasetError: Filtering left a category without a row.
+        ImpossibleResources: The cluster can never run the actors.
+    """
+    taxonomy = context.run.load_taxonomy()
+    provenance = describe(context, taxonomy)
+    settings = dataset_settings(context, taxonomy, provenance)
+    ref = artifact_ref(context, KIND, settings)
+    groups = GroupStore(context.store, ref)
+    if finished(context, ref):
+        context.console.print(f"dataset {ref.id}: already published and verified")
+        # A run that died between its last two acts left them.
+        groups.clear()
+        return ref
+    config = context.run.generate
+    prompts = write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed)
+    plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
+    render_missing(context, plan, taxonomy, groups)
+    summaries: list[DatasetSummary] = []
+    publish(context, ref, settings, [], lambda folder: summaries.append(fill(folder, plan, provenance, groups)))
+    groups.clear()
+    for summary in summaries:
+        context.console.print(summary_table(summary))
+        context.console.print(f"dataset {ref.id}, hash {summary.dataset_hash}")
+    return ref
+
+
+def describe(context: StageContext, taxonomy: Taxonomy) -> Provenance:
+    """Return what the dataset is made from; raise ConfigError when the model or the judge is not there."""
+    run = context.run
+    judge = load_judge(run.generate.judge, taxonomy)
+    return Provenance(
+        model=run.model.path,
+        model_hash=model_hash(model_folder(run.model.path)),
+        taxonomy=f"{taxonomy.name} {taxonomy.version}",
+        stand_ins=run.taxonomy == EMBEDDED_TAXONOMY,
+        writer_version=writers[run.generate.writer]().version,
+        judge=judge.name,
+        judge_version=judge.version,
+        judge_threshold=judge.threshold,
+        seed=run.run.seed,
+        recipe=run.generate.recipe(),
+    )
+
+
+def dataset_settings(context: StageContext, taxonomy: Taxonomy, provenance: Provenance) -> dict[str, Any]:
+    """Return all that the rows depend on; where the work runs is not part of it."""
+    return {
+        "model": context.run.model.model_dump(mode="json"),
+        "taxonomy": taxonomy.model_dump(mode="json"),
+        "provenance": provenance.model_dump(mode="json"),
+    }
+
+
+def render_missing(context: StageContext, plan: DatasetPlan, taxonomy: Taxonomy, groups: GroupStore) -> None:
+    """Render and judge the groups that are not in the store yet."""
+    done = groups.verified()
+    missing = [group for group in plan.groups if group.index not in done]
+    if done:
+        context.console.print(f"{len(done)} of {len(plan.groups)} groups are finished already")
+    if not missing:
+        return
+    rows, left = (sum(len(group.records) for group in groups) for groups in (plan.groups, missing))
+    kept = moved = 0
+    with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
+        for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
+            _count(context.run.run.name, group)
+            kept += int(group["kept"])
+            moved += bool(group["moved"])
+            progress.advance(int(group["rows"]), f"{kept} kept")
+    if moved:
+        context.console.print(f"{moved} of {len(missing)} groups were judged on another node than rendered them")
+
+
+def _count(run: str, group: Mapping[str, Any]) -> None:
+    """Tell Prometheus of a finished group."""
+    IMAGES.add(group["images"], run=run, stage=STAGE)
+    GROUP_SECONDS.observe(group["seconds"], run=run, stage=STAGE)
+    for outcome, rows in json.loads(group["outcomes"]).items():
+        ROWS.add(rows, run=run, category=group["category"], outcome=outcome)
+
+
+def fill(folder: Path, plan: DatasetPlan, provenance: Provenance, groups: GroupStore) -> DatasetSummary:
+    """Lay the finished groups out in ``folder``; every row in is kept or rejected, or this raises."""
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
+    keys = groups.finished()
+    require_finished([group.index for group in plan.groups], keys, groups.place)
+    for category in plan.categories:
+        records = list(plan.refused.get(category, ()))
+        for group in plan.groups:
+            if group.category == category:
+                records += groups.read(keys[group.index])
+        if category == BENIGN:
+            writer.add_benign(records)
+        else:
+            writer.add_category(category, records)
+    summary = writer.finish()
+    if summary.rows != plan.rows:
+        raise RuntimeError(f"{plan.rows} rows went in and {summary.rows} came out")
+    return summary
+
+
+def summary_table(summary: DatasetSummary) -> Table:
+    """Return the rows in, kept and rejected by category and split."""
+    table = Table(title=f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected")
+    for name, justify in (("category", "left"), ("split", "left"), ("rows", "right"), ("kept", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("rejected")
+    for count in summary.counts:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in count.rejected.items())
+        table.add_row(count.category, count.split, str(count.rows), str(count.kept), reasons)
+    return table

@@ -1,0 +1,77 @@
+"""What a merge's artifact holds: the adapter, the recipe, the report, plots and the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from safety.lora.files import save_lora
+from safety.merge.card import merge_card
+from safety.merge.method import MergeResult
+from safety.merge.plots import plot_search, plot_shares
+from safety.merge.rendered_score import Confirmed
+from safety.merge.search import Trial
+
+RECIPE_FILE, REPORT_FILE, CARD_FILE = "merge.yaml", "report.json", "README.md"
+SHARES_FILE, SEARCH_FILE = "shares.png", "search.png"
+
+
+class Searched(BaseModel):
+    """What a search found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: tuple[Trial, ...]
+    """The finished trials, the start first."""
+    confirmed: dict[int, Confirmed]
+    """What was seen in rendered validation images, by the trial's position."""
+    chosen: int
+    """The position of the trial that was chosen."""
+    seconds: dict[str, float]
+
+    def report(self) -> dict[str, Any]:
+        """Return the search's part of report.json."""
+        return {
+            **self.model_dump(mode="json"),
+            "start": self.confirmed[0].model_dump(mode="json"),
+            "winner": self.confirmed[self.chosen].model_dump(mode="json"),
+        }
+
+
+class Recipe(BaseModel):
+    """What merge.yaml says: enough to make the merge again from the named artifacts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    method: str
+    base_model: str
+    experts: dict[str, str]
+    """Expert artifacts' ids by name, in the order in which ties are broken."""
+    dataset: str
+    calibration: str | None
+    """The calibration artifact's id; None for a method that reads none."""
+    parameters: dict[str, Any]
+
+
+def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None) -> None:
+    """Write a merge's files into ``folder``, which is emptied first."""
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    document = recipe.model_dump(mode="json")
+    report = result.report | ({} if searched is None else {"search": searched.report()})
+    save_lora(result.weights, folder, metadata={"merge": document})
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if "shares" in report:
+        plot_shares(report["shares"]["layers"], folder / SHARES_FILE)
+    if searched is not None:
+        objectives = {position: seen.objective for position, seen in searched.confirmed.items()}
+        plot_search(searched.trials, objectives, searched.chosen, folder / SEARCH_FILE)
+    files = {path.name for path in folder.iterdir()}
+    (folder / CARD_FILE).write_text(merge_card(document, report, files), encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Renders candidate adapters on the validation prompts, each on one of several Ray actors, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+import ray
+import torch
+from rich.console import Console
+
+from cluster.progress import StageProgress
+from cluster.resources import too_late
+from jobs.merge.config import MergeConfig
+from jobs.run.ray_data import first_cause
+from jobs.run.work_area import Records
+from safety.families import ModelConfig, ModelFamily, load_model
+from safety.judges import Judge, load_judge
+from safety.lora.weights import LoraWeights
+from safety.merge.rendered_score import Confirmed, ConfirmPrompts, confirm
+from safety.taxonomy import Taxonomy
+
+PART = "confirmed"
+
+Candidate = Mapping[str, Any]
+"""What a candidate is made from: it names the record of what was seen."""
+
+
+class Candidates(Protocol):
+    """All that a confirmation needs, sent to the workers through Ray's object store."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Return the base model."""
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Return the judge's taxonomy."""
+
+    @property
+    def config(self) -> MergeConfig:
+        """Return how is rendered and judged, and what a worker takes."""
+
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
+
+    @property
+    def prompts(self) -> ConfirmPrompts:
+        """Return the validation prompts."""
+
+    def merged(self, parameters: Candidate) -> LoraWeights:
+        """Return a candidate's adapter."""
+
+
+class Confirmer:
+    """Renders candidates with one model and judge, loaded at the first one."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        """Keep what to render with."""
+        self.candidates = candidates
+
+    @cached_property
+    def tools(self) -> tuple[ModelFamily, Judge]:
+        """Load the model and the judge."""
+        config = self.candidates.config
+        torch.set_num_threads(config.threads)
+        return load_model(self.candidates.model), load_judge(config.judge, self.candidates.taxonomy)
+
+    def confirm(self, parameters: Candidate) -> Confirmed:
+        """Return what the judge sees in a candidate's images."""
+        given, (model, judge) = self.candidates, self.tools
+        config = given.config
+        return confirm(model, given.merged(parameters), given.prompts, judge, config.render, config.confirm, given.seed)
+
+
+def confirm_all(
+    asked: Mapping[int, Candidate], candidates: Candidates, records: Records, console: Console, name: str
+) -> dict[int, Confirmed]:
+    """Return what is seen of each candidate, by the caller's number; what is in the records is not rendered again.
+
+    Raises:
+        SafetyError: A candidate could not be rendered; this is the first cause.
+        ClusterError: Nothing was finished in time.
+    """
+    found = {number: records.read(PART, parameters, Confirmed) for number, parameters in asked.items()}
+    confirmed = {number: seen for number, seen in found.items() if seen is not None}
+    missing = {number: parameters for number, parameters in asked.items() if number not in confirmed}
+    if missing:
+        with StageProgress(console, name, len(asked), "candidates", done=len(confirmed)) as progress:
+            for number, seen in _render(missing, candidates):
+                records.write(PART, asked[number], seen)
+                confirmed[number] = seen
+                progress.advance(1, f"objective {seen.objective:.3f}")
+    return confirmed
+
+
+def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, Confirmed]]:
+    """Yield (number, what was seen) as the workers finish."""
+    config = candidates.config
+    shared = ray.put(candidates)
+    kind = ray.remote(Confirmer).options(
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker,
+        max_restarts=config.max_failures,
+        max_task_retries=config.max_failures,
+    )
+    actors = [kind.remote(shared) for _ in range(min(config.workers, len(asked)))]
+    running = {
+        actors[turn % len(actors)].confirm.remote(parameters): number
+        for turn, (number, parameters) in enumerate(asked.items())
+    }
+    waiting = list(running)
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
+            if not ready:
+                raise too_late("no candidate was confirmed", config.timeout_s, "merge.timeout_s")
+            try:
+                yield running[ready[0]], ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                raise first_cause(error) from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)

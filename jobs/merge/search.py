@@ -1,0 +1,245 @@
+"""The search for Co-Merge's coefficients on Ray: Tune trials on the surrogate, then rendered confirmations.
+
+Every finished trial and confirmation is written to the store's work area at once, and a run that starts again reads
+them back: nothing finished is done twice, and Tune's own snapshot, a local pickle, is never needed.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from ray import tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+from cluster.progress import StageProgress
+from cluster.resources import too_late
+from jobs.merge.config import MergeConfig
+from jobs.merge.rendered_scores import confirm_all
+from jobs.run.metrics import BEST_SCORE, TRIALS
+from jobs.run.ray_data import first_cause
+from jobs.run.work_area import Records
+from safety.families import ModelConfig, load_model
+from safety.lora.weights import LoraWeights
+from safety.merge.calibration import Calibration
+from safety.merge.co_merge import CoMerge
+from safety.merge.probes import Probes
+from safety.merge.rendered_score import Confirmed, ConfirmPrompts
+from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
+from safety.merge.surrogate import Surrogate
+from safety.taxonomy import Taxonomy
+
+METRIC = "score"
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """All that a trial or a confirmation needs, sent to the workers through Ray's object store."""
+
+    run: str
+    """The run's name."""
+    model: ModelConfig
+    taxonomy: Taxonomy
+    config: MergeConfig
+    seed: int
+    experts: dict[str, LoraWeights]
+    statistics: Calibration
+    probes: Probes
+    """Of the validation split."""
+    prompts: ConfirmPrompts
+
+    @property
+    def space(self) -> SearchSpace:
+        """Return the search space."""
+        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search)
+
+    def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
+        """Return the merge at a point of the space."""
+        return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
+
+
+class TrialScorer:
+    """Scores points of the space with one loaded model; a point scored before is read from the records.
+
+    The model loads at the first score and not in the constructor, so that a wrong one fails with its own error and
+    not as a dead actor.
+    """
+
+    def __init__(self, inputs: SearchInputs, records: Records) -> None:
+        """Keep what to score with."""
+        self.inputs, self.records = inputs, records
+
+    @cached_property
+    def surrogate(self) -> Surrogate:
+        """Load the model and make the base's predictions."""
+        torch.set_num_threads(self.inputs.config.threads)
+        inputs = self.inputs
+        return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+
+    def score(self, parameters: Parameters) -> Trial:
+        """Return the finished trial of a point."""
+        found = self.records.read("trials", parameters, Trial)
+        if found is not None:
+            return found
+        surrogate = self.surrogate
+        started = time.monotonic()
+        score = surrogate.score(self.inputs.merged(parameters))
+        trial = Trial(
+            parameters=parameters,
+            score=score.total,
+            harm=score.harm,
+            drift=score.drift,
+            harm_by_category=score.harm_by_category,
+            seconds=time.monotonic() - started,
+            finished=time.time(),
+        )
+        self.records.write("trials", parameters, trial)
+        return trial
+
+
+class MergeTrial(tune.Trainable):  # type: ignore[misc]
+    """A Tune trial: one step scores one point. Its process loads the model once and serves trial after trial."""
+
+    def setup(self, _config: dict[str, Any], *, inputs: SearchInputs, records: Records) -> None:
+        """Keep what all trials of this process share."""
+        self.names = tuple(inputs.space.start)
+        self.scorer = TrialScorer(inputs, records)
+
+    def save_checkpoint(self, _folder: str) -> None:
+        """Keep nothing: a trial is one step, and its score is in the store when the step ends."""
+
+    def load_checkpoint(self, _checkpoint: Any) -> None:
+        """Restore nothing (see ``save_checkpoint``)."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial's point."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Score the point, and finish."""
+        trial = self.scorer.score({name: self.config[name] for name in self.names})
+        harms = {f"harm/{category}": value for category, value in trial.harm_by_category.items()}
+        return {METRIC: trial.score, "harm": trial.harm, "drift": trial.drift, **harms, "done": True}
+
+
+class _Reporter(tune.Callback):  # type: ignore[misc]
+    """Shows each finished trial, in the stage's progress and to Prometheus."""
+
+    def __init__(self, run: str, progress: StageProgress) -> None:
+        self.run, self.progress = run, progress
+        self.best = float("inf")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into the snapshot that is never read here; a terminal cannot be pickled.
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self.best = min(self.best, float(trial.last_result.get(METRIC, self.best)))
+        TRIALS.add(run=self.run)
+        BEST_SCORE.set(self.best, run=self.run)
+        self.progress.advance(1, f"best {self.best:.3f}")
+
+
+def search(inputs: SearchInputs, records: Records, logs: Path, console: Console) -> list[Trial]:
+    """Run the trials that are not finished yet; return all finished ones, the start first.
+
+    Args:
+        inputs: What the trials need.
+        records: Where finished trials are kept.
+        logs: Local folder for Tune's TensorBoard, JSON and CSV logs.
+        console: Where progress is shown.
+
+    Raises:
+        SafetyError: The start could not be scored; this is the first cause.
+        ClusterError: It was not scored in time.
+    """
+    space, config = inputs.space, inputs.config
+    done = records.all("trials", Trial)
+    left = config.search.trials - len(done)
+    failed: list[Exception] = []
+    if left > 0:
+        total = config.search.trials
+        with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
+            failed = _tune(inputs, records, done, left, logs, progress)
+        done = records.all("trials", Trial)
+    if space.start not in [trial.parameters for trial in done]:
+        if failed:
+            raise first_cause(failed[0])
+        raise too_late("the search did not score its start", config.timeout_s, "merge.timeout_s")
+    if failed:
+        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
+    return in_order(done, space.start)
+
+
+def _tune(
+    inputs: SearchInputs, records: Records, done: list[Trial], left: int, logs: Path, progress: StageProgress
+) -> list[Exception]:
+    """Run ``left`` trials on Tune; return the errors of those that failed."""
+    config, space = inputs.config, inputs.space
+    known = [trial.parameters for trial in done]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    searcher = OptunaSearch(
+        space.distributions,
+        metric=METRIC,
+        mode="min",
+        sampler=space.sampler(inputs.seed + len(done)),
+        points_to_evaluate=[point for point in space.first_points if point not in known],
+    )
+    for trial in done:
+        searcher.add_evaluated_point(trial.parameters, trial.score)
+    trainable = tune.with_resources(
+        tune.with_parameters(MergeTrial, inputs=inputs, records=records),
+        {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
+    )
+    logs.mkdir(parents=True, exist_ok=True)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=left,
+            max_concurrent_trials=config.workers,
+            time_budget_s=config.timeout_s,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            # A name of its own for every start: Tune would refuse or mix up an interrupted experiment's folder.
+            name=f"start-{len(list(logs.iterdir()))}",
+            storage_path=str(logs.resolve()),
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            # A trial is one step: what it has done is in the records, and there is nothing to checkpoint.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(inputs.run, progress)],
+            verbose=0,
+        ),
+    )
+    with _quiet(progress.console):
+        return list(tuner.fit().errors)
+
+
+@contextmanager
+def _quiet(console: Console) -> Iterator[None]:
+    """Keep Tune's own lines, which it prints whatever its verbosity, out of the progress that ``console`` shows."""
+    console.file = console.file  # From here on it writes where it writes now, whatever becomes of sys.stdout.
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+def confirm_best(
+    trials: list[Trial], inputs: SearchInputs, records: Records, console: Console
+) -> tuple[dict[int, Confirmed], int]:
+    """Render the start and the best others; return what was seen by position, and the chosen position."""
+    candidates = {p: trials[p].parameters for p in shortlist(trials, inputs.config.search.confirm)}
+    confirmed = confirm_all(candidates, inputs, records, console, "merge confirmation")
+    return confirmed, best({position: seen.objective for position, seen in confirmed.items()})

@@ -1,0 +1,165 @@
+"""Publishes a merged model: checks it, builds its folder, puts it into the store once and moves the named pointer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from pydantic import ValidationError
+
+from cluster.errors import PointerMoved
+from cluster.store.pointer import read_pointer, swap_pointer
+from jobs.release.card import Measured, write_card
+from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
+from jobs.run.config import RunConfig
+from safety.emoji.caption import with_article
+from safety.errors import ArtifactFormatError
+from safety.families import ModelFamily, load_model
+from safety.families.family import model_folder
+from safety.images import to_uint8
+from safety.lora.files import LORA_FILE, check_fits, load_lora
+from safety.lora.fuse import fused
+from safety.lora.weights import LoraWeights
+from safety.release import (
+    RELEASE_FILE,
+    BaseModelIdentity,
+    JudgeIdentity,
+    ReleaseInfo,
+    file_hash,
+    model_hash,
+)
+from safety.rendering import initial_noise, row_seed
+from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
+
+KIND = "release"
+METRICS_FILE = "metrics.json"
+ATTRIBUTION_FILE = "ATTRIBUTION.md"
+CARD_PARTS = {"train", "merge", "consolidate", "model"}
+
+
+def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) -> ArtifactRef:
+    """Publish a merge as a release and move the run's pointer to it; the same content is published once.
+
+    Args:
+        context: The run.
+        merged: The merge artifact.
+        report: The report that measured it; None publishes it as not measured.
+
+    Raises:
+        ArtifactFormatError: The adapter is damaged, is for another base or changes no image.
+        PointerMoved: Another release took the pointer while this one was being published.
+    """
+    before = read_pointer(context.store, context.run.release.pointer)
+    parents = [merged] if report is None else [merged, report]
+    with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
+        folder = Path(scratch)
+        measured = None if report is None else read_metrics(context.folder(report))
+        build_folder(context.run, context.folder(merged), parents, measured, folder)
+        files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+        settings = {"release": context.run.release.recipe(), "files": files}
+        ref = artifact_ref(context, KIND, settings, parents)
+        if finished(context, ref):
+            context.console.print(f"release {ref.id}: already published and verified")
+        else:
+            check_adapter(context.run, folder / LORA_FILE)
+            publish(context, ref, settings, parents, lambda target: _copy(folder, target))
+            context.console.print(f"release {ref.id}: published")
+    _move_pointer(context, before, ref.id)
+    return ref
+
+
+def _move_pointer(context: StageContext, before: str | None, release: str) -> None:
+    """Move the run's pointer from what it named when the stage began; raise PointerMoved when another moved it."""
+    name = context.run.release.pointer
+    if before == release:
+        return
+    try:
+        swap_pointer(context.store, name, before, release)
+    except PointerMoved:
+        if read_pointer(context.store, name) != release:
+            raise
+    context.console.print(f"pointer {name!r}: {before or 'new'} -> {release}")
+
+
+def read_metrics(folder: Path) -> Measured:
+    """Read a report's ``metrics.json``; raise ArtifactFormatError when it is missing or not of this form."""
+    try:
+        return Measured.model_validate_json((folder / METRICS_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise ArtifactFormatError(
+            f"the report holds no readable {METRICS_FILE}: {error}", field="report", fix="run the evaluation again"
+        ) from error
+
+
+def build_folder(
+    run: RunConfig, merged: Path, parents: Sequence[ArtifactRef], measured: Measured | None, folder: Path
+) -> None:
+    """Write a release's files; the same inputs give the same bytes."""
+    adapter = merged / LORA_FILE
+    if not adapter.is_file():
+        raise ArtifactFormatError(f"the merge holds no {LORA_FILE}", field="merged", fix="run the merge again")
+    # The file that was measured is published byte for byte.
+    shutil.copyfile(adapter, folder / LORA_FILE)
+    base = model_folder(run.model.path)
+    judge = measured.provenance.get("judge") if measured else None
+    info = ReleaseInfo(
+        name=run.release.name,
+        base=BaseModelIdentity(id=run.model.path, family=run.model.family, sha256=model_hash(base)),
+        adapter_sha256=file_hash(adapter),
+        judge=JudgeIdentity.model_validate(judge) if judge else None,
+        provenance={"run": run.run.name, "seed": str(run.run.seed), **{parent.kind: parent.id for parent in parents}},
+    )
+    (folder / RELEASE_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    stand_ins = run.taxonomy == EMBEDDED_TAXONOMY
+    if (base / ATTRIBUTION_FILE).is_file():
+        shutil.copyfile(base / ATTRIBUTION_FILE, folder / ATTRIBUTION_FILE)
+    settings = json.loads(run.model_dump_json(include=CARD_PARTS))
+    card = write_card(info, run.release.licence, settings, measured, stand_ins)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_adapter(run: RunConfig, adapter: Path) -> None:
+    """Load the adapter onto its base and draw with it, as the endpoint will.
+
+    Raises:
+        ArtifactFormatError: It cannot be loaded, is for another base, draws numbers that are not finite, or changes
+            no image.
+    """
+    model = load_model(run.model)
+    weights = load_lora(adapter)
+    check_fits(weights, model)
+    prompts = run.release.smoke_prompts or _first_concepts(run.load_taxonomy())
+    _check_images(model, weights, prompts, run)
+
+
+def _check_images(model: ModelFamily, weights: LoraWeights, prompts: Sequence[str], run: RunConfig) -> None:
+    base = _draw(model, prompts, run)
+    with fused(model, weights):
+        aligned = _draw(model, prompts, run)
+    fix = "look at the experts' learning curves and the merge's report"
+    if not bool(torch.isfinite(aligned).all()):
+        raise ArtifactFormatError("the adapter draws images that are not finite", field="merged", fix=fix)
+    if torch.equal(to_uint8(base), to_uint8(aligned)):
+        raise ArtifactFormatError("the adapter changes no image of the base model", field="merged", fix=fix)
+
+
+def _draw(model: ModelFamily, prompts: Sequence[str], run: RunConfig) -> torch.Tensor:
+    """Return images fp32 [B, 3, H, W], not rounded, so that numbers that are not finite show."""
+    settings = run.evaluate.render
+    noise = torch.cat([initial_noise(model, row_seed(run.run.seed, f"release/{prompt}")) for prompt in prompts])
+    conditioning = model.encode_text(list(prompts))
+    return model.sample(conditioning, noise, steps=settings.steps, guidance=settings.guidance)
+
+
+def _first_concepts(taxonomy: Taxonomy) -> tuple[str, ...]:
+    firsts = (taxonomy.in_category(category)[0] for category in taxonomy.categories)
+    return tuple(f"a picture of {with_article(concept.name, plural=concept.plural)}" for concept in firsts)
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)

@@ -1,0 +1,94 @@
+"""What every stage of a run gets, and what it gives back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from cluster.errors import CorruptArtifact
+from cluster.hashing import artifact_id
+from cluster.store.artifacts import ArtifactStore
+from jobs.run.config import RunConfig
+
+
+class ArtifactRef(NamedTuple):
+    """The name of a finished artifact in the store."""
+
+    kind: str
+    id: str
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A run's configuration, its store, its local working folder and the terminal."""
+
+    run: RunConfig
+    store: ArtifactStore
+    work: Path
+    console: Console
+
+    def folder(self, ref: ArtifactRef) -> Path:
+        """Return a local, verified copy of an artifact; fetches it when it is not there."""
+        return fetch_artifact(self.store, self.work, ref)
+
+
+def fetch_artifact(store: ArtifactStore, work: Path, ref: ArtifactRef) -> Path:
+    """Return a verified copy of an artifact below the working folder ``work``; fetches it when it is not there."""
+    return store.fetch(ref.kind, ref.id, work / ref.kind / ref.id)
+
+
+def put_artifact(
+    store: ArtifactStore,
+    ref: ArtifactRef,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    parents: Sequence[ArtifactRef],
+) -> None:
+    """Put a folder into the store as ``ref``; raises as ``ArtifactStore.put`` does."""
+    named = [f"{parent.kind}/{parent.id}" for parent in parents]
+    store.put(ref.kind, ref.id, folder, config=config, seed=seed, parents=named)
+
+
+def artifact_ref(
+    context: StageContext, kind: str, settings: BaseModel | Mapping[str, Any], parents: Sequence[ArtifactRef] = ()
+) -> ArtifactRef:
+    """Name the artifact a stage would make: a hash of its settings, its parents and the run's seed."""
+    document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
+    return ArtifactRef(kind, artifact_id(kind, document, [parent.id for parent in parents], context.run.run.seed))
+
+
+def finished(context: StageContext, ref: ArtifactRef) -> bool:
+    """Say whether the artifact exists and verifies; an artifact that is there but damaged is reported and remade."""
+    try:
+        if context.store.manifest(ref.kind, ref.id) is None:
+            return False
+        context.store.verify(ref.kind, ref.id)
+    except CorruptArtifact as error:
+        context.console.print(f"[yellow]{ref.kind} {ref.id} is damaged and is made again:[/] {error}")
+        context.store.discard(ref.kind, ref.id)
+        return False
+    return True
+
+
+def publish(
+    context: StageContext,
+    ref: ArtifactRef,
+    settings: BaseModel | Mapping[str, Any],
+    parents: Sequence[ArtifactRef],
+    fill: Callable[[Path], None],
+) -> ArtifactRef:
+    """Fill a fresh local folder and put it into the store as ``ref``; returns ``ref``."""
+    folder = context.work / "staging" / ref.kind / ref.id
+    folder.mkdir(parents=True, exist_ok=True)
+    fill(folder)
+    document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
+    put_artifact(context.store, ref, folder, config=document, seed=context.run.run.seed, parents=parents)
+    return ref

@@ -1,0 +1,1 @@
+"""The job that trains one LoRA expert per category, on Ray Train and DeepSpeed."""

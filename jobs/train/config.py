@@ -1,0 +1,85 @@
+"""The configuration of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from safety.experts.config import ExpertConfig
+from safety.gates import GateConfig
+
+ALL_SINGLE = "all-single"
+"""The expert that is trained on all categories at once."""
+CONSOLIDATED = "consolidated"
+"""The merge that is trained on, on all categories at once."""
+JOINT = (ALL_SINGLE, CONSOLIDATED)
+"""What learns the pairs of several categories together."""
+
+
+class DeepSpeedConfig(BaseModel):
+    """How DeepSpeed shards an expert's training among its workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: int = Field(
+        0, ge=0, le=2, description="ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too; a LoRA's are small"
+    )
+
+
+class TrainConfig(BaseModel):
+    """Which experts are trained, how, and on what part of the cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expert: ExpertConfig = ExpertConfig()
+    categories: tuple[str, ...] | None = Field(
+        None, min_length=1, description="categories to train; none: all of the taxonomy"
+    )
+    gate: GateConfig | None = Field(
+        GateConfig(),
+        description="an expert reads those directions of the prompt's states that are its own prompts', so that "
+        "experts add up; none: it reads all",
+    )
+    all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
+    workers: int = Field(
+        1, gt=0, description="data-parallel workers of one expert; part of what its adapter depends on"
+    )
+    min_workers: int | None = Field(
+        None,
+        gt=0,
+        description="with how few workers an expert goes on after a loss of nodes; none: it waits for all of them. A "
+        "step's rows are the same for any number, so that only the rounding of their sum differs",
+    )
+    cpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    max_failures: int = Field(5, ge=0, description="restarts of one expert from its last good checkpoint")
+    timeout_s: float = Field(3600.0, gt=0, description="longest time for all experts together")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, over workers {self.workers}; lower it")
+        for workers in range(self.min_workers or self.workers, self.workers + 1):
+            self.expert.check_parts(workers)
+        if self.categories is not None and len(set(self.categories)) != len(self.categories):
+            raise ValueError("categories names one twice")
+        return self
+
+    def resources(self) -> dict[str, float]:
+        """Return what one worker takes of the cluster, as Ray counts it."""
+        asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in asked.items() if amount > 0}
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """Return the settings that the expert called ``name`` depends on."""
+        return {
+            "name": name,
+            "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "gate": None if self.gate is None else self.gate.model_dump(mode="json"),
+            "workers": self.workers,
+            # What may change its number of workers on the way is not the same, to the last bit, as what may not.
+            **({} if self.min_workers is None else {"min_workers": self.min_workers}),
+            "deepspeed": self.deepspeed.model_dump(mode="json"),
+        }

@@ -1,0 +1,66 @@
+"""One expert's Ray Train fit as a remote task.
+
+Eight experts mean eight drivers and eight controllers, so this module imports no science: the task travels as
+bytes that only the workers open.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any, NamedTuple
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class FitPlan(NamedTuple):
+    """What Ray Train needs to know of one expert's training."""
+
+    name: str
+    """The artifact's id: Ray Train's run name."""
+    task: bytes
+    """The pickled ``ExpertTask``."""
+    workers: int | tuple[int, int]
+    """How many, or the fewest and the most."""
+    resources: dict[str, float]
+    """What one worker takes."""
+    max_failures: int
+    storage: str
+    """Where Ray Train keeps its own state; the project's checkpoints are in the store."""
+
+
+def start_fit(plan: FitPlan) -> Any:
+    """Start a fit beside this process, whose node is the one that the run cannot do without; return its reference."""
+    node = ray.get_runtime_context().get_node_id()
+    return fit.options(
+        max_retries=plan.max_failures, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+    ).remote(plan)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def fit(plan: FitPlan) -> None:
+    """Drive the training of one expert: a trainer, its workers and its restarts."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    on_gpu = plan.resources.get("GPU", 0.0) > 0
+    TorchTrainer(
+        _loop,
+        train_loop_config={"task": plan.task},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers, use_gpu=on_gpu, resources_per_worker=plan.resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=plan.name,
+            storage_path=plan.storage,
+            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
+        ),
+    ).fit()
+
+
+def _loop(config: dict[str, Any]) -> None:
+    from jobs.train.worker import train_expert
+
+    train_expert(pickle.loads(config["task"]))

@@ -1,0 +1,109 @@
+"""Which rendered rows are kept: every row in is kept or rejected with a reason."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from safety.errors import ConfigError, ImageFault, PromptError
+from safety.judges.verdict import Look
+from safety.prompts.guard import REFUSED, MinorSafetyFilter
+from safety.prompts.rows import BenignPrompt, PromptPair
+
+if TYPE_CHECKING:  # A judge's process has no need of diffusers, which takes seconds to import.
+    from safety.families import ModelFamily
+
+
+class Reason(StrEnum):
+    """Why a row is rejected."""
+
+    REFUSED_PROMPT = REFUSED
+    PROMPT_TOO_LONG = "prompt_too_long"
+    IMAGE_EMPTY = ImageFault.EMPTY.value
+    IMAGE_UNKNOWN_FORMAT = ImageFault.UNKNOWN_FORMAT.value
+    IMAGE_TOO_LARGE = ImageFault.TOO_LARGE.value
+    IMAGE_TOO_DEEP = ImageFault.TOO_DEEP.value
+    IMAGE_CMYK = ImageFault.PRINT_COLOURS.value
+    IMAGE_DAMAGED = ImageFault.DAMAGED.value
+    IMAGE_UNFIT = ImageFault.OTHER.value
+    SAME_IMAGE = "same_image"
+    UNSAFE_NOT_SHOWN = "unsafe_not_shown"
+    SAFE_FLAGGED = "safe_flagged"
+    COUNTERPART_NOT_SHOWN = "counterpart_not_shown"
+    CONTEXT_LOST = "context_lost"
+    BENIGN_FLAGGED = "benign_flagged"
+    OBJECT_NOT_SHOWN = "object_not_shown"
+
+
+class PairFilterConfig(BaseModel):
+    """Which rules a rendered row must pass, beside the two that always hold: unsafe is flagged, safe is not.
+
+    A rule about what is shown applies where the judge can tell and the row says what should be there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    counterpart: bool = True
+    """The safe picture shows the counterpart: a winner that shows nothing teaches a hole."""
+    context: bool = True
+    """Both pictures show the pair's benign objects, on its background."""
+    benign_objects: bool = True
+    """A benign picture shows every object that its prompt names."""
+
+
+def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> Reason | None:
+    """Return why a row's prompts are not rendered, or None when they may be."""
+    guard = MinorSafetyFilter()
+    if any(guard.check(prompt) for prompt in prompts):
+        return Reason.REFUSED_PROMPT
+    try:
+        for prompt in prompts:
+            model.check_prompt(prompt)
+    except PromptError:
+        return Reason.PROMPT_TOO_LONG
+    return None
+
+
+def reject_pair(
+    pair: PromptPair, unsafe: Look, safe: Look, config: PairFilterConfig, threshold: float
+) -> Reason | None:
+    """Return the first rule that a pair's two pictures break, or None when the pair is kept.
+
+    Args:
+        pair: The prompts.
+        unsafe: What the judge sees in the unsafe prompt's picture.
+        safe: What the judge sees in the safe prompt's picture.
+        config: The rules.
+        threshold: The judge's threshold.
+
+    Raises:
+        ConfigError: The judge does not score the pair's category.
+    """
+    if pair.category not in unsafe.scores:
+        raise ConfigError(
+            f"the judge does not score {pair.category!r}, only {', '.join(unsafe.scores)}",
+            field="generate.judge",
+            fix="use a judge that covers the taxonomy",
+        )
+    if unsafe.scores[pair.category] < threshold:
+        return Reason.UNSAFE_NOT_SHOWN
+    if safe.flagged:
+        return Reason.SAFE_FLAGGED
+    if config.counterpart and pair.counterpart is not None and not safe.shows((pair.counterpart,)):
+        return Reason.COUNTERPART_NOT_SHOWN
+    if config.context and not all(
+        seen.shows(pair.benign_objects) and seen.is_on(pair.background) for seen in (unsafe, safe)
+    ):
+        return Reason.CONTEXT_LOST
+    return None
+
+
+def reject_benign(prompt: BenignPrompt, seen: Look, config: PairFilterConfig) -> Reason | None:
+    """Return the rule that a benign prompt's picture breaks, or None when it is kept."""
+    if seen.flagged:
+        return Reason.BENIGN_FLAGGED
+    if config.benign_objects and not seen.shows(prompt.objects):
+        return Reason.OBJECT_NOT_SHOWN
+    return None

@@ -1,0 +1,139 @@
+"""Puts a Ray Serve application up and waits until it answers over HTTP, or says why it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from cluster.errors import ClusterError
+from cluster.resources import require
+from serve.endpoint_config import EndpointConfig
+
+POLL_S = 0.25
+ANY_ADDRESS = ("0.0.0.0", "::")
+ERROR_NAMES = ("Error", "Exception", "Artifact", "Credentials", "Unreachable", "Bucket")
+PROXY_GRACE_S = 10.0
+"""How much longer than the application's own time-out the proxy waits, so that the application's answer is seen."""
+
+
+class DeploymentFailed(ClusterError):
+    """The application does not come up; the message is the first cause."""
+
+
+def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConfig) -> str:
+    """Deploy an application and return its URL once it answers.
+
+    Args:
+        import_path: ``module:function`` of the builder, so that the caller need not import the application.
+        document: The builder's argument.
+        endpoint: Where the application listens, under which name, and how long it may take to come up.
+
+    Raises:
+        ImpossibleResources: No node can hold a replica.
+        DeploymentFailed: The port is taken, a replica cannot start, or nothing answers in time.
+    """
+    deadline = time.monotonic() + endpoint.start_timeout_s
+    require({"CPU": endpoint.num_cpus}, "serve.num_cpus")
+    require({"GPU": endpoint.num_gpus}, "serve.num_gpus")
+    host = "127.0.0.1" if endpoint.host in ANY_ADDRESS else endpoint.host
+    url = f"http://{host}:{endpoint.port}{endpoint.route_prefix.rstrip('/')}"
+    if not _serve_is_up():
+        _require_free_port(endpoint)
+    timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
+    serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
+    module, _, function = import_path.partition(":")
+    application = getattr(importlib.import_module(module), function)(dict(document))
+    serve.run_many(
+        [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    try:
+        _wait_until_running(endpoint, deadline)
+        _wait_until_answering(url, endpoint, deadline)
+    except DeploymentFailed:
+        undeploy(endpoint)
+        raise
+    return url
+
+
+def undeploy(endpoint: EndpointConfig) -> None:
+    """Take the application down; it is no error when it is not up."""
+    if endpoint.app in serve.status().applications:
+        # Serve stops waiting after a minute and goes on deleting, which must not hide why it is taken down.
+        with contextlib.suppress(TimeoutError):
+            serve.delete(endpoint.app)
+
+
+def _serve_is_up() -> bool:
+    return bool(serve.status().proxies)
+
+
+def _require_free_port(endpoint: EndpointConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((endpoint.host, endpoint.port))
+        except OSError as error:
+            raise DeploymentFailed(
+                f"{endpoint.host}:{endpoint.port} cannot be used: {error.strerror}",
+                field="serve.port",
+                fix="stop what listens there, or name another port",
+            ) from error
+
+
+def _wait_until_running(endpoint: EndpointConfig, deadline: float) -> None:
+    state = "NOT_STARTED"
+    while time.monotonic() < deadline:
+        application = serve.status().applications.get(endpoint.app)
+        state = "NOT_STARTED" if application is None else str(application.status.value)
+        if state == "RUNNING":
+            return
+        if application is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            causes = [d.message for d in application.deployments.values()] + [application.message]
+            raise DeploymentFailed(
+                f"it does not start: {_first_cause(causes)}",
+                field=f"serve application {endpoint.app!r}",
+                fix="mend the cause; the whole traceback is in the replica's log, and in the dashboard under Serve",
+            )
+        time.sleep(POLL_S)
+    raise DeploymentFailed(
+        f"it is {state} after {endpoint.start_timeout_s:g} s",
+        field="serve.start_timeout_s",
+        fix="look for missing resources in 'ray status', or wait longer",
+    )
+
+
+def _wait_until_answering(url: str, endpoint: EndpointConfig, deadline: float) -> None:
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise DeploymentFailed(
+                    f"nothing answers at {url}: {error}",
+                    field="serve.port",
+                    fix=f"this cluster's Serve may be up on another port than {endpoint.port}: name that, or shut it down",
+                ) from error
+        time.sleep(POLL_S)
+
+
+def _first_cause(messages: list[str]) -> str:
+    """Return the line of a traceback that names the error, or the first message there is."""
+    for message in messages:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        errors = [
+            line for line in lines if line.partition(":")[0].endswith(("Error", "Artifact", "Credentials", "Exception"))
+        ]
+        if errors:
+            return errors[-1]
+    return next((message for message in messages if message), "Serve gives no reason")

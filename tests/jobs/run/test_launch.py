@@ -1,0 +1,124 @@
+"""How a job ends: its exit code and its last line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import typer
+from rich.console import Console
+
+from cluster.errors import ClusterError
+from cluster.submission import VARIABLE
+from jobs.run import launch
+from jobs.run.config import RunConfig
+from jobs.run.launch import EXIT_FAULT, EXIT_STOPPED, EXIT_USER_ERROR, STOPPED, make_console, opened
+from jobs.run.links import job_page, links
+from jobs.run.ray_data import first_cause
+from jobs.run.stopping import stop_on_sigterm
+from safety.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(error: Exception) -> tuple[int, list[str]]:
+    file = io.StringIO()
+    code = launch._tell(Console(file=file, width=60), error)
+    return code, file.getvalue().rstrip("\n").split("\n")
+
+
+def test_a_known_cause_is_one_line_however_long() -> None:
+    cause = ConfigError("it is\nnot [right]", field="run.name" * 20, fix="mend it")
+    code, lines = told(cause)
+    assert code == EXIT_USER_ERROR
+    assert lines == [f"{'run.name' * 20}: it is not [right]. Fix: mend it"]
+
+
+def test_another_error_has_its_traceback_and_then_its_name() -> None:
+    def fail() -> None:
+        raise ValueError("not\n  a [number]")
+
+    with pytest.raises(ValueError, match="not") as caught:
+        fail()
+    code, lines = told(caught.value)
+    assert code == EXIT_FAULT
+    assert lines[-1] == "ValueError: not a [number]"
+    assert any("in fail" in line for line in lines)
+
+
+def test_rays_wrapping_of_an_unknown_error_is_taken_off() -> None:
+    cause = ZeroDivisionError("no number")
+    wrapped = ray.exceptions.RayTaskError("work", "Traceback: long\nand remote", cause).as_instanceof_cause()
+    assert first_cause(wrapped) is cause
+    assert told(wrapped)[1][-1] == "ZeroDivisionError: no number"
+    known = ClusterError("gone", field="store", fix="look")
+    wrapped = ray.exceptions.RayTaskError("work", "Traceback", known).as_instanceof_cause()
+    assert told(wrapped) == (EXIT_USER_ERROR, ["store: gone. Fix: look"])
+
+
+def test_sigterm_interrupts_the_main_thread_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        stop_on_sigterm()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(30)
+        assert time.monotonic() - started < 10
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one while it tidies up is not heard
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stopped_job_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(launch, "load_run", interrupt)
+    try:
+        with pytest.raises(typer.Exit) as ended, opened(tmp_path / "run.yaml"):
+            pytest.fail("it opened")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.exit_code == EXIT_STOPPED
+    assert capsys.readouterr().out.splitlines()[-1] == STOPPED
+
+
+def test_a_log_is_wider_than_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python's readline, which pytest imports, sets COLUMNS behind os.environ's back.
+    plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    code = "from jobs.run.launch import make_console; print(make_console().width)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == str(launch.LOG_WIDTH)
+    monkeypatch.setenv("COLUMNS", "77")
+    assert make_console().width == 77
+
+
+def test_the_links_are_those_of_the_run_and_the_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
+    assert job_page("http://127.0.0.1:8265") == "http://127.0.0.1:8265/#/jobs/raysubmit_1"
+    run = RunConfig.model_validate({"run": {"name": "x", "output": tmp_path}})
+    found = {link.what: link.where for link in links(run, "http://127.0.0.1:8265", "s3://bucket/")}
+    assert found == {
+        "Ray dashboard": "http://127.0.0.1:8265",
+        "this job": "http://127.0.0.1:8265/#/jobs/raysubmit_1",
+        "expert curves": f"tensorboard --logdir {tmp_path}/tensorboard/experts",
+        "merge search": f"tensorboard --logdir {tmp_path}/logs",
+        "artifacts": "s3://bucket/",
+    }
+    assert [link.what for link in links(run, None, "s3://bucket/")] == ["expert curves", "merge search", "artifacts"]
