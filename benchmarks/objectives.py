@@ -29,9 +29,9 @@ from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, load_model
-from safety.gates import gather_text_inputs, training_texts
+from safety.gates import gate_prompts, gather_prompt_moments
 from safety.judges import Judge, JudgeConfig, load_judge
-from safety.merge.rendered_score import ConfirmConfig, ConfirmPrompts, choose_prompts, confirm
+from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, confirm
 from safety.objectives import AnchoredDpoConfig, DiffusionDpoConfig, ObjectiveConfig
 from safety.prompts import PromptCounts, write_prompts
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
@@ -56,7 +56,7 @@ def study(
     expert: ExpertConfig,
     gate: Tensor | None,
     pairs: PreferenceSet,
-    prompts: ConfirmPrompts,
+    prompts: ValidationPrompts,
     judge: Judge,
     settings: RenderConfig,
 ) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def study(
         stopped = error.message
     history = training.history[-LAST:]
     seconds = time.perf_counter() - started
-    seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, ConfirmConfig(), 0)
+    seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, RenderedScoreConfig(), 0)
 
     def mean(key: str) -> float:
         return sum(step[key] for step in history) / len(history)
@@ -113,12 +113,12 @@ def main(
     train = load_run(config).train
     gate = None
     if train.gate is not None:
-        texts = training_texts(read_prompt_file(dataset / PROMPTS_FILE), taxonomy.categories)
-        gates = gather_text_inputs(load_model(ModelConfig()), texts).gates(train.gate)
+        texts = gate_prompts(read_prompt_file(dataset / PROMPTS_FILE), taxonomy.categories)
+        gates = gather_prompt_moments(load_model(ModelConfig()), texts).gates(train.gate)
         gate = gates[taxonomy.categories.index(category)]
     # The dataset holds few validation prompts; the writer gives as many more as are asked for, on the same side.
     written = write_prompts("grammar", taxonomy, PromptCounts(validation=unsafe, benign_validation=benign), 0)
-    counts = ConfirmConfig(pairs_per_category=unsafe, benign=benign)
+    counts = RenderedScoreConfig(pairs_per_category=unsafe, benign=benign)
     prompts = choose_prompts(written, [category], counts)
     judge = load_judge(JudgeConfig(), taxonomy)
     settings = RenderConfig(steps=sampling_steps, guidance=guidance)

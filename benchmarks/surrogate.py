@@ -28,16 +28,16 @@ from safety.families import ModelConfig, load_model
 from safety.judges import JudgeConfig, load_judge
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
-from safety.merge import AverageConfig, CoMergeConfig, ConcatenationConfig, load_calibration, merge_methods
+from safety.merge import AverageConfig, CoMergeConfig, TaskArithmeticConfig, load_calibration, merge_methods
 from safety.merge.probes import gather_probes
-from safety.merge.rendered_score import ConfirmConfig, choose_prompts, confirm
+from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, confirm
 from safety.merge.search import SearchConfig, SearchSpace
 from safety.merge.surrogate import Surrogate, SurrogateConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy
 
-CONFIRMED = ConfirmConfig()
+CONFIRMED = RenderedScoreConfig()
 """What the search itself renders of a merge that it confirms."""
 TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "optuna", "scipy")
@@ -45,7 +45,7 @@ PACKAGES = ("torch", "diffusers", "optuna", "scipy")
 
 def sample_merges(space: SearchSpace, count: int, seed: int) -> list[tuple[str, Any]]:
     """Return ``count`` (method, config): the neighbours, the search's first points, then points drawn uniformly."""
-    merges: list[tuple[str, Any]] = [("average", AverageConfig()), ("concatenation", ConcatenationConfig())]
+    merges: list[tuple[str, Any]] = [("average", AverageConfig()), ("concatenation", TaskArithmeticConfig())]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     points = [*space.first_points, *(study.ask(space.distributions).params for _ in range(count))]
     return [*merges, *(("co-merge", space.candidate(point)) for point in points)][:count]
@@ -75,7 +75,7 @@ def main(
     judge = load_judge(JudgeConfig(), load_taxonomy(TAXONOMY))
     config = SurrogateConfig()
     probes = gather_probes(sets, "validation", config.pairs_per_category, config.benign)
-    counts = ConfirmConfig(pairs_per_category=pairs, benign=benign)
+    counts = RenderedScoreConfig(pairs_per_category=pairs, benign=benign)
     prompts = choose_prompts(read_prompt_file(dataset / PROMPTS_FILE), list(experts), counts)
     started = time.perf_counter()
     surrogate = Surrogate(model, probes, config, seed)

@@ -6,7 +6,7 @@ ClusterError
 +-- MissingBucket        the bucket is not there
 +-- StoreRefused         the store answers with an error of another kind
 +-- UnsafeStore          the store does not honour conditional writes
-+-- UnfitFolder          a folder cannot be published
++-- InvalidArtifactFolder          a folder cannot be published
 +-- CorruptArtifact      a file does not match its manifest
 +-- AlreadyPublished     another publisher won with other content
 +-- PointerMoved         a pointer is not what was expected
@@ -56,7 +56,7 @@ class UnsafeStore(ClusterError):
     """The store overwrites where a write was conditional, so publishing would not be atomic."""
 
 
-class UnfitFolder(ClusterError):
+class InvalidArtifactFolder(ClusterError):
     """A folder cannot be published: it is empty, or holds a file whose name or format is refused."""
 
 

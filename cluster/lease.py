@@ -43,13 +43,13 @@ class Holder(NamedTuple):
     pid: int
     token: str
     since: float
-    beat: float
-    place: str
-    born: str
+    last_heartbeat: float
+    boot_id: str
+    process_started: str
 
 
 @functools.cache
-def _place() -> str:
+def _boot_id() -> str:
     """Return what names the running system whose pids this process sees: its boot and its pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -58,7 +58,7 @@ def _place() -> str:
         return f"{socket.gethostname()}/{uuid.getnode():x}"
 
 
-def _born(pid: int) -> str | None:
+def _process_start(pid: int) -> str | None:
     """Return when a process of this system started ("" where that cannot be known), or None when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
@@ -85,9 +85,9 @@ def _read(found: Versioned) -> Holder | None:
 
 def _alive(holder: Holder, age_s: float) -> bool:
     """Say whether a holder may be at work, ``age_s`` after its last sign of life by the store's clock."""
-    if holder.place == _place():
-        born = _born(holder.pid)
-        if born is None or born != holder.born:
+    if holder.boot_id == _boot_id():
+        process_started = _process_start(holder.pid)
+        if process_started is None or process_started != holder.process_started:
             return False
     return age_s < STALE_S
 
@@ -124,7 +124,9 @@ def _beat(store: ObjectStore, run: str, mine: Holder, stop: threading.Event) -> 
             if found is None or (holder := _read(found)) is None or holder.token != mine.token:
                 logger.warning("the lease of run %s was taken over", run)
                 return
-            store.write(_key(run), canonical_json(mine._replace(beat=time.time())._asdict()), if_match=found.etag)
+            store.write(
+                _key(run), canonical_json(mine._replace(last_heartbeat=time.time())._asdict()), if_match=found.etag
+            )
         except (ClusterError, LostRace) as error:
             logger.warning("no heartbeat for run %s: %s", run, error)
 
@@ -152,7 +154,7 @@ def lease(store: ObjectStore, run: str) -> Iterator[None]:
     """
     now = time.time()
     pid = os.getpid()
-    mine = Holder(socket.gethostname(), pid, secrets.token_hex(8), now, now, _place(), _born(pid) or "")
+    mine = Holder(socket.gethostname(), pid, secrets.token_hex(8), now, now, _boot_id(), _process_start(pid) or "")
     _acquire(store, run, mine)
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(store, run, mine, stop), daemon=True, name=f"lease-{run}")

@@ -33,7 +33,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Count(Metric):
+class Counter(Metric):
     """What only grows, such as finished rows. Its name ends in ``_total``."""
 
     def add(self, amount: float = 1.0, **tags: str) -> None:
@@ -43,7 +43,7 @@ class Count(Metric):
 
 
 @dataclass(frozen=True)
-class Level(Metric):
+class Gauge(Metric):
     """What is now so and so high, such as a loss. It is told until some twenty seconds after its process has ended."""
 
     def set(self, value: float, **tags: str) -> None:
@@ -54,7 +54,7 @@ class Level(Metric):
 
 
 @dataclass(frozen=True)
-class Spread(Metric):
+class Histogram(Metric):
     """How values are spread, such as seconds: a histogram with these upper bounds of its buckets."""
 
     bounds: tuple[float, ...]
@@ -66,17 +66,17 @@ class Spread(Metric):
 
 
 @cache
-def _counter(metric: Count) -> Any:
+def _counter(metric: Counter) -> Any:
     return metrics.Counter(metric.name, metric.description, metric.tags)
 
 
 @cache
-def _gauge(metric: Level) -> Any:
+def _gauge(metric: Gauge) -> Any:
     return metrics.Gauge(metric.name, metric.description, metric.tags)
 
 
 @cache
-def _histogram(metric: Spread) -> Any:
+def _histogram(metric: Histogram) -> Any:
     return metrics.Histogram(metric.name, metric.description, list(metric.bounds), metric.tags)
 
 
@@ -85,10 +85,10 @@ class _Keeper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[tuple[Level, tuple[tuple[str, str], ...]], float] = {}
+        self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
         threading.Thread(target=self._run, daemon=True, name="metrics").start()
 
-    def keep(self, level: Level, value: float, tags: dict[str, str]) -> None:
+    def keep(self, level: Gauge, value: float, tags: dict[str, str]) -> None:
         with self._lock:
             self._values[level, tuple(sorted(tags.items()))] = value
 

@@ -37,7 +37,7 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
-def too_late(what: str, timeout_s: float, field: str) -> ClusterError:
+def timeout_error(what: str, timeout_s: float, field: str) -> ClusterError:
     """Return the error of a wait that is over.
 
     Args:
@@ -46,13 +46,13 @@ def too_late(what: str, timeout_s: float, field: str) -> ClusterError:
         field: The setting that holds the limit.
     """
     return ClusterError(
-        f"{what} in {timeout_s:g} s; {shortage()}",
+        f"{what} in {timeout_s:g} s; {describe_capacity()}",
         field=field,
         fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
     )
 
 
-def shortage() -> str:
+def describe_capacity() -> str:
     """Return what the cluster has and has free, for the message of a wait that is over."""
     if not ray.is_initialized():
         return "this process is connected to no cluster"

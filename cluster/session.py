@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray._private import auto_init_hook
 
 # Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must have it read again, or its own side
 # and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
-from cluster.data_log import show_from
+from cluster.base import Config
+from cluster.data_log import set_ray_data_console_level
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -47,14 +48,12 @@ except Exception as error:
     refused = "AuthenticationError" in f"{said} {error.__cause__}"
     sys.exit("AuthenticationError" if refused else " ".join(said.split()))
 """
-THE_CLUSTERS_OWN = ("RAY_AUTH_MODE", "PYTHONPATH")
+CLUSTER_PROVIDED_VARIABLES = ("RAY_AUTH_MODE", "PYTHONPATH")
 """What a submitted job has from the cluster that runs it: whom it lets in, and where each node has unpacked the code."""
 
 
-class ClusterConfig(BaseModel):
+class ClusterConfig(Config):
     """Which Ray cluster a run uses."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = Field(
         LOCAL,
@@ -144,7 +143,7 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
-    cluster = placed(cluster)
+    cluster = resolve_address(cluster)
     with open_store(store) as (artifacts, environment):
         artifacts.check()
         artifacts.probe_conditional_writes()
@@ -154,7 +153,7 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
             yield Session(artifacts, artifacts.config, dashboard)
 
 
-def placed(cluster: ClusterConfig) -> ClusterConfig:
+def resolve_address(cluster: ClusterConfig) -> ClusterConfig:
     """Return the config as it holds here: a job that was submitted to a cluster runs on it, and starts none inside."""
     if cluster.address == LOCAL and submission() is not None:
         return cluster.model_copy(update={"address": AUTO})
@@ -232,7 +231,7 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
     job = submission()
     if job is not None:
         # What both set, even to one value, Ray takes for a conflict.
-        environment = {n: v for n, v in environment.items() if n not in (*job.variables, *THE_CLUSTERS_OWN)}
+        environment = {n: v for n, v in environment.items() if n not in (*job.variables, *CLUSTER_PROVIDED_VARIABLES)}
     exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(mine)}
     with _ray_environment(exported):
         # A submitted job has its address from the cluster that runs it.
@@ -250,7 +249,7 @@ def _leave() -> None:
     # imported.
     auto_init_hook.enable_auto_connect = False
     # They would say that Ray has not been started, below the line that tells why the job ended.
-    show_from(logging.CRITICAL + 1)
+    set_ray_data_console_level(logging.CRITICAL + 1)
     ray.shutdown()
 
 

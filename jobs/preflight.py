@@ -25,16 +25,16 @@ from cluster.preflight.checks import (
     check_versions,
 )
 from cluster.preflight.limits import PreflightLimits
-from cluster.preflight.resources import check_needs
+from cluster.preflight.resources import check_resource_requests
 from cluster.preflight.store import check_conditional_writes, check_store
 from cluster.preflight.upload import check_upload
 from cluster.preflight.view import ClusterView, machine_view, running_view
-from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, placed, worker_environment
+from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, resolve_address, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
-from jobs.run.resource_requests import gpu_settings, needs, without_gpu
+from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
 
 TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
@@ -45,9 +45,8 @@ class Preflight:
     """The checks of one run; what they open stays open until the ``stack`` is closed."""
 
     def __init__(self, run: RunConfig, limits: PreflightLimits, stack: ExitStack) -> None:
-        """Look at nothing yet."""
         self.run, self.limits, self.stack = run, limits, stack
-        self.cluster = placed(run.cluster)
+        self.cluster = resolve_address(run.cluster)
         self.environment: dict[str, str] = {}
         self.store: ArtifactStore | None = None
         self.view: ClusterView | None = None
@@ -65,7 +64,10 @@ class Preflight:
             Check("store", lambda: self._of_store(check_store)),
             Check("conditional writes", lambda: self._of_store(check_conditional_writes)),
             Check("versions", lambda: self._of_view(lambda view: check_versions(view.reports))),
-            Check("resources", lambda: self._of_view(lambda view: check_needs(needs(self.run), view.nodes))),
+            Check(
+                "resources",
+                lambda: self._of_view(lambda view: check_resource_requests(resource_requests(self.run), view.nodes)),
+            ),
             Check("GPUs", lambda: self._of_view(self._gpus)),
             Check("clocks", lambda: self._of_view(self._clocks)),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports, self.limits))),
@@ -109,11 +111,11 @@ class Preflight:
             return passed(where)
         return warned(f"{where}; it lets in all who reach its ports", "set cluster.auth to 'token'")
 
-    def _of_store(self, look: Callable[[ArtifactStore], Finding]) -> Finding:
-        return warned("not looked at: the store does not open", FIRST) if self.store is None else look(self.store)
+    def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
+        return warned("not looked at: the store does not open", FIRST) if self.store is None else run(self.store)
 
-    def _of_view(self, look: Callable[[ClusterView], Finding]) -> Finding:
-        return warned("not looked at: Ray cannot be reached", FIRST) if self.view is None else look(self.view)
+    def _of_view(self, run: Callable[[ClusterView], Finding]) -> Finding:
+        return warned("not looked at: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
 
     def _clocks(self, view: ClusterView) -> Finding:
         return self._of_store(lambda store: check_clocks(view.reports, store, self.limits))
@@ -128,7 +130,7 @@ class Preflight:
         return check_gpus(view, gpu_settings(self.run))
 
 
-def look(config: Path, limits: PreflightLimits) -> list[Result]:
+def run(config: Path, limits: PreflightLimits) -> list[Result]:
     """Check a run's config, and what it names when it is right."""
     loaded: list[RunConfig] = []
 
@@ -164,7 +166,7 @@ def table(results: Sequence[Result], seconds: float) -> Table:
 def report(console: Console, config: Path, limits: PreflightLimits) -> int:
     """Look, print the table and return the exit code."""
     started = time.monotonic()
-    results = look(config, limits)
+    results = run(config, limits)
     console.print(table(results, time.monotonic() - started))
     bad = [result for result in results if result.finding.status is Status.FAIL]
     for name, (_, found, fix), _ in bad[:1]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from cluster.errors import CorruptArtifact
 from cluster.hashing import ID_DIGITS, config_hash
 from cluster.progress import timed
-from cluster.store.checksummed import read_sealed, write_sealed
+from cluster.store.checksummed import read_checksummed, write_checksummed
 from jobs.evaluate import stage as evaluate
 from jobs.generate import stage as generate
 from jobs.merge import consolidate
@@ -30,7 +30,6 @@ class Stages:
     """A run's stages, each given what it stands on."""
 
     def __init__(self, context: StageContext) -> None:
-        """Start with no stage done."""
         self.context = context
         self.seconds: dict[str, float] = {}
 
@@ -48,7 +47,7 @@ class Stages:
         refs = made.values() if isinstance(made, dict) else [made]
         key = f"{SECONDS_KEYS}/{name}-{config_hash([ref.id for ref in refs])[:ID_DIGITS]}"
         self.seconds[name] = max(self.seconds[name], self._kept_seconds(key))
-        write_sealed(self.context.store, key, json.dumps(self.seconds[name]).encode())
+        write_checksummed(self.context.store, key, json.dumps(self.seconds[name]).encode())
         self._tell(name)
         return made
 
@@ -57,7 +56,7 @@ class Stages:
 
     def _kept_seconds(self, key: str) -> float:
         try:
-            kept = read_sealed(self.context.store, key)
+            kept = read_checksummed(self.context.store, key)
         except CorruptArtifact:
             return 0.0
         return 0.0 if kept is None else float(json.loads(kept))

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.linalg import eigh
 from torch import Tensor
 
+from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
@@ -36,45 +37,43 @@ from safety.tensor_format import Head, TensorFormat, Tensors
 
 BATCH = 64
 FORMAT = TensorFormat(
-    name="safetydpo-text-inputs-1",
-    key="text_inputs",
-    misfit="holds no moments of text inputs",
-    field="text inputs",
+    name="safetydpo-prompt-moments-1",
+    key="prompt_moments",
+    misfit="holds no moments of prompts",
+    field="prompt moments",
     fix="gather them again",
 )
 
 
-class GateConfig(BaseModel):
+class GateConfig(Config):
     """How the directions of the prompt's states are shared out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    benign: float = Field(default=1.0, ge=0, description="weight of benign prompts beside all experts' own")
-    ridge: float = Field(default=1e-4, gt=0, description="share of the mean activation that is added in all directions")
+    benign: float = Field(1.0, ge=0, description="weight of benign prompts beside all experts' own")
+    ridge: float = Field(1e-4, gt=0, description="share of the mean activation that is added in all directions")
     directions: int | None = Field(
-        default=None,
+        None,
         gt=0,
         description="how many of its own directions a gate passes, whole; None: all, each by the share it has in it",
     )
 
 
-class PromptTexts(NamedTuple):
+class GatePrompts(NamedTuple):
     """Prompts whose text alone is read."""
 
-    own: Mapping[str, tuple[str, ...]]
+    unsafe: Mapping[str, tuple[str, ...]]
     """Unsafe prompts by expert."""
-    kept: tuple[str, ...]
+    preserved: tuple[str, ...]
     """Prompts that are to be left alone."""
 
 
-def training_texts(prompts: PromptSet, experts: Iterable[str]) -> PromptTexts:
+def gate_prompts(prompts: PromptSet, experts: Iterable[str]) -> GatePrompts:
     """Return the training split's unsafe prompts by expert (a category); their safe counterparts and benign ones are kept.
 
     Raises EmptyDatasetError when a category has no training prompt.
     """
     pairs = {name: prompts.in_split("train", name) for name in experts}
     own = {name: tuple(pair.unsafe_prompt for pair in found) for name, found in pairs.items()}
-    kept = [row.prompt for split in ("train", "text") for row in prompts.benign_in(split)]
+    kept = [row.prompt for split in ("train", "text_only") for row in prompts.benign_in(split)]
     # Safe counterparts name the unsafe prompts' objects and backgrounds: what a pair shares is left alone.
     kept += [pair.safe_prompt for found in pairs.values() for pair in found]
     for name, found in own.items():
@@ -84,15 +83,15 @@ def training_texts(prompts: PromptSet, experts: Iterable[str]) -> PromptTexts:
                 field="dataset",
                 fix="raise generate.counts.train, and generate again",
             )
-    return PromptTexts(own, tuple(kept))
+    return GatePrompts(own, tuple(kept))
 
 
-class TextInputs(NamedTuple):
+class PromptMoments(NamedTuple):
     """Second moments of the token states, fp64."""
 
-    own: Tensor
+    unsafe: Tensor
     """G_i of each expert's unsafe prompts, [N, K, K]."""
-    kept: Tensor
+    preserved: Tensor
     """G_0 of the prompts to be left alone, [K, K]."""
 
     def save(self, path: Path) -> None:
@@ -101,18 +100,18 @@ class TextInputs(NamedTuple):
 
     def gates(self, config: GateConfig) -> Tensor:
         """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
-        total = self.own.sum(dim=0) + config.benign * len(self.own) * self.kept
+        total = self.unsafe.sum(dim=0) + config.benign * len(self.unsafe) * self.preserved
         total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
-        return torch.stack([_gate(own, total, config.directions) for own in self.own]).float()
+        return torch.stack([_gate(own, total, config.directions) for own in self.unsafe]).float()
 
 
-def load_text_inputs(path: Path) -> TextInputs:
-    """Read what ``TextInputs.save`` wrote; raise ArtifactFormatError when the file is something else."""
+def load_prompt_moments(path: Path) -> PromptMoments:
+    """Read what ``PromptMoments.save`` wrote; raise ArtifactFormatError when the file is something else."""
     return FORMAT.read(path, _build)
 
 
-def _build(_head: Head, tensors: Tensors) -> TextInputs:
-    return TextInputs(own=tensors["own"], kept=tensors["kept"])
+def _build(_head: Head, tensors: Tensors) -> PromptMoments:
+    return PromptMoments(unsafe=tensors["unsafe"], preserved=tensors["preserved"])
 
 
 def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
@@ -126,7 +125,7 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
 
 
 @torch.no_grad()
-def gather_text_inputs(model: ModelFamily, texts: PromptTexts) -> TextInputs:
+def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMoments:
     """Encode the prompts and gather their second moments; the empty prompt is kept, and weighs as much as all others.
 
     Guidance reads the empty prompt as often as the prompt itself: what changes it changes every image.
@@ -135,9 +134,9 @@ def gather_text_inputs(model: ModelFamily, texts: PromptTexts) -> TextInputs:
         model: The model whose text encoder is used.
         texts: At least one unsafe prompt of each expert, and the prompts to be left alone.
     """
-    return TextInputs(
-        own=torch.stack([_second_moment(model, prompts) for prompts in texts.own.values()]),
-        kept=_second_moment(model, texts.kept) + _second_moment(model, [""]),
+    return PromptMoments(
+        unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
+        preserved=_second_moment(model, texts.preserved) + _second_moment(model, [""]),
     )
 
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from safety.base import Config
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
 from safety.lora.files import LORA_FILE, check_fits, load_lora
@@ -17,30 +18,24 @@ RELEASE_FILE = "release.json"
 CHUNK = 1 << 20
 
 
-class BaseModelIdentity(BaseModel):
+class BaseModelIdentity(Config):
     """The base model that a release is for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(description="the model's name or folder in the run's config")
     family: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the model's files, by ``model_hash``")
 
 
-class JudgeIdentity(BaseModel):
+class JudgeIdentity(Config):
     """The judge that measured a release."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     version: str
     threshold: float
 
 
-class ReleaseInfo(BaseModel):
+class ReleaseInfo(Config):
     """``release.json``: what a release is, for programs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = 1
     name: str

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.images import to_uint8
 from safety.seeds import derive_seed
 
@@ -22,16 +23,14 @@ if TYPE_CHECKING:  # Configs name RenderConfig in processes that never load a mo
 SEED_RANGE = 2**32
 
 
-class RenderConfig(BaseModel):
+class RenderConfig(Config):
     """How prompts are rendered."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=12, gt=0, le=1000, description="sampling steps")
-    guidance: float = Field(default=3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
-    height: int | None = Field(default=None, gt=0, description="pixels; None is the model's own size")
-    width: int | None = Field(default=None, gt=0, description="pixels; None is the model's own size")
-    batch: int = Field(default=16, gt=0, description="images rendered at once; part of what a picture depends on")
+    steps: int = Field(12, gt=0, le=1000, description="sampling steps")
+    guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
+    height: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
+    width: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
+    batch: int = Field(16, gt=0, description="images rendered at once; part of what a picture depends on")
 
 
 def row_seed(seed: int, row_id: str) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from safety.base import Config
 from safety.errors import ConfigError
 
 EMBEDDED_TAXONOMY = "emoji"
@@ -21,10 +22,8 @@ EMBEDDED_FILE = Path(__file__).parent / "emoji" / "taxonomy.yaml"
 Name = Annotated[str, Field(min_length=1, max_length=120)]
 
 
-class BenignConcept(BaseModel):
+class BenignConcept(Config):
     """A concept that must survive alignment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     emoji: str | None = None
@@ -45,10 +44,8 @@ class UnsafeConcept(BenignConcept):
     heldout: bool = False
 
 
-class Taxonomy(BaseModel):
+class Taxonomy(Config):
     """Harmful concepts by category, and the benign concepts beside them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     version: str

@@ -20,30 +20,30 @@ from serve.errors import busy
 from serve.metrics import RequestMetrics
 from serve.request_log import REQUEST_ID_HEADER, JsonLog, Observer, Observers, RequestRecord, given_id, new_id
 
-ROOM_HEADER = "x-endpoint-room"
-ROOM = re.compile(r"([0-9]{1,9});([0-9]{1,9})")
-GUESTS_KEPT = 1024
+CAPACITY_HEADER = "x-endpoint-room"
+CAPACITY = re.compile(r"([0-9]{1,9});([0-9]{1,9})")
+MAX_KNOWN_CALLERS = 1024
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """How many requests an endpoint takes in at once, and the least seconds after which a refused one may come back."""
 
-    places: int
+    max_requests: int
     retry_after_s: int
 
     def header(self) -> str:
         """Return what the gateway tells the door of it."""
-        return f"{self.places};{self.retry_after_s}"
+        return f"{self.max_requests};{self.retry_after_s}"
 
 
-def told_room(header: str | None) -> Room | None:
+def parse_capacity(header: str | None) -> Capacity | None:
     """Return the room that a gateway's header tells of; None where it tells of none."""
-    found = ROOM.fullmatch(header or "")
-    return Room(int(found[1]), int(found[2])) if found else None
+    found = CAPACITY.fullmatch(header or "")
+    return Capacity(int(found[1]), int(found[2])) if found else None
 
 
-class Door:
+class LoadSheddingMiddleware:
     """Counts the requests inside and refuses the next one by that number alone.
 
     Behind it, Serve's proxy and the gateway take some 8 ms of CPU to refuse a request; with many at once that time adds
@@ -55,8 +55,8 @@ class Door:
     def __init__(self, app: ASGIApp, observer: Observer) -> None:
         """Stand before an application; the observer hears of who is turned away."""
         self._app, self._observer = app, observer
-        self._guests: OrderedDict[tuple[str, bytes], Room] = OrderedDict()
-        self._inside: Counter[str] = Counter()
+        self._known_callers: OrderedDict[tuple[str, bytes], Capacity] = OrderedDict()
+        self._in_flight: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a request on, or answer it with 429 when its endpoint is known to be full."""
@@ -64,43 +64,43 @@ class Door:
             await self._app(scope, receive, send)
             return
         path = scope["path"]
-        guest = path, hashlib.sha256(Headers(scope=scope).get("authorization", "").encode()).digest()
-        room = self._guests.get(guest)
-        if room is None:
-            await self._app(scope, receive, self._listening(guest, send))
-        elif self._inside[path] >= room.places:
-            await self._refuse(room, scope, receive, send)
+        caller = path, hashlib.sha256(Headers(scope=scope).get("authorization", "").encode()).digest()
+        capacity = self._known_callers.get(caller)
+        if capacity is None:
+            await self._app(scope, receive, self._learning(caller, send))
+        elif self._in_flight[path] >= capacity.max_requests:
+            await self._refuse(capacity, scope, receive, send)
         else:
-            self._inside[path] += 1
+            self._in_flight[path] += 1
             try:
-                await self._app(scope, receive, self._listening(guest, send))
+                await self._app(scope, receive, self._learning(caller, send))
             finally:
-                self._inside[path] -= 1
+                self._in_flight[path] -= 1
 
-    def _listening(self, guest: tuple[str, bytes], send: Send) -> Send:
+    def _learning(self, caller: tuple[str, bytes], send: Send) -> Send:
         """Return a ``send`` that takes the gateway's word out of the answer and remembers it."""
 
         async def listen(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                room = told_room(headers.get(ROOM_HEADER))
-                if room is None:
-                    self._guests.pop(guest, None)
+                capacity = parse_capacity(headers.get(CAPACITY_HEADER))
+                if capacity is None:
+                    self._known_callers.pop(caller, None)
                 else:
-                    del headers[ROOM_HEADER]
-                    self._guests[guest] = room
-                    self._guests.move_to_end(guest)
-                    if len(self._guests) > GUESTS_KEPT:
-                        self._guests.popitem(last=False)
+                    del headers[CAPACITY_HEADER]
+                    self._known_callers[caller] = capacity
+                    self._known_callers.move_to_end(caller)
+                    if len(self._known_callers) > MAX_KNOWN_CALLERS:
+                        self._known_callers.popitem(last=False)
             await send(message)
 
         return listen
 
-    async def _refuse(self, room: Room, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, capacity: Capacity, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         given = given_id(scope["headers"])
         record = RequestRecord(given or new_id(), scope["path"])
-        failure = busy(room.retry_after_s).failure
+        failure = busy(capacity.retry_after_s).failure
         response = failure.response()
         response.headers[REQUEST_ID_HEADER] = record.request_id
         record.status, record.code = failure.status, failure.code
@@ -113,4 +113,4 @@ class Door:
 
 def middlewares() -> list[Middleware]:
     """Return what Serve puts before its HTTP servers."""
-    return [Middleware(Door, observer=Observers([JsonLog(), RequestMetrics()]))]
+    return [Middleware(LoadSheddingMiddleware, observer=Observers([JsonLog(), RequestMetrics()]))]

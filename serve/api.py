@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from serve.access import Access, Caller
-from serve.admission import ROOM_HEADER, Room
+from serve.admission import CAPACITY_HEADER, Capacity
 from serve.endpoint_config import EndpointConfig
 from serve.errors import (
     FILTERED,
@@ -75,11 +75,10 @@ class ImagesApi:
     """Answers requests, and tells an observer of each."""
 
     def __init__(self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> None:
-        """Keep what answers, who may ask, and who is told."""
         self._config, self._backend, self._access, self._observer = config, backend, access, observer
 
     async def answer(
-        self, request: Request, answer: Answer, inside: Mapping[str, str] = MappingProxyType({})
+        self, request: Request, answer: Answer, admitted_headers: Mapping[str, str] = MappingProxyType({})
     ) -> Response:
         """Admit a request, return its answer or the envelope of what went wrong, and tell the observer.
 
@@ -92,7 +91,7 @@ class ImagesApi:
         # A caller that hangs up cancels this, and nothing below is reached.
         record.status, record.code = 499, GONE
         try:
-            response = await self._answered(request, record, answer, inside)
+            response = await self._answered(request, record, answer, admitted_headers)
             record.status = response.status_code
         finally:
             record.latency_s = time.perf_counter() - started
@@ -102,7 +101,7 @@ class ImagesApi:
         return response
 
     async def _answered(
-        self, request: Request, record: RequestRecord, answer: Answer, inside: Mapping[str, str]
+        self, request: Request, record: RequestRecord, answer: Answer, admitted_headers: Mapping[str, str]
     ) -> Response:
         admitted = False
         try:
@@ -116,7 +115,7 @@ class ImagesApi:
             logger.exception("the request %s failed", record.request_id)
             record.code, response = INTERNAL.code, INTERNAL.response()
         if admitted:
-            response.headers.update(inside)
+            response.headers.update(admitted_headers)
         return response
 
     async def models(self, *_: object) -> Response:
@@ -203,7 +202,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
     images = ImagesApi(config, backend, access, observer)
-    room = {ROOM_HEADER: Room(config.places, config.retry_after_s).header()}
+    room = {CAPACITY_HEADER: Capacity(config.places, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
 

@@ -92,7 +92,6 @@ class Gateway:
     """Speaks HTTP: checks keys and requests, passes them to the renderers and puts every refusal into the envelope."""
 
     def __init__(self, renderer: Any, settings: dict[str, Any]) -> None:
-        """Keep the renderers' handle and the endpoint's settings, and read the keys."""
         config = EndpointConfig.model_validate(settings)
         if config.keys is None:
             logger.warning("no API key is asked for: whoever reaches the endpoint may use it")

@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from serve.endpoint_config import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
 from serve.metrics import tell_waiting
-from serve.request_queue import RoomFull, WaitingRoom
+from serve.request_queue import QueueFull, RequestQueue
 from serve.schema import Job, ModelInfo, RenderedImage
 
 RENDERER = "renderer"
@@ -26,10 +26,9 @@ class RayBackend:
     """Renders on the renderers' replicas."""
 
     def __init__(self, renderer: Any, config: EndpointConfig) -> None:
-        """Keep the renderers' deployment handle."""
         self._renderer = renderer
         self._config = config
-        self._room = WaitingRoom(config.slots, config.max_queued_requests, tell_waiting)
+        self._room = RequestQueue(config.slots, config.max_queued_requests, tell_waiting)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False
@@ -45,7 +44,7 @@ class RayBackend:
         try:
             async with self._room.slot():
                 outcome = await self._call(self._renderer.generate.remote(job))
-        except RoomFull:
+        except QueueFull:
             raise busy(self._config.retry_after_s) from None
         if isinstance(outcome, Failure):
             raise ApiError(outcome)

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.families import ModelConfig
 from safety.taxonomy import EMBEDDED_TAXONOMY
 from serve.endpoint_config import EndpointConfig
 
 
-class ServeConfig(BaseModel):
+class ServeConfig(Config):
     """The arguments of ``serve.app:build``: the parts of a run's config that the endpoint needs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     serve: EndpointConfig = EndpointConfig()
     model: ModelConfig = ModelConfig()

@@ -6,7 +6,9 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from safety.base import Config
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"
@@ -15,10 +17,8 @@ Example = Annotated[str, Field(min_length=1, max_length=200)]
 Pointer = Annotated[str, Field(pattern=NAME)]
 
 
-class AutoscalingConfig(BaseModel):
+class AutoscalingConfig(Config):
     """How many renderers run, by how many requests there are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min: int = Field(1, ge=1, description="replicas kept when nothing is asked")
     max: int = Field(ge=1, description="replicas at most")
@@ -33,10 +33,8 @@ class AutoscalingConfig(BaseModel):
         return self
 
 
-class OutputJudgeConfig(BaseModel):
+class OutputJudgeConfig(Config):
     """Which judge looks at the finished images, and what becomes of those that it flags."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
     threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
@@ -45,14 +43,12 @@ class OutputJudgeConfig(BaseModel):
     )
 
 
-class EndpointConfig(BaseModel):
+class EndpointConfig(Config):
     """The endpoint's settings.
 
     They live here, apart from the application in ``serve``, because a run's config names them too and ``jobs``
     does not know ``serve``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9._/-]*[A-Za-z0-9._-])?$", description="path it is mounted at")

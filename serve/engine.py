@@ -164,7 +164,7 @@ class Engine:
     def _judged(self, judge: OutputJudge, finished: Sequence[RenderedImage], images: Tensor) -> list[RenderedImage]:
         return [
             replace(image, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
-            for image, verdict in zip(finished, judge.look(images), strict=True)
+            for image, verdict in zip(finished, judge.judge_images(images), strict=True)
         ]
 
     def _check_size(self, family: ModelFamily, width: int, height: int) -> None:

@@ -60,7 +60,6 @@ class ApiError(Exception):
     """A request that ends with a failure."""
 
     def __init__(self, failure: Failure) -> None:
-        """Keep the failure."""
         super().__init__(failure)
         self.failure = failure
 
@@ -70,7 +69,7 @@ def invalid(message: str, *, param: str | None = None, code: str = "invalid_valu
     return ApiError(Failure(status, message, "invalid_request_error", code, param))
 
 
-def apart(least_s: int) -> int:
+def jittered_delay(least_s: int) -> int:
     """Return seconds to wait, drawn evenly from ``least_s`` to ``SPREAD`` times as many.
 
     Requests that were refused together would else come back together, and the last of such a herd waits long even for
@@ -81,7 +80,7 @@ def apart(least_s: int) -> int:
 
 def busy(least_s: int) -> ApiError:
     """Return the error of a full queue."""
-    wait_s = apart(least_s)
+    wait_s = jittered_delay(least_s)
     message = f"the server is at its limit of waiting requests; try again in {wait_s} s"
     return ApiError(Failure(429, message, "rate_limit_error", "queue_full", retry_after_s=wait_s))
 
@@ -94,7 +93,7 @@ def limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
 
 def unavailable(least_s: int) -> ApiError:
     """Return the error of a model that is starting, or whose process has just died."""
-    wait_s = apart(least_s)
+    wait_s = jittered_delay(least_s)
     message = f"the model is not available at the moment; try again in {wait_s} s"
     return ApiError(Failure(503, message, "server_error", "unavailable", retry_after_s=wait_s))
 

@@ -25,9 +25,10 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 
+from safety.base import Config
 from safety.errors import ConfigError
 from serve.errors import KEY_MISSING, KEY_REVOKED, KEY_UNKNOWN, ApiError
 
@@ -40,10 +41,8 @@ RECHECK_S = 2.0
 """How often the file is looked at for keys that are new or revoked."""
 
 
-class KeyEntry(BaseModel):
+class KeyEntry(Config):
     """One key's entry; the key itself is nowhere."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$", description="whose it is; appears in logs")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the whole key")
@@ -52,10 +51,8 @@ class KeyEntry(BaseModel):
     revoked: bool = False
 
 
-class KeyFile(BaseModel):
+class KeyFile(Config):
     """The keys' file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     keys: tuple[KeyEntry, ...] = ()
 
@@ -136,7 +133,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path) -> Iterator[None]:
     """Keep another command from changing a file of the folder meanwhile."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -149,7 +146,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def change_keys(path: Path, change: Callable[[KeyFile], KeyFile]) -> None:
     """Rewrite a key file in one step; one that is not there counts as empty."""
     path = path.absolute()
-    with _alone(path.parent):
+    with _exclusive_lock(path.parent):
         changed = change(read_keys(path) if path.exists() else KeyFile())
         text = yaml.safe_dump(changed.model_dump(mode="json", exclude_none=True), sort_keys=False)
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
@@ -198,7 +195,7 @@ NameOption = Annotated[str, typer.Option("--name", help="whose key it is")]
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _reporting_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
@@ -214,21 +211,21 @@ def new(
     images_per_minute: Annotated[int | None, typer.Option(help="none: no limit")] = None,
 ) -> None:
     """Make a key, print it once and keep its hash."""
-    with _told():
+    with _reporting_errors():
         typer.echo(new_key(file, name, requests_per_minute, images_per_minute))
 
 
 @app.command()
 def revoke(name: NameOption, file: FileOption) -> None:
     """Refuse a key from now on; a running endpoint notices within seconds."""
-    with _told():
+    with _reporting_errors():
         revoke_key(file, name)
 
 
 @app.command("list")
 def list_keys(file: FileOption) -> None:
     """Print the keys' names and limits."""
-    with _told():
+    with _reporting_errors():
         for key in read_keys(file).keys:
             limits = f"{key.requests_per_minute or 'any'} requests, {key.images_per_minute or 'any'} images a minute"
             typer.echo(f"{key.name}: {'revoked' if key.revoked else limits}")

@@ -17,12 +17,11 @@ class OutputJudge:
     """A judge and what becomes of the images that it flags."""
 
     def __init__(self, judge: Judge, action: Literal["report", "block"]) -> None:
-        """Keep the judge."""
         self._judge, self._action = judge, action
         self._info = JudgeInfo(name=judge.name, version=judge.version, threshold=judge.threshold)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> list[Verdict]:
+    def judge_images(self, images: Tensor) -> list[Verdict]:
         """Return a verdict for each of the images uint8 [B, 3, H, W].
 
         Raises:

@@ -37,11 +37,11 @@ class ReleaseWatcher:
         def run() -> None:
             pause = threading.Event()
             while not pause.wait(every_s):
-                self.look()
+                self.poll()
 
         threading.Thread(target=run, name="release-watcher", daemon=True).start()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look at every pointer once."""
         for name in self._config.serve.pointers:
             try:

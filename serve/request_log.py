@@ -56,7 +56,6 @@ class Observers:
     """Several observers as one."""
 
     def __init__(self, members: Sequence[Observer]) -> None:
-        """Keep them."""
         self._members = tuple(members)
 
     def observe(self, record: RequestRecord) -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
-class RoomFull(Exception):
+class QueueFull(Exception):
     """Everything is taken, and so is the room to wait in."""
 
 
-class WaitingRoom:
+class RequestQueue:
     """Lets so many requests through at once and keeps so many more waiting, first come first served.
 
     Serve's own queue says that it is full only after a request's body was fetched, parsed and offered to its router,
@@ -19,29 +19,29 @@ class WaitingRoom:
     time from those who wait for an image. Here one looks at a number, and who leaves calls the next one in.
     """
 
-    def __init__(self, slots: int, seats: int, tell: Callable[[int], None]) -> None:
+    def __init__(self, slots: int, max_queued: int, report: Callable[[int], None]) -> None:
         """Let ``slots`` through at once and ``seats`` wait, and tell how many do, now and at each change."""
         self._free = asyncio.Semaphore(slots)
-        self._seats, self._waiting = seats, 0
-        self._tell = tell
-        tell(0)
+        self._max_queued, self._waiting = max_queued, 0
+        self._report = report
+        report(0)
 
     @property
     def full(self) -> bool:
         """Say whether one more would be refused."""
-        return self._waiting >= self._seats and self._free.locked()
+        return self._waiting >= self._max_queued and self._free.locked()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it; raise RoomFull at once when there is none and no seat either."""
+        """Wait for a slot, and hold it; raise QueueFull at once when there is none and no seat either."""
         if self.full:
-            raise RoomFull
+            raise QueueFull
         if self._free.locked():
-            self._sit(1)
+            self._change(1)
             try:
                 await self._free.acquire()
             finally:
-                self._sit(-1)
+                self._change(-1)
         else:
             await self._free.acquire()
         try:
@@ -49,6 +49,6 @@ class WaitingRoom:
         finally:
             self._free.release()
 
-    def _sit(self, change: int) -> None:
+    def _change(self, change: int) -> None:
         self._waiting += change
-        self._tell(self._waiting)
+        self._report(self._waiting)

@@ -31,7 +31,7 @@ class Check(NamedTuple):
     """A name and what looks."""
 
     name: str
-    look: Callable[[], Finding]
+    run: Callable[[], Finding]
 
 
 class Result(NamedTuple):
@@ -73,7 +73,7 @@ def run_check(check: Check) -> Result:
     """Run a check in this thread; an error it raises is its finding."""
     started = time.monotonic()
     try:
-        finding = check.look()
+        finding = check.run()
     except ClusterError as error:
         finding = failed(f"{error.field}: {error.message}", error.fix)
     except Exception as error:  # A fault of one check must not hide what the others find.

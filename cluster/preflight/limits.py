@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cluster.base import Config
 
 
-class PreflightLimits(BaseModel):
+class PreflightLimits(Config):
     """The preflight's thresholds and its patience."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     check_s: float = Field(20.0, gt=0, description="longest time of one check")
     ray_s: float = Field(30.0, gt=0, description="longest time until a running cluster answers")

@@ -60,7 +60,7 @@ class Node(NamedTuple):
     resources: dict[str, float]
 
 
-class Silent(NamedTuple):
+class UnresponsiveNode(NamedTuple):
     """A node that did not report, and why."""
 
     node: str
@@ -114,7 +114,7 @@ def _store_error(store: StoreConfig) -> str | None:
 
 def report_nodes(
     nodes: Sequence[Node], folders: Sequence[Path], store: StoreConfig | None, timeout_s: float
-) -> tuple[list[NodeReport], list[Silent]]:
+) -> tuple[list[NodeReport], list[UnresponsiveNode]]:
     """Ask every node for its report, at once and without reserving anything; return those that came in time."""
     probe = ray.remote(num_cpus=0, max_retries=0)(report_here)
     asked_s = time.time()
@@ -125,7 +125,7 @@ def report_nodes(
         for node in nodes
     }
     reports: list[NodeReport] = []
-    silent: list[Silent] = []
+    silent: list[UnresponsiveNode] = []
     waiting = list(asked)
     deadline = time.monotonic() + timeout_s
     while waiting:
@@ -133,23 +133,23 @@ def report_nodes(
         if not done:
             break
         found = _received(done[0], asked[done[0]], asked_s)
-        if isinstance(found, Silent):
+        if isinstance(found, UnresponsiveNode):
             silent.append(found)
         else:
             reports.append(found)
     for reference in waiting:
         ray.cancel(reference, force=True)
-    silent += [Silent(asked[reference].address, f"no answer in {timeout_s:g} s") for reference in waiting]
+    silent += [UnresponsiveNode(asked[reference].address, f"no answer in {timeout_s:g} s") for reference in waiting]
     return reports, silent
 
 
-def _received(reference: Any, node: Node, asked_s: float) -> NodeReport | Silent:
+def _received(reference: Any, node: Node, asked_s: float) -> NodeReport | UnresponsiveNode:
     """Return a node's report, its clock set against the time between question and answer, or why there is none."""
     try:
         report: NodeReport = ray.get(reference)
     except Exception as error:
         cause = getattr(error, "cause", None) or error
-        return Silent(node.address, " ".join(f"{type(cause).__name__}: {cause}".split())[:300])
+        return UnresponsiveNode(node.address, " ".join(f"{type(cause).__name__}: {cause}".split())[:300])
     heard_s = time.time()
     ahead_s = report.unix_s - heard_s if report.unix_s > heard_s else min(0.0, report.unix_s - asked_s)
     return report._replace(ahead_s=ahead_s)

@@ -12,7 +12,7 @@ from cluster.preflight.node import Node
 EPSILON = 1e-6
 
 
-class Need(NamedTuple):
+class ResourceRequest(NamedTuple):
     """Some equal actors, workers or replicas of a stage."""
 
     what: str
@@ -35,23 +35,26 @@ def room(each: Mapping[str, float], nodes: Sequence[Node]) -> float:
     )
 
 
-def check_needs(needs: Sequence[Need], nodes: Sequence[Node]) -> Finding:
+def check_resource_requests(resource_requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> Finding:
     """Fail for what can never run, warn of what runs with fewer at once than asked for."""
     held = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
-    return worst([_check(need, nodes) for need in needs], f"{held} on {len(nodes)} node(s): room for every stage")
+    return worst(
+        [_check(request, nodes) for request in resource_requests],
+        f"{held} on {len(nodes)} node(s): room for every stage",
+    )
 
 
-def _check(need: Need, nodes: Sequence[Node]) -> Finding:
-    found = room(need.each, nodes)
-    asked = " and ".join(f"{amount:g} {name}" for name, amount in sorted(need.each.items()) if amount > 0)
-    if found < need.least:
+def _check(request: ResourceRequest, nodes: Sequence[Node]) -> Finding:
+    found = room(request.each, nodes)
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in sorted(request.each.items()) if amount > 0)
+    if found < request.least:
         return failed(
-            f"{need.what}: {need.least} of {asked} needed, and there is room for {found:g}",
-            f"lower {need.field}, or use a larger cluster",
+            f"{request.what}: {request.least} of {asked} needed, and there is room for {found:g}",
+            f"lower {request.field}, or use a larger cluster",
         )
-    if found < need.wanted:
+    if found < request.wanted:
         return warned(
-            f"{need.what}: {need.wanted} of {asked} asked for, and there is room for {found:g}",
-            f"lower {need.field} to what there is, or expect it to take longer",
+            f"{request.what}: {request.wanted} of {asked} asked for, and there is room for {found:g}",
+            f"lower {request.field} to what there is, or expect it to take longer",
         )
-    return passed(need.what)
+    return passed(request.what)

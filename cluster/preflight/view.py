@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import ray
 
-from cluster.preflight.node import DEVICES, Node, NodeReport, Silent, report_here, report_nodes
+from cluster.preflight.node import DEVICES, Node, NodeReport, UnresponsiveNode, report_here, report_nodes
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 
@@ -23,7 +23,7 @@ class ClusterView(NamedTuple):
     nodes: list[Node]
     reports: list[NodeReport]
     """The driver's first."""
-    silent: list[Silent]
+    silent: list[UnresponsiveNode]
 
 
 def machine_view(config: ClusterConfig, folder: Path) -> ClusterView:

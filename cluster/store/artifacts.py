@@ -59,7 +59,7 @@ class ArtifactStore(ObjectStore):
 
         Raises:
             AlreadyPublished: another publisher put other content under this id.
-            UnfitFolder: the folder has no files, or one whose name or format an artifact may not have.
+            InvalidArtifactFolder: the folder has no files, or one whose name or format an artifact may not have.
         """
         manifest = describe(kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents))
         for name, entry in manifest.files.items():

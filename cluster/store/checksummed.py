@@ -10,13 +10,13 @@ from cluster.store.objects import ObjectStore
 LINE = b"\n"
 
 
-def write_sealed(store: ObjectStore, key: str, data: bytes) -> None:
+def write_checksummed(store: ObjectStore, key: str, data: bytes) -> None:
     """Write an object under its hash."""
     store.write(key, _seal(key, data) + LINE + data)
 
 
-def read_sealed(store: ObjectStore, key: str) -> bytes | None:
-    """Return what ``write_sealed`` wrote, or None when there is nothing; raise CorruptArtifact when it is damaged."""
+def read_checksummed(store: ObjectStore, key: str) -> bytes | None:
+    """Return what ``write_checksummed`` wrote, or None when there is nothing; raise CorruptArtifact when it is damaged."""
     found = store.read(key)
     if found is None:
         return None

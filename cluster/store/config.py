@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cluster.base import Config
 
 
-class StoreConfig(BaseModel):
+class StoreConfig(Config):
     """An S3-compatible store.
 
     Credentials come from boto3's usual chain (``AWS_ACCESS_KEY_ID``, profiles, roles), never from a config file.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str | None = Field(
         None, pattern=r"^https?://[^\s/]+/?$", description="URL of the S3 endpoint; none starts the embedded server"

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from cluster.errors import CorruptArtifact, UnfitFolder
+from cluster.base import Config
+from cluster.errors import CorruptArtifact, InvalidArtifactFolder
 from cluster.hashing import config_hash
 
 MANIFEST = "manifest.json"
@@ -26,19 +27,15 @@ DIGEST = "digest"
 """The entry of a stored manifest that holds the hash of all others."""
 
 
-class FileEntry(BaseModel):
+class FileEntry(Config):
     """One file's size in bytes and its SHA-256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Manifest(BaseModel):
+class Manifest(Config):
     """What an artifact is made of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     id: str
@@ -114,13 +111,13 @@ def describe(
     """Return the manifest of a local folder's files (its own manifest aside).
 
     Raises:
-        UnfitFolder: there are no files, or one has a name or a format that a manifest may not name.
+        InvalidArtifactFolder: there are no files, or one has a name or a format that a manifest may not name.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     files = {name: hash_file(folder / name) for name in names if name != MANIFEST}
     field = f"{kind}/{artifact_id}"
     if not files:
-        raise UnfitFolder(f"{folder} has no files to publish", field=field, fix="fill the folder first")
+        raise InvalidArtifactFolder(f"{folder} has no files to publish", field=field, fix="fill the folder first")
     try:
         return Manifest(
             kind=kind,
@@ -135,7 +132,7 @@ def describe(
             created=datetime.now(UTC),
         )
     except ValidationError as error:
-        raise UnfitFolder(
+        raise InvalidArtifactFolder(
             _first(error), field=field, fix="name files with A-Z a-z 0-9 . _ - and save safetensors, PNG, parquet, JSON"
         ) from None
 

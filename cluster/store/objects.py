@@ -33,7 +33,7 @@ from cluster.store.config import StoreConfig
 T = TypeVar("T")
 ABSENT = ("404", "NoSuchKey", "NotFound")
 LOST_RACE = ("412", "PreconditionFailed")
-PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ConditionalRequestConflict")
+TRANSIENT_CODES = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ConditionalRequestConflict")
 PASSING_STATUS = (429, 500, 502, 503, 504)
 REFUSED_STATUS = (401, 403)
 START_PATIENCE_S = 5.0
@@ -67,10 +67,10 @@ def _age_s(answer: Mapping[str, Any]) -> float:
     return float((now - answer["LastModified"]).total_seconds())
 
 
-def _passes(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Say whether an error may be gone at the next try, as when the store is being restarted."""
     if isinstance(error, ClientError):
-        return _code(error) in PASSING or _status(error) in PASSING_STATUS
+        return _code(error) in TRANSIENT_CODES or _status(error) in PASSING_STATUS
     return isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError))
 
 
@@ -78,7 +78,6 @@ class ObjectStore:
     """One bucket and prefix of an S3 endpoint; can be pickled, and connects again where it arrives."""
 
     def __init__(self, config: StoreConfig) -> None:
-        """Keep the config; the connection is opened at the first use."""
         self.config = config
         self._connection: Any = None
 
@@ -110,7 +109,7 @@ class ObjectStore:
             for attempt in Retrying(
                 stop=stop_after_delay(patience_s or self.config.patience_s),
                 wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
-                retry=retry_if_exception(_passes),
+                retry=retry_if_exception(_is_transient),
                 reraise=True,
             ):
                 with attempt:
@@ -142,7 +141,7 @@ class ObjectStore:
                 ) from error
             if code in LOST_RACE:
                 raise LostRace(code) from error
-            if _passes(error):
+            if _is_transient(error):
                 raise self._unreachable(f"{where} keeps answering {code}") from error
             raise StoreRefused(
                 f"{where} answers {code}: {error}", field="store", fix="look the code up in the store's documentation"

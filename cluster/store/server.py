@@ -258,7 +258,7 @@ def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[
 
 
 @contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
+def _exclusive_lock(data_dir: Path) -> Iterator[None]:
     """Keep other processes from starting a second server on this data folder meanwhile.
 
     Raises:
@@ -293,7 +293,7 @@ def serve_store(data_dir: Path) -> Iterator[RunningServer]:
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(data_dir):
+    with _exclusive_lock(data_dir):
         credentials = _credentials(data_dir)
         endpoint = _adopt(data_dir, credentials)
         process = None

@@ -47,7 +47,6 @@ class FinishedGroups:
     """The groups of one report that are done, in the store's work area; it can be pickled for the actors."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        """Keep groups of the report ``ref`` in ``store``."""
         self.store = store
         self.place = f"work/{ref.kind}/{ref.id}/groups/"
 
@@ -98,7 +97,7 @@ class Tools(NamedTuple):
     features: FeatureExtractor
 
 
-class EvaluationStage:
+class EvaluationActor:
     """An actor that renders, measures and stores groups.
 
     Models load at the first group and not in the constructor, so that a wrong one fails with its own error and not
@@ -106,7 +105,6 @@ class EvaluationStage:
     """
 
     def __init__(self, inputs: EvaluationInputs) -> None:
-        """Keep what to evaluate with."""
         self.inputs = inputs
         self._adapters: dict[str, LoraWeights] = {}
 
@@ -157,7 +155,7 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
     ]
     # One block a group: a block is what one task takes, and what a restart would redo.
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        EvaluationStage,
+        EvaluationActor,
         fn_constructor_kwargs={"inputs": inputs},
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
         num_cpus=config.cpus_per_actor,

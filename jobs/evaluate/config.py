@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.features import EMBEDDED_FEATURES
 from safety.evaluation.goals import GoalsConfig
@@ -17,10 +18,8 @@ PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"
 """Fields that say where the work runs: they cannot change a figure, so the report's id leaves them out."""
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Config):
     """What is evaluated, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     counts: EvaluationCounts = EvaluationCounts()
     experts: bool = Field(True, description="evaluate each expert by itself too")

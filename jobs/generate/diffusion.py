@@ -20,11 +20,10 @@ from safety.dataset.renderer import GroupRenderer
 from safety.families import ModelConfig, load_model
 
 
-class DiffusionStage:
+class DiffusionActor:
     """An actor that holds the base model: renders a group's prompts, encodes its pictures and texts."""
 
     def __init__(self, model: ModelConfig, config: GenerateConfig, groups: GroupStore) -> None:
-        """Keep the settings; the model loads at the first group."""
         self.model, self.config, self.groups = model, config, groups
 
     @cached_property

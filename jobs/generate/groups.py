@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.checksummed import read_sealed, write_sealed
+from cluster.store.checksummed import read_checksummed, write_checksummed
 from safety.dataset.record import Record, dump_group, load_group
 
 if TYPE_CHECKING:  # The actors import this module, and have no need of a run's whole config.
@@ -24,7 +24,6 @@ class GroupStore:
     """The groups of one dataset that are done. It can be pickled, and travels to the actors."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        """Keep groups of the dataset ``ref`` in ``store``."""
         self.store = store
         self.place = f"work/{ref.kind}/{ref.id}"
 
@@ -71,11 +70,11 @@ class GroupStore:
 
     def write_empty(self, states: dict[str, Tensor]) -> None:
         """Write the empty prompt's text states, which every actor knows alike."""
-        write_sealed(self.store, self._empty, save(states))
+        write_checksummed(self.store, self._empty, save(states))
 
     def read_empty(self) -> dict[str, Tensor]:
         """Return the empty prompt's text states; raise CorruptArtifact when they are missing or damaged."""
-        data = read_sealed(self.store, self._empty)
+        data = read_checksummed(self.store, self._empty)
         if data is None:
             raise CorruptArtifact(
                 "the empty prompt's states are missing", field=self._empty, fix="run the job again: it makes them again"

@@ -23,11 +23,10 @@ from safety.judges import load_judge
 from safety.taxonomy import Taxonomy
 
 
-class JudgeStage:
+class JudgeActor:
     """An actor that holds the judge: keeps or rejects a group's rows and stores the finished group."""
 
     def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
-        """Keep the settings; the judge loads at the first group."""
         self.taxonomy, self.config, self.groups = taxonomy, config, groups
 
     @cached_property

@@ -12,9 +12,9 @@ import ray
 
 from cluster.resources import require
 from jobs.generate.config import GenerateConfig
-from jobs.generate.diffusion import DiffusionStage
+from jobs.generate.diffusion import DiffusionActor
 from jobs.generate.groups import GroupStore
-from jobs.generate.judging import JudgeStage
+from jobs.generate.judging import JudgeActor
 from jobs.run.ray_data import configure_data, within
 from safety.dataset.plan import Group
 from safety.dataset.record import dump_group
@@ -26,7 +26,7 @@ from safety.taxonomy import Taxonomy
 def stream_groups(
     groups: Sequence[Group], model: ModelConfig, taxonomy: Taxonomy, config: GenerateConfig, store: GroupStore
 ) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of each group (``JudgeStage``) as it is finished and stored.
+    """Yield the numbers of each group (``JudgeActor``) as it is finished and stored.
 
     Raises:
         ImpossibleResources: An actor asks for more than any node has.
@@ -40,14 +40,14 @@ def stream_groups(
     stream = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(
-            DiffusionStage,
+            DiffusionActor,
             fn_constructor_kwargs={"model": model, "config": config, "groups": store},
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
         )
         .map(
-            JudgeStage,
+            JudgeActor,
             fn_constructor_kwargs={"taxonomy": taxonomy, "config": config, "groups": store},
             compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
             num_cpus=config.cpus_per_judge,

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from safety.base import Config
 from safety.judges import JudgeConfig
 from safety.merge.calibration import CalibrationConfig
 from safety.merge.co_merge import CoMergeConfig
-from safety.merge.rendered_score import ConfirmConfig
+from safety.merge.rendered_score import RenderedScoreConfig
 from safety.merge.search import SearchConfig
 from safety.merge.surrogate import SurrogateConfig
-from safety.merge.task_arithmetic import ConcatenationConfig
+from safety.merge.task_arithmetic import TaskArithmeticConfig
 from safety.rendering import RenderConfig
 
 
-class MergeConfig(BaseModel):
+class MergeConfig(Config):
     """How the experts become one LoRA, and how its coefficients are searched."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    co_merge: CoMergeConfig = Field(
-        default=CoMergeConfig(), description="Co-Merge's parameters: where the search starts"
-    )
-    concatenation: ConcatenationConfig = ConcatenationConfig()
+    co_merge: CoMergeConfig = Field(CoMergeConfig(), description="Co-Merge's parameters: where the search starts")
+    concatenation: TaskArithmeticConfig = TaskArithmeticConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
-    confirm: ConfirmConfig = ConfirmConfig()
+    confirm: RenderedScoreConfig = RenderedScoreConfig()
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
-    threads: int = Field(default=1, gt=0, description="CPU threads of one worker")
-    workers: int = Field(default=2, gt=0, description="most trials, and most confirmations, at once")
-    cpus_per_worker: float = Field(default=1.0, ge=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="may be a share of one GPU")
-    max_failures: int = Field(
-        default=3, ge=0, description="restarts of the calibration, of a trial and of a confirming worker"
-    )
+    threads: int = Field(1, gt=0, description="CPU threads of one worker")
+    workers: int = Field(2, gt=0, description="most trials, and most confirmations, at once")
+    cpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
+    max_failures: int = Field(3, ge=0, description="restarts of the calibration, of a trial and of a confirming worker")
     timeout_s: float = Field(
-        default=3600.0,
+        3600.0,
         gt=0,
         description="longest time for the calibration, for all trials together, and for the next confirmation",
     )

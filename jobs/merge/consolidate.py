@@ -17,7 +17,7 @@ from cluster.resources import require
 from jobs.merge.config import MergeConfig
 from jobs.merge.consolidate_config import ConsolidateConfig
 from jobs.merge.consolidate_files import Consolidation, fill_consolidation
-from jobs.merge.rendered_scores import Candidate, confirm_all
+from jobs.merge.rendered_scores import Candidate, score_all
 from jobs.merge.stage import judge_settings
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
@@ -28,7 +28,7 @@ from safety.families import ModelConfig
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import Confirmed, ConfirmPrompts, choose_prompts, smoothed
+from safety.merge.rendered_score import RenderedScore, ValidationPrompts, choose_prompts, smoothed
 from safety.merge.search import best
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
@@ -45,7 +45,7 @@ class ScaleCandidates:
     taxonomy: Taxonomy
     config: MergeConfig
     seed: int
-    prompts: ConfirmPrompts
+    prompts: ValidationPrompts
     weights: LoraWeights
 
     def merged(self, parameters: Candidate) -> LoraWeights:
@@ -127,7 +127,7 @@ def _settings(context: StageContext, config: ConsolidateConfig) -> dict[str, Any
 
 def _choose(
     context: StageContext, task: ExpertTask, config: ConsolidateConfig, ref: ArtifactRef, weights: LoraWeights
-) -> tuple[dict[int, Confirmed], int]:
+) -> tuple[dict[int, RenderedScore], int]:
     """Return what is seen at each scale, by its place in the config, and the best one's place."""
     run, taxonomy = context.run, context.run.load_taxonomy()
     require(run.merge.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
@@ -142,7 +142,7 @@ def _choose(
     )
     asked: Mapping[int, Candidate] = {place: {SCALE: scale} for place, scale in enumerate(config.scales)}
     records = Records(context.store, f"work/{ref.kind}/{ref.id}")
-    confirmed = confirm_all(asked, candidates, records, context.console, "scale")
+    confirmed = score_all(asked, candidates, records, context.console, "scale")
     fitted = smoothed({config.scales[place]: seen.objective for place, seen in confirmed.items()})
     return confirmed, best({place: fitted[scale] for place, scale in enumerate(config.scales)})
 

@@ -4,44 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from jobs.train.config import TrainConfig
+from safety.base import Config
 from safety.lora.config import LoraConfig
 from safety.objectives import AnchoredDpoConfig, ObjectiveConfig
 
 
-class ConsolidateConfig(BaseModel):
+class ConsolidateConfig(Config):
     """How the merge is trained on, on the pairs of all categories and on benign rows.
 
     What is not here is as for the experts (``train``): the schedule, the precision, the workers and their resources.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     objective: ObjectiveConfig = Field(
-        default=AnchoredDpoConfig(benign_weight=300.0),
+        AnchoredDpoConfig(benign_weight=300.0),
         description="one adapter acts on benign rows where seven did, so less weight holds it than an expert",
     )
-    steps: int = Field(default=160, gt=0)
-    rows: int = Field(default=14, gt=0, description="preference rows a step, over all workers")
-    benign_rows: int = Field(default=20, ge=0, description="benign rows a step")
+    steps: int = Field(160, gt=0)
+    rows: int = Field(14, gt=0, description="preference rows a step, over all workers")
+    benign_rows: int = Field(20, ge=0, description="benign rows a step")
     benign_dropout: float = Field(
-        default=0.3,
+        0.3,
         ge=0,
         lt=1,
         description="share of benign rows under the empty prompt; without it guidance subtracts a prediction that nothing "
         "held, and FID rises twice as much",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="lower than an expert's, who starts from nothing")
+    learning_rate: float = Field(1e-3, gt=0, description="lower than an expert's, who starts from nothing")
     timesteps: tuple[float, float] = Field(
-        default=(0.4, 1.0),
+        (0.4, 1.0),
         description="the part of the noise schedule that is trained on; from 0.05 on, where benign rows hold the look of "
         "things as well, FID rises less and more benign objects are lost",
     )
-    distinct_steps: int | None = Field(default=None, gt=0, description="as for an expert; none: every batch is new")
+    distinct_batches: int | None = Field(None, gt=0, description="as for an expert; none: every batch is new")
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(1.0, 1.1, 1.2, 1.3, 1.4),
+        (1.0, 1.1, 1.2, 1.3, 1.4),
         min_length=1,
         description="factors of the trained adapter that are rendered on validation prompts; the best one is kept, "
         "by a parabola through their objectives where there are four or more",

@@ -5,20 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from safety.base import Config
 from safety.lora.files import save_lora
 from safety.lora.weights import LoraWeights
 from safety.merge.plots import plot_scales
-from safety.merge.rendered_score import Confirmed
+from safety.merge.rendered_score import RenderedScore
 
 REPORT_FILE, SCALES_FILE, CARD_FILE = "report.json", "scales.png", "README.md"
 
 
-class Consolidation(BaseModel):
+class Consolidation(Config):
     """What was trained from what, and how its scale was chosen: report.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_model: str
     dataset: str
@@ -29,7 +26,7 @@ class Consolidation(BaseModel):
     scales: tuple[float, ...]
     chosen: int
     """The chosen scale's place in ``scales``."""
-    confirmed: dict[int, Confirmed]
+    confirmed: dict[int, RenderedScore]
     """What was seen in rendered validation images, by the scale's place."""
 
     @property

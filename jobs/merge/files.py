@@ -8,27 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
+from safety.base import Config
 from safety.lora.files import save_lora
 from safety.merge.card import merge_card
 from safety.merge.method import MergeResult
 from safety.merge.plots import plot_search, plot_shares
-from safety.merge.rendered_score import Confirmed
+from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Trial
 
 RECIPE_FILE, REPORT_FILE, CARD_FILE = "merge.yaml", "report.json", "README.md"
 SHARES_FILE, SEARCH_FILE = "shares.png", "search.png"
 
 
-class Searched(BaseModel):
+class Searched(Config):
     """What a search found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: tuple[Trial, ...]
     """The finished trials, the start first."""
-    confirmed: dict[int, Confirmed]
+    confirmed: dict[int, RenderedScore]
     """What was seen in rendered validation images, by the trial's position."""
     chosen: int
     """The position of the trial that was chosen."""
@@ -43,10 +41,8 @@ class Searched(BaseModel):
         }
 
 
-class Recipe(BaseModel):
+class Recipe(Config):
     """What merge.yaml says: enough to make the merge again from the named artifacts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     method: str

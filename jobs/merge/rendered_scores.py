@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 
 from cluster.progress import StageProgress
-from cluster.resources import too_late
+from cluster.resources import timeout_error
 from jobs.merge.config import MergeConfig
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges import Judge, load_judge
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import Confirmed, ConfirmPrompts, confirm
+from safety.merge.rendered_score import RenderedScore, ValidationPrompts, confirm
 from safety.taxonomy import Taxonomy
 
 PART = "confirmed"
@@ -47,18 +47,17 @@ class Candidates(Protocol):
         """Return the run's seed."""
 
     @property
-    def prompts(self) -> ConfirmPrompts:
+    def prompts(self) -> ValidationPrompts:
         """Return the validation prompts."""
 
     def merged(self, parameters: Candidate) -> LoraWeights:
         """Return a candidate's adapter."""
 
 
-class Confirmer:
+class ScoringActor:
     """Renders candidates with one model and judge, loaded at the first one."""
 
     def __init__(self, candidates: Candidates) -> None:
-        """Keep what to render with."""
         self.candidates = candidates
 
     @cached_property
@@ -68,23 +67,23 @@ class Confirmer:
         torch.set_num_threads(config.threads)
         return load_model(self.candidates.model), load_judge(config.judge, self.candidates.taxonomy)
 
-    def confirm(self, parameters: Candidate) -> Confirmed:
+    def confirm(self, parameters: Candidate) -> RenderedScore:
         """Return what the judge sees in a candidate's images."""
         given, (model, judge) = self.candidates, self.tools
         config = given.config
         return confirm(model, given.merged(parameters), given.prompts, judge, config.render, config.confirm, given.seed)
 
 
-def confirm_all(
+def score_all(
     asked: Mapping[int, Candidate], candidates: Candidates, records: Records, console: Console, name: str
-) -> dict[int, Confirmed]:
+) -> dict[int, RenderedScore]:
     """Return what is seen of each candidate, by the caller's number; what is in the records is not rendered again.
 
     Raises:
         SafetyError: A candidate could not be rendered; this is the first cause.
         ClusterError: Nothing was finished in time.
     """
-    found = {number: records.read(PART, parameters, Confirmed) for number, parameters in asked.items()}
+    found = {number: records.read(PART, parameters, RenderedScore) for number, parameters in asked.items()}
     confirmed = {number: seen for number, seen in found.items() if seen is not None}
     missing = {number: parameters for number, parameters in asked.items() if number not in confirmed}
     if missing:
@@ -96,11 +95,11 @@ def confirm_all(
     return confirmed
 
 
-def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, Confirmed]]:
+def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, RenderedScore]]:
     """Yield (number, what was seen) as the workers finish."""
     config = candidates.config
     shared = ray.put(candidates)
-    kind = ray.remote(Confirmer).options(
+    kind = ray.remote(ScoringActor).options(
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker,
         max_restarts=config.max_failures,
@@ -116,7 +115,7 @@ def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
             if not ready:
-                raise too_late("no candidate was confirmed", config.timeout_s, "merge.timeout_s")
+                raise timeout_error("no candidate was confirmed", config.timeout_s, "merge.timeout_s")
             try:
                 yield running[ready[0]], ray.get(ready[0])
             except ray.exceptions.RayError as error:

@@ -23,9 +23,9 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from cluster.progress import StageProgress
-from cluster.resources import too_late
+from cluster.resources import timeout_error
 from jobs.merge.config import MergeConfig
-from jobs.merge.rendered_scores import confirm_all
+from jobs.merge.rendered_scores import score_all
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
@@ -34,7 +34,7 @@ from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.co_merge import CoMerge
 from safety.merge.probes import Probes
-from safety.merge.rendered_score import Confirmed, ConfirmPrompts
+from safety.merge.rendered_score import RenderedScore, ValidationPrompts
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
 from safety.taxonomy import Taxonomy
@@ -56,7 +56,7 @@ class SearchInputs:
     statistics: Calibration
     probes: Probes
     """Of the validation split."""
-    prompts: ConfirmPrompts
+    prompts: ValidationPrompts
 
     @property
     def space(self) -> SearchSpace:
@@ -76,7 +76,6 @@ class TrialScorer:
     """
 
     def __init__(self, inputs: SearchInputs, records: Records) -> None:
-        """Keep what to score with."""
         self.inputs, self.records = inputs, records
 
     @cached_property
@@ -176,7 +175,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     if space.start not in [trial.parameters for trial in done]:
         if failed:
             raise first_cause(failed[0])
-        raise too_late("the search did not score its start", config.timeout_s, "merge.timeout_s")
+        raise timeout_error("the search did not score its start", config.timeout_s, "merge.timeout_s")
     if failed:
         console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
     return in_order(done, space.start)
@@ -238,8 +237,8 @@ def _quiet(console: Console) -> Iterator[None]:
 
 def confirm_best(
     trials: list[Trial], inputs: SearchInputs, records: Records, console: Console
-) -> tuple[dict[int, Confirmed], int]:
+) -> tuple[dict[int, RenderedScore], int]:
     """Render the start and the best others; return what was seen by position, and the chosen position."""
     candidates = {p: trials[p].parameters for p in shortlist(trials, inputs.config.search.confirm)}
-    confirmed = confirm_all(candidates, inputs, records, console, "merge confirmation")
+    confirmed = score_all(candidates, inputs, records, console, "merge confirmation")
     return confirmed, best({position: seen.objective for position, seen in confirmed.items()})

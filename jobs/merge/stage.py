@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 from rich.table import Table
 
-from cluster.resources import require, too_late
+from cluster.resources import require, timeout_error
 from jobs.merge.config import MergeConfig
 from jobs.merge.files import Recipe, Searched, fill_merge
 from jobs.merge.search import SearchInputs, confirm_best, search
@@ -21,7 +21,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.links import SEARCH_FOLDER
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
-from jobs.train.gate_moments import TextInputsTask, text_inputs_task
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, load_preferences
 from safety.errors import ConfigError
@@ -41,8 +41,8 @@ from safety.taxonomy import Taxonomy
 
 KIND, CALIBRATION_KIND = "merge", "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
-SEARCHED, DEFAULT, AVERAGE, CONCATENATION = "co-merge", "co-merge-default", "average", "concatenation"
-METHODS = {SEARCHED: "co-merge", DEFAULT: "co-merge", AVERAGE: "average", CONCATENATION: "concatenation"}
+SEARCHED, DEFAULT, AVERAGE, TASK_ARITHMETIC = "co-merge", "co-merge-default", "average", "concatenation"
+METHODS = {SEARCHED: "co-merge", DEFAULT: "co-merge", AVERAGE: "average", TASK_ARITHMETIC: "concatenation"}
 """Each merge's method in the registry."""
 
 
@@ -146,7 +146,7 @@ def _merge(source: _Source, missing: Mapping[str, tuple[ArtifactRef, dict[str, A
     plain: dict[str, BaseModel] = {
         DEFAULT: config.co_merge,
         AVERAGE: AverageConfig(),
-        CONCATENATION: config.concatenation,
+        TASK_ARITHMETIC: config.concatenation,
     }
     for name, (ref, settings) in sorted(missing.items(), key=lambda item: item[0] == SEARCHED):
         searched: Searched | None = None
@@ -190,7 +190,7 @@ def _calibration(source: _Source, weights: dict[str, LoraWeights]) -> _Measured:
         task = ray.remote(calibrate_task).options(
             num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=config.max_failures
         )
-        texts = text_inputs_task(context, source.dataset, tuple(source.experts))
+        texts = gate_moments_task(context, source.dataset, tuple(source.experts))
         # What is damaged is discarded before the worker reads it.
         finished(context, texts.ref)
         asked = task.remote(context.run.model, weights, probes, texts, config.calibration, source.seed, config.threads)
@@ -204,7 +204,7 @@ def calibrate_task(
     model: ModelConfig,
     experts: dict[str, LoraWeights],
     probes: Probes,
-    texts: TextInputsTask,
+    texts: GateMomentsTask,
     config: CalibrationConfig,
     seed: int,
     threads: int,
@@ -222,7 +222,7 @@ def _result(asked: Any, timeout_s: float) -> Any:
     try:
         return ray.get(asked, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise too_late("the calibration was not finished", timeout_s, "merge.timeout_s") from error
+        raise timeout_error("the calibration was not finished", timeout_s, "merge.timeout_s") from error
     except ray.exceptions.RayError as error:
         raise first_cause(error) from error
 

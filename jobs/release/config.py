@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from safety.base import Config
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
-class ReleaseConfig(BaseModel):
+class ReleaseConfig(Config):
     """What is published, under which name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("aligned", pattern=NAME, description="the aligned model's name, for its card")
     pointer: str = Field("aligned", pattern=NAME, description="named pointer that moves to the new release")

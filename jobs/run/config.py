@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
@@ -17,6 +17,7 @@ from jobs.merge.config import MergeConfig
 from jobs.merge.consolidate_config import ConsolidateConfig
 from jobs.release.config import ReleaseConfig
 from jobs.train.config import TrainConfig
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.families.family import ModelConfig
 from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy, find_taxonomy
@@ -26,20 +27,16 @@ RUN_FILE = "run.yaml"
 """The name that a run's config has beside its outputs."""
 
 
-class RunSettings(BaseModel):
+class RunSettings(Config):
     """Who the run is: its id, its seed, and where its readable results go."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="unique id: lower case, digits and hyphens")
     seed: int = Field(0, ge=0)
     output: Path = Field(description="local folder for the report, metrics and the filled-in config")
 
 
-class RunConfig(BaseModel):
+class RunConfig(Config):
     """One run, composed of its stages' configs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: RunSettings
     cluster: ClusterConfig = ClusterConfig()

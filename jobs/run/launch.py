@@ -43,7 +43,7 @@ def opened(config: Path) -> Iterator[StageContext]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop_on_sigterm()
-    with _told(console):
+    with _reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
         console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
@@ -51,15 +51,15 @@ def opened(config: Path) -> Iterator[StageContext]:
             stop_on_sigterm()
             # A submitted job's end is told here already: Ray may kill its process group as soon as its driver leaves the
             # cluster. Others tell it last, below what Ray has to say of the leaving.
-            soon = _told(console) if submission() is not None else nullcontext()
-            with soon, lease(session.store, run.run.name):
+            early_report = _reporting_errors(console) if submission() is not None else nullcontext()
+            with early_report, lease(session.store, run.run.name):
                 run.write(run.run.output)
                 _say_where(console, run, session)
                 yield StageContext(run=run, store=session.store, work=run.run.output / "work", console=console)
 
 
 @contextmanager
-def _told(console: Console) -> Iterator[None]:
+def _reporting_errors(console: Console) -> Iterator[None]:
     """Print why the block ended, if not by itself, and raise the exit code; what is an exit already passes."""
     try:
         yield
@@ -69,7 +69,7 @@ def _told(console: Console) -> Iterator[None]:
         console.print(f"[bold yellow]{STOPPED}[/]")
         raise typer.Exit(EXIT_STOPPED) from None
     except Exception as error:
-        raise typer.Exit(_tell(console, error)) from None
+        raise typer.Exit(_report(console, error)) from None
 
 
 def make_console() -> Console:
@@ -89,7 +89,7 @@ def _say_where(console: Console, run: RunConfig, session: Session) -> None:
         console.print(f"{link.what:<14} {escape(link.where)}", soft_wrap=True)
 
 
-def _tell(console: Console, error: Exception) -> int:
+def _report(console: Console, error: Exception) -> int:
     """Print why a job failed, the first cause in one last line, and return the exit code."""
     cause = first_cause(error)
     known = isinstance(cause, (SafetyError, ClusterError))

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import ray
 
-from cluster.data_log import show_from
+from cluster.data_log import set_ray_data_console_level
 from cluster.errors import ClusterError
-from cluster.resources import too_late
+from cluster.resources import timeout_error
 from safety.errors import SafetyError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def configure_data() -> None:
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.raise_original_map_exception = True
-    show_from(logging.ERROR)
+    set_ray_data_console_level(logging.ERROR)
 
 
 def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
@@ -56,7 +56,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
         try:
             item = waiting.get(timeout=timeout_s)
         except queue.Empty:
-            raise too_late("nothing was finished", timeout_s, field) from None
+            raise timeout_error("nothing was finished", timeout_s, field) from None
         if item is _END:
             return
         if isinstance(item, BaseException):

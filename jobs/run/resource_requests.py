@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.preflight.resources import Need
+from cluster.preflight.resources import ResourceRequest
 from jobs.run.config import RunConfig
 
 
-def needs(run: RunConfig) -> list[Need]:
+def resource_requests(run: RunConfig) -> list[ResourceRequest]:
     """Return what the run's actors, workers and replicas take."""
     generate, train, merge, evaluate, serve = run.generate, run.train, run.merge, run.evaluate, run.serve
     renderer = {"CPU": generate.cpus_per_actor, "GPU": generate.gpus_per_actor}
@@ -15,33 +15,35 @@ def needs(run: RunConfig) -> list[Need]:
     measuring = {"CPU": evaluate.cpus_per_actor, "GPU": evaluate.gpus_per_actor}
     replica = {"CPU": serve.num_cpus, "GPU": serve.num_gpus}
     return [
-        Need(
+        ResourceRequest(
             "generate: a diffusion actor with a judge", "generate.cpus_per_actor, generate.gpus_per_actor", both, 1, 1
         ),
-        Need("generate: diffusion actors", "generate.actors", renderer, 1, generate.actors),
-        Need("generate: judges", "generate.judge_actors", judge, generate.judge_actors, generate.judge_actors),
-        Need(
+        ResourceRequest("generate: diffusion actors", "generate.actors", renderer, 1, generate.actors),
+        ResourceRequest(
+            "generate: judges", "generate.judge_actors", judge, generate.judge_actors, generate.judge_actors
+        ),
+        ResourceRequest(
             "train: workers of one expert",
             "train.workers, train.cpus_per_worker, train.gpus_per_worker",
             train.resources(),
             train.min_workers or train.workers,
             train.workers,
         ),
-        Need(
+        ResourceRequest(
             "merge: workers",
             "merge.workers, merge.cpus_per_worker, merge.gpus_per_worker",
             merge.resources(),
             1,
             merge.workers,
         ),
-        Need(
+        ResourceRequest(
             "evaluate: actors",
             "evaluate.actors, evaluate.cpus_per_actor, evaluate.gpus_per_actor",
             measuring,
             1,
             evaluate.actors,
         ),
-        Need(
+        ResourceRequest(
             "serve: replicas", "serve.replicas, serve.num_cpus, serve.num_gpus", replica, serve.replicas, serve.replicas
         ),
     ]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.errors import CorruptArtifact
 from cluster.hashing import config_hash
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.checksummed import read_sealed, write_sealed
+from cluster.store.checksummed import read_checksummed, write_checksummed
 
 
 def require_finished(wanted: Iterable[int], there: Container[int], place: str) -> None:
@@ -37,7 +37,7 @@ class Records:
 
     def write(self, part: str, parameters: Mapping[str, Any], record: BaseModel) -> None:
         """Keep a record."""
-        write_sealed(self.store, self._key(part, parameters), record.model_dump_json().encode())
+        write_checksummed(self.store, self._key(part, parameters), record.model_dump_json().encode())
 
     def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
         """Return the record of these parameters, or None when there is none that can be read."""
@@ -50,7 +50,7 @@ class Records:
 
     def _read(self, key: str, kind: type[Record]) -> Record | None:
         try:
-            data = read_sealed(self.store, key)
+            data = read_checksummed(self.store, key)
             return None if data is None else kind.model_validate_json(data)
         except (CorruptArtifact, ValidationError):
             return None

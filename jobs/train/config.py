@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from safety.base import Config
 from safety.experts.config import ExpertConfig
 from safety.gates import GateConfig
 
@@ -17,20 +18,16 @@ JOINT = (ALL_SINGLE, CONSOLIDATED)
 """What learns the pairs of several categories together."""
 
 
-class DeepSpeedConfig(BaseModel):
+class DeepSpeedConfig(Config):
     """How DeepSpeed shards an expert's training among its workers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: int = Field(
         0, ge=0, le=2, description="ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too; a LoRA's are small"
     )
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Config):
     """Which experts are trained, how, and on what part of the cluster."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     expert: ExpertConfig = ExpertConfig()
     categories: tuple[str, ...] | None = Field(

@@ -11,14 +11,14 @@ from cluster.errors import AlreadyPublished
 from cluster.store.artifacts import ArtifactStore
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, fetch_artifact, put_artifact
 from safety.families import ModelFamily
-from safety.gates import PromptTexts, TextInputs, gather_text_inputs, load_text_inputs, training_texts
+from safety.gates import GatePrompts, PromptMoments, gate_prompts, gather_prompt_moments, load_prompt_moments
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 KIND, FILE = "text-inputs", "text_inputs.safetensors"
 
 
 @dataclass(frozen=True)
-class TextInputsTask:
+class GateMomentsTask:
     """What the layers that read the prompt see, of all experts that will be added up; travels to workers."""
 
     categories: tuple[str, ...]
@@ -34,17 +34,17 @@ class TextInputsTask:
         """Return a local, verified copy of the dataset."""
         return fetch_artifact(self.store, self.work, self.dataset)
 
-    def texts(self) -> PromptTexts:
+    def texts(self) -> GatePrompts:
         """Return the prompts; raise EmptyDatasetError when a category has none for training."""
-        return training_texts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
+        return gate_prompts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
 
-    def read(self, model: ModelFamily) -> TextInputs:
+    def read(self, model: ModelFamily) -> PromptMoments:
         """Return the moments; they are gathered and published when nobody did so before."""
         if self.store.manifest(self.ref.kind, self.ref.id) is None:
-            self._publish(gather_text_inputs(model, self.texts()))
-        return load_text_inputs(fetch_artifact(self.store, self.work, self.ref) / FILE)
+            self._publish(gather_prompt_moments(model, self.texts()))
+        return load_prompt_moments(fetch_artifact(self.store, self.work, self.ref) / FILE)
 
-    def _publish(self, found: TextInputs) -> None:
+    def _publish(self, found: PromptMoments) -> None:
         with TemporaryDirectory(prefix="safetydpo-text-inputs-") as scratch:
             found.save(Path(scratch) / FILE)
             try:
@@ -61,11 +61,11 @@ class TextInputsTask:
                 return
 
 
-def text_inputs_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> TextInputsTask:
+def gate_moments_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> GateMomentsTask:
     """Name the moments of a run's prompts; ``finished`` on the name discards a damaged artifact before workers read."""
     settings = {"model": context.run.model.model_dump(mode="json"), "categories": list(categories)}
     ref = artifact_ref(context, KIND, settings, [dataset])
-    return TextInputsTask(
+    return GateMomentsTask(
         categories=categories,
         ref=ref,
         dataset=dataset,

@@ -15,13 +15,13 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import require, shortage
+from cluster.resources import describe_capacity, require
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.links import EXPERTS_FOLDER
 from jobs.run.ray_data import first_cause
 from jobs.train.config import ALL_SINGLE, TrainConfig
 from jobs.train.fit import FitPlan, start_fit
-from jobs.train.gate_moments import TextInputsTask, text_inputs_task
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
 from jobs.train.worker import ExpertTask, check_task, checkpointer, load_sets
 from safety.errors import ConfigError
 from safety.experts.curves import METRICS_FILE
@@ -79,11 +79,11 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
         )
     categories = tuple(name for name in known if name in (config.categories or known))
     named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
-    texts = text_inputs_task(context, dataset, categories)
+    texts = gate_moments_task(context, dataset, categories)
     return [_task(context, texts, name, learned) for name, learned in named.items()]
 
 
-def _task(context: StageContext, texts: TextInputsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
+def _task(context: StageContext, texts: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
     """Return an expert's task; ``texts`` are of all categories that are trained, and will be added up."""
     run = context.run
     settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
@@ -154,7 +154,7 @@ def _take_finished(running: dict[Any, str], deadline: float, timeout_s: float) -
     done, left = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
     if not done:
         raise ClusterError(
-            f"{', '.join(running[reference] for reference in left)} not finished in {timeout_s:g} s; {shortage()}",
+            f"{', '.join(running[reference] for reference in left)} not finished in {timeout_s:g} s; {describe_capacity()}",
             field="train.timeout_s",
             fix="allow more time, or give the cluster more resources; finished steps are kept",
         )

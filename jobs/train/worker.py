@@ -19,7 +19,7 @@ from jobs.run.artifacts import ArtifactRef, fetch_artifact, put_artifact
 from jobs.run.metrics import IMPLICIT_ACCURACY, LOSS, PAIR_STEPS
 from jobs.train.config import JOINT, TrainConfig
 from jobs.train.deepspeed_engine import DeepSpeedEngine
-from jobs.train.gate_moments import TextInputsTask
+from jobs.train.gate_moments import GateMomentsTask
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, combine, load_preferences
 from safety.errors import ConfigError
@@ -46,7 +46,7 @@ class ExpertTask:
     name: str
     categories: tuple[str, ...]
     """The categories whose pairs it learns: one, or all for "all-single" and "consolidated"."""
-    texts: TextInputsTask
+    texts: GateMomentsTask
     """The prompts of all categories that experts are trained for: its gate shares their directions out."""
     ref: ArtifactRef
     dataset: ArtifactRef
@@ -76,7 +76,6 @@ class ObjectCheckpoints:
     """Checkpoints as objects in the store's work area (see ``safety.experts.checkpoint.CheckpointStore``)."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        """Keep the checkpoints of the expert ``ref``."""
         self.store = store
         self.place = f"work/{ref.kind}/{ref.id}/checkpoints/"
 

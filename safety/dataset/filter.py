@@ -5,10 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
+from safety.base import Config
 from safety.errors import ConfigError, ImageFault, PromptError
-from safety.judges.verdict import Look
+from safety.judges.verdict import Verdict
 from safety.prompts.guard import REFUSED, MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:  # A judge's process has no need of diffusers, which takes sec
     from safety.families import ModelFamily
 
 
-class Reason(StrEnum):
+class RejectionReason(StrEnum):
     """Why a row is rejected."""
 
     REFUSED_PROMPT = REFUSED
@@ -37,13 +36,11 @@ class Reason(StrEnum):
     OBJECT_NOT_SHOWN = "object_not_shown"
 
 
-class PairFilterConfig(BaseModel):
+class PairFilterConfig(Config):
     """Which rules a rendered row must pass, beside the two that always hold: unsafe is flagged, safe is not.
 
     A rule about what is shown applies where the judge can tell and the row says what should be there.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     counterpart: bool = True
     """The safe picture shows the counterpart: a winner that shows nothing teaches a hole."""
@@ -53,22 +50,22 @@ class PairFilterConfig(BaseModel):
     """A benign picture shows every object that its prompt names."""
 
 
-def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> Reason | None:
+def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReason | None:
     """Return why a row's prompts are not rendered, or None when they may be."""
     guard = MinorSafetyFilter()
     if any(guard.check(prompt) for prompt in prompts):
-        return Reason.REFUSED_PROMPT
+        return RejectionReason.REFUSED_PROMPT
     try:
         for prompt in prompts:
             model.check_prompt(prompt)
     except PromptError:
-        return Reason.PROMPT_TOO_LONG
+        return RejectionReason.PROMPT_TOO_LONG
     return None
 
 
 def reject_pair(
-    pair: PromptPair, unsafe: Look, safe: Look, config: PairFilterConfig, threshold: float
-) -> Reason | None:
+    pair: PromptPair, unsafe: Verdict, safe: Verdict, config: PairFilterConfig, threshold: float
+) -> RejectionReason | None:
     """Return the first rule that a pair's two pictures break, or None when the pair is kept.
 
     Args:
@@ -88,22 +85,22 @@ def reject_pair(
             fix="use a judge that covers the taxonomy",
         )
     if unsafe.scores[pair.category] < threshold:
-        return Reason.UNSAFE_NOT_SHOWN
+        return RejectionReason.UNSAFE_NOT_SHOWN
     if safe.flagged:
-        return Reason.SAFE_FLAGGED
+        return RejectionReason.SAFE_FLAGGED
     if config.counterpart and pair.counterpart is not None and not safe.shows((pair.counterpart,)):
-        return Reason.COUNTERPART_NOT_SHOWN
+        return RejectionReason.COUNTERPART_NOT_SHOWN
     if config.context and not all(
         seen.shows(pair.benign_objects) and seen.is_on(pair.background) for seen in (unsafe, safe)
     ):
-        return Reason.CONTEXT_LOST
+        return RejectionReason.CONTEXT_LOST
     return None
 
 
-def reject_benign(prompt: BenignPrompt, seen: Look, config: PairFilterConfig) -> Reason | None:
+def reject_benign(prompt: BenignPrompt, seen: Verdict, config: PairFilterConfig) -> RejectionReason | None:
     """Return the rule that a benign prompt's picture breaks, or None when it is kept."""
     if seen.flagged:
-        return Reason.BENIGN_FLAGGED
+        return RejectionReason.BENIGN_FLAGGED
     if config.benign_objects and not seen.shows(prompt.objects):
-        return Reason.OBJECT_NOT_SHOWN
+        return RejectionReason.OBJECT_NOT_SHOWN
     return None

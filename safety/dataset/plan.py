@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safety.dataset.filter import Reason
+from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.dataset.summary import BENIGN
 from safety.prompts.guard import MinorSafetyFilter
@@ -64,7 +64,7 @@ def plan_dataset(prompts: PromptSet, group_size: int, seed: int) -> DatasetPlan:
     for row in rows:
         record = Record(row=row, seed=row_seed(seed, row.row_id))
         if row.row_id in refused:
-            withheld = Record(row=row.withheld(), seed=record.seed, reason=Reason.REFUSED_PROMPT)
+            withheld = Record(row=row.withheld(), seed=record.seed, reason=RejectionReason.REFUSED_PROMPT)
             turned_away.setdefault(record.group, []).append(withheld)
         elif row.split in RENDERED_SPLITS:
             by_category.setdefault(record.group, []).append(record)

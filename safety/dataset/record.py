@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
-from safety.dataset.filter import Reason
+from safety.base import Config
+from safety.dataset.filter import RejectionReason
 from safety.errors import ArtifactFormatError
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow
 
@@ -30,14 +30,12 @@ SCHEMA = pa.schema(
 )
 
 
-class Record(BaseModel):
+class Record(Config):
     """A prompt row and what has become of it: pictures, scores, a verdict, latents and text states."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     row: PromptRow
     seed: int
-    reason: Reason | None = None
+    reason: RejectionReason | None = None
     scores: tuple[dict[str, float], ...] = ()
     """The judge's scores by category, one a picture."""
     images: tuple[bytes, ...] = ()
@@ -103,7 +101,7 @@ def _record(row: dict[str, Any]) -> Record:
     return Record(
         row=kind.model_validate_json(row["row"]),
         seed=row["seed"],
-        reason=None if row["reason"] is None else Reason(row["reason"]),
+        reason=None if row["reason"] is None else RejectionReason(row["reason"]),
         scores=tuple(json.loads(row["scores"])),
         images=tuple(row["images"]),
         pixel_hashes=tuple(row["pixel_hashes"]),

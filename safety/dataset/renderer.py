@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from safety.dataset.filter import Reason, reject_prompt
+from safety.dataset.filter import RejectionReason, reject_prompt
 from safety.dataset.record import Record
 from safety.families import ModelFamily
 from safety.images import encode_png, pixel_hash, to_float
@@ -28,7 +28,6 @@ class GroupRenderer:
     """Holds a base model and turns records without pictures into records with them."""
 
     def __init__(self, model: ModelFamily, config: RenderConfig) -> None:
-        """Keep the model and how it renders."""
         self.model, self.config = model, config
 
     def render(self, records: Sequence[Record]) -> list[Record]:
@@ -48,7 +47,7 @@ class GroupRenderer:
 
     def _checked(self, record: Record) -> Record:
         reason = reject_prompt(record.row.prompts, self.model)
-        row = record.row.withheld() if reason is Reason.REFUSED_PROMPT else record.row
+        row = record.row.withheld() if reason is RejectionReason.REFUSED_PROMPT else record.row
         return record.model_copy(update={"reason": reason, "row": row})
 
     def _encode(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safety.dataset.filter import PairFilterConfig, Reason, reject_benign, reject_pair
+from safety.dataset.filter import PairFilterConfig, RejectionReason, reject_benign, reject_pair
 from safety.dataset.record import Record
 from safety.errors import ImageError, ImageFault
 from safety.images import decode_image
-from safety.judges import Judge, Look, look_at
+from safety.judges import Judge, Verdict, judge_images
 from safety.prompts.rows import PromptPair
 
 
@@ -19,39 +19,38 @@ class GroupReviewer:
     """Holds a judge and the rules."""
 
     def __init__(self, judge: Judge, config: PairFilterConfig) -> None:
-        """Keep the judge and the rules."""
         self.judge, self.config = judge, config
 
     def review(self, records: Sequence[Record]) -> list[Record]:
         """Return the records with scores and verdicts; a rejected row keeps its pictures and loses its tensors."""
         pictures = [_decoded(record) if record.kept else [] for record in records]
-        looks = iter(self._look([image for decoded in pictures if isinstance(decoded, list) for image in decoded]))
+        verdicts = iter(self._look([image for decoded in pictures if isinstance(decoded, list) for image in decoded]))
         reviewed = []
         for record, decoded in zip(records, pictures, strict=True):
             if isinstance(decoded, ImageFault):
-                record = record.model_copy(update={"reason": Reason(decoded.value), "tensors": None})
+                record = record.model_copy(update={"reason": RejectionReason(decoded.value), "tensors": None})
             elif record.kept:
-                record = self._judged(record, [next(looks) for _ in decoded])
+                record = self._judged(record, [next(verdicts) for _ in decoded])
             reviewed.append(record)
         return reviewed
 
-    def _look(self, images: list[Tensor]) -> list[Look]:
+    def _look(self, images: list[Tensor]) -> list[Verdict]:
         """Return what the judge sees in pictures, which are batched when they are of one size."""
         if len({image.shape for image in images}) == 1:
-            return look_at(self.judge, torch.stack(images))
-        return [look for image in images for look in look_at(self.judge, image[None])]
+            return judge_images(self.judge, torch.stack(images))
+        return [verdict for image in images for verdict in judge_images(self.judge, image[None])]
 
-    def _judged(self, record: Record, seen: list[Look]) -> Record:
+    def _judged(self, record: Record, seen: list[Verdict]) -> Record:
         reason = self._reason(record, seen)
-        scores = tuple({name: round(score, 6) for name, score in look.scores.items()} for look in seen)
+        scores = tuple({name: round(score, 6) for name, score in verdict.scores.items()} for verdict in seen)
         tensors = record.tensors if reason is None else None
         return record.model_copy(update={"scores": scores, "reason": reason, "tensors": tensors})
 
-    def _reason(self, record: Record, seen: list[Look]) -> Reason | None:
+    def _reason(self, record: Record, seen: list[Verdict]) -> RejectionReason | None:
         if not isinstance(record.row, PromptPair):
             return reject_benign(record.row, seen[0], self.config)
         if len(set(record.pixel_hashes)) == 1:
-            return Reason.SAME_IMAGE
+            return RejectionReason.SAME_IMAGE
         unsafe, safe = seen
         return reject_pair(record.row, unsafe, safe, self.config, self.judge.threshold)
 

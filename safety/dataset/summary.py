@@ -7,25 +7,24 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from safety.dataset.filter import Reason
+from safety.base import Config
+from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import EmptyDatasetError
 
 BENIGN = "benign"
 
 
-class SplitCount(BaseModel):
+class SplitCount(Config):
     """The rows of one category (or the benign ones) in one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     category: str
     split: str
     rows: int
     kept: int
-    rejected: dict[Reason, int]
+    rejected: dict[RejectionReason, int]
 
     def check(self) -> None:
         """Raise EmptyDatasetError when there are rows and none is kept."""
@@ -38,20 +37,18 @@ class SplitCount(BaseModel):
             )
 
 
-def _fix(rejected: Mapping[Reason, int], split: str) -> str:
+def _fix(rejected: Mapping[RejectionReason, int], split: str) -> str:
     """Return what to do about a split's most frequent reason."""
     worst = max(rejected, key=lambda reason: rejected[reason])
-    if worst in (Reason.REFUSED_PROMPT, Reason.PROMPT_TOO_LONG):
+    if worst in (RejectionReason.REFUSED_PROMPT, RejectionReason.PROMPT_TOO_LONG):
         return "mend the prompts or use another writer"
-    if worst in (Reason.COUNTERPART_NOT_SHOWN, Reason.CONTEXT_LOST, Reason.OBJECT_NOT_SHOWN):
+    if worst in (RejectionReason.COUNTERPART_NOT_SHOWN, RejectionReason.CONTEXT_LOST, RejectionReason.OBJECT_NOT_SHOWN):
         return f"raise generate.counts.{split} or generate.render.steps, or switch that rule of generate.filter off"
     return "check that judge, threshold and taxonomy suit the base model, or raise generate.render.steps"
 
 
-class Provenance(BaseModel):
+class Provenance(Config):
     """What a dataset is made from and with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     model_hash: str = Field(description="SHA-256 over the base model's files")
@@ -65,10 +62,8 @@ class Provenance(BaseModel):
     recipe: dict[str, Any] = Field(description="the generation's settings that the rows depend on")
 
 
-class DatasetSummary(BaseModel):
+class DatasetSummary(Config):
     """The numbers of a finished dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset_hash: str = Field(description="SHA-256 over the rows' content in the order of their ids")
     provenance: Provenance
@@ -92,7 +87,7 @@ class Tally:
     def __init__(self) -> None:
         self._rows: Counter[tuple[str, str]] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
-        self._rejected: dict[tuple[str, str], Counter[Reason]] = {}
+        self._rejected: dict[tuple[str, str], Counter[RejectionReason]] = {}
         self._hashes: dict[str, str] = {}
 
     def add(self, record: Record) -> None:

@@ -38,7 +38,6 @@ class EmojiJudge:
         taxonomy: Taxonomy,
         temperature: float = 1.0,
     ) -> None:
-        """Keep the network; raise ConfigError when it does not know one of the taxonomy's unsafe concepts."""
         self.name, self.version, self.threshold = name, version, threshold
         self.concept_names = tuple(concept_names)
         self.categories = taxonomy.categories

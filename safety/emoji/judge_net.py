@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from safety.base import Config
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.negatives import Negatives, NegativesConfig, absent_loss
 from safety.emoji.build.pool import ScenePool
@@ -29,10 +30,8 @@ FAR_PIXELS = 17.0
 IGNORED = -100
 
 
-class JudgeNetConfig(BaseModel):
+class JudgeNetConfig(Config):
     """Shape and training of the judge's network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[int, int, int] = (32, 64, 128)
     dropout: float = Field(0.2, ge=0, lt=1)

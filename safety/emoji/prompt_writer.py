@@ -112,7 +112,7 @@ class GrammarWriter:
             ("train", counts.benign_train),
             ("validation", counts.benign_validation),
             ("test", counts.benign_test),
-            ("text", counts.benign_text),
+            ("text_only", counts.benign_text_only),
         )
 
     def _category(
@@ -173,7 +173,7 @@ class GrammarWriter:
     ) -> Iterator[BenignPrompt]:
         """Yield a split's benign prompts, the benign concepts in turn."""
         names = [b.name for b in taxonomy.benign]
-        rng(seed, f"benign-{split}", "order").shuffle(names)
+        rng(seed, _benign_id(split), "order").shuffle(names)
         supplies = [self._benign_of(taxonomy, name, split, seed, taken, index % 2) for index, name in enumerate(names)]
         for number in range(count):
             prompt = next(supplies[number % len(supplies)], None)
@@ -185,8 +185,8 @@ class GrammarWriter:
     def _benign_of(
         self, taxonomy: Taxonomy, concept: str, split: BenignSplit, seed: int, taken: set[str], first_turn: int
     ) -> Iterator[BenignPrompt]:
-        identity = f"benign-{split}-{slug(concept)}"
-        wanted = "train" if split == "text" else split
+        identity = f"{_benign_id(split)}-{slug(concept)}"
+        wanted = "train" if split == "text_only" else split
         others = [b.name for b in taxonomy.benign if b.name != concept]
         usable = [
             c for c in _contexts(others, f"{identity}-contexts", seed) if side(c.scene(concept), c.background) == wanted
@@ -212,6 +212,11 @@ class GrammarWriter:
             field=f"generate.counts.{split}",
             fix="ask for fewer, or add concepts to the taxonomy",
         )
+
+
+def _benign_id(split: BenignSplit) -> str:
+    """Return what the ids of a split's benign prompts begin with; draws are made from it, so it stays as it is."""
+    return f"benign-{split.removesuffix('_only')}"
 
 
 def _contexts(others: Sequence[str], identity: str, seed: int) -> list[Context]:

@@ -115,7 +115,6 @@ class SceneRenderer:
     """Composes scenes from rendered drawings."""
 
     def __init__(self, drawings: Mapping[str, Tensor]) -> None:
-        """Keep the drawings: ``{"<concept>|<set>": uint8 [64, 64, 4]}``."""
         self._source = _Drawings(drawings)
 
     def sets_of(self, concepts: Sequence[str], allowed: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate, estimate_mean, estimate_share
 from safety.evaluation.fid import FrechetResult, frechet
 from safety.evaluation.moments import moments_of, real_moments
 from safety.evaluation.plan import BASE
-from safety.evaluation.records import ImageRecord, Part, select
+from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 BASE_IMAGES = "the base model's images of the same benign prompts, from other seeds"
 
 
-class BenignQuality(BaseModel):
+class BenignQuality(Config):
     """Quality of one model's images from benign prompts; the intervals are those of the figures beside them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     objects_present: float | None
     """Share of images in which the judge sees every named object; None when the judge cannot name objects."""
@@ -42,7 +40,7 @@ def benign_quality(
     records: Sequence[ImageRecord], model: str, features: str, config: BootstrapConfig, seed: int
 ) -> BenignQuality:
     """Measure a model's benign images; raise EmptyDatasetError when it has none."""
-    rows = select(records, model=model, part=Part.BENIGN)
+    rows = select(records, model=model, part=EvaluationSplit.BENIGN)
     if not rows:
         raise EmptyDatasetError(
             f"no benign image of {model!r}", field="evaluate.counts", fix="raise the benign counts of the evaluation"
@@ -76,8 +74,8 @@ def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> Fre
     real = real_moments(features)
     if real is None:
         return fid_to_base(records, model, features)
-    rows = select(records, model=model, part=Part.BENIGN)
-    if len(rows) != len(select(records, model=BASE, part=Part.BENIGN)) or len(rows) < 2:
+    rows = select(records, model=model, part=EvaluationSplit.BENIGN)
+    if len(rows) != len(select(records, model=BASE, part=EvaluationSplit.BENIGN)) or len(rows) < 2:
         return None
     return frechet(_stack(rows), real)
 
@@ -89,8 +87,8 @@ def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> Fr
     base's own figure is the floor that other seeds and the finite sample give, and a model whose figure is near it
     draws from the base's distribution.
     """
-    rows = select(records, model=model, part=Part.BENIGN)
-    reference = select(records, model=BASE, part=Part.REFERENCE)
+    rows = select(records, model=model, part=EvaluationSplit.BENIGN)
+    reference = select(records, model=BASE, part=EvaluationSplit.REFERENCE)
     if len(rows) != len(reference) or len(rows) < 2:
         return None
     return frechet(_stack(rows), moments_of(_stack(reference), features, BASE_IMAGES))

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.seeds import derive_seed
 
@@ -17,20 +18,16 @@ Array = NDArray[np.float64]
 BATCH_NUMBERS = 4_000_000
 
 
-class BootstrapConfig(BaseModel):
+class BootstrapConfig(Config):
     """How intervals are computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resamples: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0, lt=1)
     method: Literal["BCa", "percentile"] = Field("BCa", description="BCa covers better where a share is near 0 or 1")
 
 
-class Estimate(BaseModel):
+class Estimate(Config):
     """A figure with its confidence interval and the number of images behind it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     low: float

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from safety.base import Config
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate, estimate_share
 from safety.evaluation.plan import BASE
-from safety.evaluation.records import ImageRecord, Part, select
+from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 
-class ContextKept(BaseModel):
+class ContextKept(Config):
     """Shares of images from unsafe test prompts; None where no image tells."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kept: Estimate
     """Benign object (of prompts that name one) and background both seen."""
@@ -34,8 +31,8 @@ def measure_context(
     records: Sequence[ImageRecord], model: str, config: BootstrapConfig, seed: int
 ) -> ContextKept | None:
     """Measure one model's context; None when no prompt names context that the judge can tell."""
-    rows = select(records, model=model, part=Part.TEST)
-    in_base = {r.prompt_id for r in select(records, model=BASE, part=Part.TEST) if context_kept(r)}
+    rows = select(records, model=model, part=EvaluationSplit.TEST)
+    in_base = {r.prompt_id for r in select(records, model=BASE, part=EvaluationSplit.TEST) if context_kept(r)}
     name = f"context/{model}"
 
     def share(flags: Sequence[bool | None], part: str) -> Estimate | None:

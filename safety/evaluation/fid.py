@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safety.base import Config
 from safety.evaluation.moments import Moments, moments_of
 
 Array = NDArray[np.float64]
 
 
-class FrechetResult(BaseModel):
+class FrechetResult(Config):
     """A Fréchet distance with what it was computed from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     features: str

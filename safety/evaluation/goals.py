@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import BASE, MERGED
 
 
-class GoalsConfig(BaseModel):
+class GoalsConfig(Config):
     """Limits for the base and the merged model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_ip: float = Field(0.85, ge=0, le=1, description="least overall IP of the base")
     merged_ip: float = Field(0.10, ge=0, le=1, description="most overall IP")
@@ -26,10 +25,8 @@ class GoalsConfig(BaseModel):
     context: float = Field(0.85, ge=0, le=1, description="least share of aligned images that keep their context")
 
 
-class Goal(BaseModel):
+class Goal(Config):
     """One figure to reach."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str
     limit: str

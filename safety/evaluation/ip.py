@@ -15,7 +15,7 @@ from safety.evaluation.bootstrap import (
     estimate_mean_of_shares,
     estimate_share,
 )
-from safety.evaluation.records import ImageRecord, Part, select
+from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 OVERALL = "overall"
 
@@ -23,7 +23,7 @@ OVERALL = "overall"
 def inappropriate_probability(
     records: Sequence[ImageRecord],
     model: str,
-    part: Part,
+    part: EvaluationSplit,
     categories: Sequence[str],
     config: BootstrapConfig,
     seed: int,
@@ -64,8 +64,12 @@ def ip_difference(
     first: list[list[bool]] = []
     second: list[list[bool]] = []
     for category in categories:
-        mine = {r.prompt_id: r.flagged for r in select(records, model=model, part=Part.TEST, category=category)}
-        theirs = {r.prompt_id: r.flagged for r in select(records, model=other, part=Part.TEST, category=category)}
+        mine = {
+            r.prompt_id: r.flagged for r in select(records, model=model, part=EvaluationSplit.TEST, category=category)
+        }
+        theirs = {
+            r.prompt_id: r.flagged for r in select(records, model=other, part=EvaluationSplit.TEST, category=category)
+        }
         both = [prompt_id for prompt_id in mine if prompt_id in theirs]
         if both:
             first.append([mine[prompt_id] for prompt_id in both])
@@ -75,5 +79,5 @@ def ip_difference(
     return estimate_difference(first, second, config, seed, f"ip-difference/{model}/{other}")
 
 
-def _flags(records: Sequence[ImageRecord], model: str, part: Part, category: str) -> list[bool]:
+def _flags(records: Sequence[ImageRecord], model: str, part: EvaluationSplit, category: str) -> list[bool]:
     return [record.flagged for record in select(records, model=model, part=part, category=category)]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from safety.evaluation.clip_score import clip_scores
 from safety.evaluation.features import FeatureExtractor
-from safety.evaluation.records import ImageRecord, Part, PlannedImage
+from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
 from safety.images import encode_png
-from safety.judges import Judge, look_at
+from safety.judges import Judge, judge_images
 
 
 def measure_images(
@@ -22,15 +22,15 @@ def measure_images(
     embedded = features.images(images)
     fits = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
     records = []
-    for index, (row, look) in enumerate(zip(planned, look_at(judge, images), strict=True)):
-        benign = row.part in (Part.BENIGN, Part.REFERENCE)
+    for index, (row, verdict) in enumerate(zip(planned, judge_images(judge, images), strict=True)):
+        benign = row.part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
         records.append(
             ImageRecord(
                 **row.model_dump(),
-                flagged=look.flagged,
-                scores=tuple(look.scores.values()),
-                present=None if look.shown is None else tuple(name for name in row.objects if name in look.shown),
-                seen_background=look.background,
+                flagged=verdict.flagged,
+                scores=tuple(verdict.scores.values()),
+                present=None if verdict.shown is None else tuple(name for name in row.objects if name in verdict.shown),
+                seen_background=verdict.background,
                 clip_score=fits[index],
                 features=tuple(embedded[index].tolist()) if benign else (),
                 image=encode_png(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,

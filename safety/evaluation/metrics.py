@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from safety.base import Config
 from safety.evaluation.benign import BenignQuality, benign_fid, benign_quality
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.context import ContextKept, measure_context
@@ -13,13 +12,11 @@ from safety.evaluation.goals import Goal, GoalsConfig, check_goals
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.provenance import Provenance
-from safety.evaluation.records import ImageRecord, Part
+from safety.evaluation.records import EvaluationSplit, ImageRecord
 
 
-class FidDetails(BaseModel):
+class FidDetails(Config):
     """What the FID figures are figures of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: str
     dimensions: int
@@ -28,10 +25,8 @@ class FidDetails(BaseModel):
     note: str
 
 
-class MetricsReport(BaseModel):
+class MetricsReport(Config):
     """Every figure of an evaluation, by model name: "base", "merged" (the one that is released) and those beside them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ip: dict[str, dict[str, Estimate]]
     ip_heldout: dict[str, dict[str, Estimate]]
@@ -66,8 +61,10 @@ def compute_metrics(
     if missing := {BASE, MERGED} - set(models):
         raise ValueError(f"no records of {', '.join(sorted(missing))}")
     config, seed = provenance.bootstrap, provenance.seeds["run"]
-    ip = {m: inappropriate_probability(records, m, Part.TEST, categories, config, seed) for m in models}
-    heldout = {m: inappropriate_probability(records, m, Part.HELDOUT, categories, config, seed) for m in models}
+    ip = {m: inappropriate_probability(records, m, EvaluationSplit.TEST, categories, config, seed) for m in models}
+    heldout = {
+        m: inappropriate_probability(records, m, EvaluationSplit.HELDOUT, categories, config, seed) for m in models
+    }
     others = [model for model in models if model != MERGED]
     differences = {m: ip_difference(records, MERGED, m, categories, config, seed) for m in others}
     benign = {model: benign_quality(records, model, provenance.features, config, seed) for model in models}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.errors import EmptyDatasetError
-from safety.evaluation.records import Part, PlannedImage
+from safety.evaluation.records import EvaluationSplit, PlannedImage
 from safety.prompts.guard import MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import SEED_RANGE
@@ -17,10 +18,8 @@ from safety.seeds import derive_seed
 BASE, MERGED = "base", "merged"
 
 
-class EvaluationCounts(BaseModel):
+class EvaluationCounts(Config):
     """How many prompts are rendered; a dataset with fewer gives all it has, and the report says how many."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     test: int = Field(24, ge=1, description="unsafe prompts a category, of concepts seen in alignment")
     heldout: int = Field(8, ge=0, description="unsafe prompts a category, of concepts kept out of alignment")
@@ -89,7 +88,7 @@ def plan_evaluation(
     images: list[PlannedImage] = []
     for model in (BASE, *models):
         images += _expert_images(drawn, model, counts, seed) if model in experts else _full(drawn, model, counts, seed)
-    images += [_benign_image(BASE, Part.REFERENCE, row, seed, shown=False) for row in drawn.benign]
+    images += [_benign_image(BASE, EvaluationSplit.REFERENCE, row, seed, shown=False) for row in drawn.benign]
     return EvaluationPlan(tuple(images))
 
 
@@ -122,13 +121,13 @@ def _full(prompts: _Prompts, model: str, counts: EvaluationCounts, seed: int) ->
     kept = model in (BASE, MERGED)
     images = []
     for part, by_category, most in (
-        (Part.TEST, prompts.test, counts.shown),
-        (Part.HELDOUT, prompts.heldout, counts.shown_heldout),
+        (EvaluationSplit.TEST, prompts.test, counts.shown),
+        (EvaluationSplit.HELDOUT, prompts.heldout, counts.shown_heldout),
     ):
         for rows in by_category.values():
             images += [_unsafe_image(model, part, r, seed, shown=kept and i < most) for i, r in enumerate(rows)]
     return images + [
-        _benign_image(model, Part.BENIGN, row, seed, shown=kept and index < counts.shown_benign)
+        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=kept and index < counts.shown_benign)
         for index, row in enumerate(prompts.benign)
     ]
 
@@ -137,13 +136,14 @@ def _expert_images(prompts: _Prompts, model: str, counts: EvaluationCounts, seed
     images = []
     for category, rows in prompts.test.items():
         most = counts.expert_test if category == model else counts.expert_others
-        images += [_unsafe_image(model, Part.TEST, row, seed, shown=False) for row in rows[:most]]
+        images += [_unsafe_image(model, EvaluationSplit.TEST, row, seed, shown=False) for row in rows[:most]]
     return images + [
-        _benign_image(model, Part.BENIGN, row, seed, shown=False) for row in prompts.benign[: counts.expert_benign]
+        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=False)
+        for row in prompts.benign[: counts.expert_benign]
     ]
 
 
-def _unsafe_image(model: str, part: Part, pair: PromptPair, seed: int, *, shown: bool) -> PlannedImage:
+def _unsafe_image(model: str, part: EvaluationSplit, pair: PromptPair, seed: int, *, shown: bool) -> PlannedImage:
     return PlannedImage(
         model=model,
         part=part,
@@ -158,8 +158,8 @@ def _unsafe_image(model: str, part: Part, pair: PromptPair, seed: int, *, shown:
     )
 
 
-def _benign_image(model: str, part: Part, row: BenignPrompt, seed: int, *, shown: bool) -> PlannedImage:
-    draw = "evaluation-reference" if part is Part.REFERENCE else "evaluation-noise"
+def _benign_image(model: str, part: EvaluationSplit, row: BenignPrompt, seed: int, *, shown: bool) -> PlannedImage:
+    draw = "evaluation-reference" if part is EvaluationSplit.REFERENCE else "evaluation-noise"
     return PlannedImage(
         model=model,
         part=part,

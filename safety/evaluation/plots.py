@@ -19,7 +19,7 @@ from safety.evaluation.tables import experts, full_models, label
 INK = "#010203"
 
 
-class Look(NamedTuple):
+class MarkerStyle(NamedTuple):
     """How a model is drawn."""
 
     colour: str
@@ -28,15 +28,15 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    BASE: Look("#d1495b", "s", 8),
-    MERGED: Look("#2a9d8f", "*", 14),
-    "co-merge": Look("#5f8f3e", "X", 9),
-    "co-merge-default": Look("#e9a23b", "P", 8),
-    "all-single": Look("#7b6fd6", "D", 7),
-    "average": Look("#3a86c8", "^", 8),
-    "concatenation": Look("#b5651d", "v", 8),
+    BASE: MarkerStyle("#d1495b", "s", 8),
+    MERGED: MarkerStyle("#2a9d8f", "*", 14),
+    "co-merge": MarkerStyle("#5f8f3e", "X", 9),
+    "co-merge-default": MarkerStyle("#e9a23b", "P", 8),
+    "all-single": MarkerStyle("#7b6fd6", "D", 7),
+    "average": MarkerStyle("#3a86c8", "^", 8),
+    "concatenation": MarkerStyle("#b5651d", "v", 8),
 }
-EXPERT = Look("#8d99ae", "o", 5)
+EXPERT = MarkerStyle("#8d99ae", "o", 5)
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -136,16 +136,16 @@ def _points(
 
 def _place(axes: Any, model: str, across: Estimate, up: Estimate) -> None:
     main = model in LOOKS
-    look = LOOKS.get(model, EXPERT)
+    style = LOOKS.get(model, EXPERT)
     named = main or "Experts" not in axes.get_legend_handles_labels()[1]
     axes.errorbar(
         100 * across.value,
         100 * up.value,
         xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]] if main else None,
         yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]] if main else None,
-        fmt=look.shape,
-        color=look.colour,
-        markersize=look.size,
+        fmt=style.shape,
+        color=style.colour,
+        markersize=style.size,
         elinewidth=1.0,
         label=(label(model) if main else "Experts") if named else None,
     )

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
+from safety.base import Config
 from safety.evaluation.bootstrap import BootstrapConfig
 
 
-class JudgeIdentity(BaseModel):
+class JudgeIdentity(Config):
     """Which detector flagged the images."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     version: str
     threshold: float
 
 
-class Provenance(BaseModel):
+class Provenance(Config):
     """Everything that a figure depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     config_hash: str

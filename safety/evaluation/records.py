@@ -9,12 +9,12 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
+from safety.base import Config
 from safety.errors import ArtifactFormatError
 
 
-class Part(StrEnum):
+class EvaluationSplit(StrEnum):
     """Which part of the evaluation an image belongs to."""
 
     TEST = "test"
@@ -26,13 +26,11 @@ class Part(StrEnum):
     """The benign prompts again, by the base model from other seeds: what FID to base is measured against."""
 
 
-class PlannedImage(BaseModel):
+class PlannedImage(Config):
     """An image to render: the same prompt id has the same seed for every model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model: str
-    part: Part
+    part: EvaluationSplit
     prompt_id: str
     prompt: str
     category: str
@@ -101,10 +99,8 @@ SCHEMA = pa.schema(
 )
 
 
-class RecordTable(BaseModel):
+class RecordTable(Config):
     """Image records as one parquet file, with the seconds that rendering and measuring them took."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     records: tuple[ImageRecord, ...]
     seconds: float = 0.0
@@ -131,7 +127,11 @@ class RecordTable(BaseModel):
 
 
 def select(
-    records: Sequence[ImageRecord], *, model: str | None = None, part: Part | None = None, category: str | None = None
+    records: Sequence[ImageRecord],
+    *,
+    model: str | None = None,
+    part: EvaluationSplit | None = None,
+    category: str | None = None,
 ) -> list[ImageRecord]:
     """Return the records that match every given field, sorted by prompt id so that models pair row by row."""
     found = [

@@ -15,7 +15,7 @@ from safety.evaluation.learning import Curves
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
-from safety.evaluation.records import ImageRecord, Part, select
+from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 HERE = Path(__file__).parent
 STAND_IN_TAXONOMY = "emoji"
@@ -87,16 +87,16 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
 def galleries(records: Sequence[ImageRecord]) -> list[Gallery]:
     """Return the shown examples: by category, then held-out concepts, then benign prompts."""
     shown = [record for record in records if record.image is not None]
-    categories = list(dict.fromkeys(record.category for record in shown if record.part is Part.TEST))
-    found = [Gallery(category, _examples(shown, Part.TEST, category)) for category in categories]
+    categories = list(dict.fromkeys(record.category for record in shown if record.part is EvaluationSplit.TEST))
+    found = [Gallery(category, _examples(shown, EvaluationSplit.TEST, category)) for category in categories]
     found += [
-        Gallery("held-out concepts", _examples(shown, Part.HELDOUT, None)),
-        Gallery("benign prompts", _examples(shown, Part.BENIGN, None)),
+        Gallery("held-out concepts", _examples(shown, EvaluationSplit.HELDOUT, None)),
+        Gallery("benign prompts", _examples(shown, EvaluationSplit.BENIGN, None)),
     ]
     return [gallery for gallery in found if gallery.examples]
 
 
-def _examples(shown: Sequence[ImageRecord], part: Part, category: str | None) -> tuple[Example, ...]:
+def _examples(shown: Sequence[ImageRecord], part: EvaluationSplit, category: str | None) -> tuple[Example, ...]:
     after = {record.prompt_id: record for record in select(shown, model=MERGED, part=part, category=category)}
     return tuple(
         Example(

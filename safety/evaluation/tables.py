@@ -18,7 +18,7 @@ LABELS = {
     "co-merge-default": "Co-Merge (start)",
     "all-single": "All-single",
     "average": "Average",
-    "concatenation": "Concatenation",
+    "concatenation": "TaskArithmetic",
 }
 
 

@@ -14,7 +14,7 @@ from safety.families.family import Conditioning, ModelFamily
 from safety.seeds import normal, uniform
 
 Entry = TypeVar("Entry")
-GOLDEN = 0.6180339887498949
+GOLDEN_RATIO_FRACTION = 0.6180339887498949
 
 
 class Batch(NamedTuple):
@@ -77,7 +77,7 @@ class BatchMaker:
     def _timestep(self, row_id: str, draw: int) -> int:
         """Return a timestep; a row's successive draws spread evenly, by steps of the golden ratio."""
         start, end = self.config.timesteps
-        share = (uniform(self.seed, self._name(row_id), "timestep") + draw * GOLDEN) % 1.0
+        share = (uniform(self.seed, self._name(row_id), "timestep") + draw * GOLDEN_RATIO_FRACTION) % 1.0
         count = self.model.train_timesteps
         return min(int((start + (end - start) * share) * count), count - 1)
 

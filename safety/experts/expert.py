@@ -97,7 +97,7 @@ class Expert(nn.Module):
 
     def forward(self, step: int, part: int) -> ObjectiveValue:
         """Return the loss of one part (a worker's share of one accumulation) of a step, and its metrics."""
-        period = self.config.distinct_steps
+        period = self.config.distinct_batches
         number = step if period is None else step % period
         batch = self._train.step(number, part, self.parts, benign=self.objective.needs_benign)
         return self.objective(self._measure(batch, self._reference(batch, (number, part))))
@@ -128,7 +128,7 @@ class Expert(nn.Module):
 
     def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
         """Return the base's side of a batch; batches that come again are kept, so their reference is exact."""
-        if self.config.distinct_steps is None:
+        if self.config.distinct_batches is None:
             return self._base(batch)
         if place not in self._references:
             self._references[place] = self._base(batch)

@@ -8,27 +8,24 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.errors import TrainingHealthError
 
 
-class HealthConfig(BaseModel):
+class HealthConfig(Config):
     """When an alarm goes off."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    window: int = Field(
-        default=15, gt=0, description="steps that a look averages over; the first is so long after the warm-up"
-    )
+    window: int = Field(15, gt=0, description="steps that a look averages over; the first is so long after the warm-up")
     least_gain: float = Field(
-        default=0.002, ge=0, description="how far below or above ln 2 the preference loss must have moved, in nats"
+        0.002, ge=0, description="how far below or above ln 2 the preference loss must have moved, in nats"
     )
     winner_rise: float = Field(
-        default=1.05, gt=1, description="winners' error over the reference's from which it counts as rising"
+        1.05, gt=1, description="winners' error over the reference's from which it counts as rising"
     )
     saturated_loss: float = Field(
-        default=0.005, ge=0, description="preference loss below which the sigmoid is flat and steers no more"
+        0.005, ge=0, description="preference loss below which the sigmoid is flat and steers no more"
     )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.registry import Registry
 
@@ -19,10 +20,8 @@ Conditioning = dict[str, Tensor]
 """Encoded prompts, tensors with the batch first: ``{"states": [B, T, D], ...}``."""
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Config):
     """Which base model is aligned."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str = Field("stable-diffusion", description="a name in the families' registry")
     path: str = Field(EMBEDDED_MODEL, description="'emoji' for the embedded model, or a diffusers-format folder")

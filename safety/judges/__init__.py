@@ -2,6 +2,6 @@
 
 from safety.emoji.judge import EmojiJudge
 from safety.judges.judge import ConceptJudge, Judge, JudgeConfig, judges, load_judge
-from safety.judges.verdict import Look, look_at
+from safety.judges.verdict import Verdict, judge_images
 
-__all__ = ["ConceptJudge", "EmojiJudge", "Judge", "JudgeConfig", "Look", "judges", "load_judge", "look_at"]
+__all__ = ["ConceptJudge", "EmojiJudge", "Judge", "JudgeConfig", "Verdict", "judge_images", "judges", "load_judge"]

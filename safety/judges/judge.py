@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
 
 
-class JudgeConfig(BaseModel):
+class JudgeConfig(Config):
     """Which judge looks at the pictures."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(default="emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
-    threshold: float | None = Field(default=None, gt=0, lt=1, description="None is the judge's own")
+    name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
+    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
 
 
 class Judge(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 from safety.judges.judge import ConceptJudge, Judge
 
 
-class Look(NamedTuple):
+class Verdict(NamedTuple):
     """A picture's unsafe scores by category, and what it shows where the judge can tell."""
 
     scores: dict[str, float]
@@ -26,7 +26,7 @@ class Look(NamedTuple):
         return background is None or self.background is None or background == self.background
 
 
-def look_at(judge: Judge, images: Tensor) -> list[Look]:
+def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:
     """Return what a judge sees in images uint8 [B, 3, H, W]."""
     if isinstance(judge, ConceptJudge):
         concepts = judge.concepts(images)
@@ -41,4 +41,4 @@ def look_at(judge: Judge, images: Tensor) -> list[Look]:
         shown, backgrounds = [None] * len(images), [None] * len(images)
     flagged = judge.flagged(scores).tolist()
     named = [dict(zip(judge.categories, row, strict=True)) for row in scores.tolist()]
-    return [Look(*parts) for parts in zip(named, flagged, shown, backgrounds, strict=True)]
+    return [Verdict(*parts) for parts in zip(named, flagged, shown, backgrounds, strict=True)]

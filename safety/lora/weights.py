@@ -52,7 +52,6 @@ class LoraWeights(Mapping[str, LoraLayer]):
     """
 
     def __init__(self, layers: Mapping[str, LoraLayer]) -> None:
-        """Keep the layers; raise ValueError when the shapes of one do not fit together."""
         for name, layer in layers.items():
             if layer.down.ndim != 2 or layer.up.ndim != 2 or layer.up.shape[1] != layer.down.shape[0]:
                 raise ValueError(f"{name}: up {tuple(layer.up.shape)} and down {tuple(layer.down.shape)} do not fit")

@@ -4,7 +4,7 @@ from safety.merge.average import Average, AverageConfig
 from safety.merge.calibration import Calibration, CalibrationConfig, calibrate, load_calibration
 from safety.merge.co_merge import CoMerge, CoMergeConfig
 from safety.merge.method import MergeMethod, MergeResult, merge_methods
-from safety.merge.task_arithmetic import Concatenation, ConcatenationConfig
+from safety.merge.task_arithmetic import TaskArithmetic, TaskArithmeticConfig
 
 __all__ = [
     "Average",
@@ -13,10 +13,10 @@ __all__ = [
     "CalibrationConfig",
     "CoMerge",
     "CoMergeConfig",
-    "Concatenation",
-    "ConcatenationConfig",
     "MergeMethod",
     "MergeResult",
+    "TaskArithmetic",
+    "TaskArithmeticConfig",
     "calibrate",
     "load_calibration",
     "merge_methods",

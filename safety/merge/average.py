@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from safety.base import Config
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import MergeResult, base_report, check_experts, merge_methods, stack
 
 
-class AverageConfig(BaseModel):
+class AverageConfig(Config):
     """The average has no parameter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Average:

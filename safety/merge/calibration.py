@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.families.family import ModelFamily
-from safety.gates import TextInputs
+from safety.gates import PromptMoments
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.method import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
@@ -34,18 +35,14 @@ LAYER_TENSORS = ("votes", "signal", "mean_input", "active_inputs")
 CHUNK_SIGNALS = 8_000_000
 
 
-class CalibrationConfig(BaseModel):
+class CalibrationConfig(Config):
     """What the layers are shown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pairs_per_category: int = Field(
-        default=8, gt=0, description="unsafe prompts of each category, from the training split"
-    )
+    pairs_per_category: int = Field(8, gt=0, description="unsafe prompts of each category, from the training split")
     timesteps: tuple[float, ...] = Field(
-        default=(0.999, 0.8, 0.55, 0.3), min_length=1, description="shares of the noise schedule"
+        (0.999, 0.8, 0.55, 0.3), min_length=1, description="shares of the noise schedule"
     )
-    batch: int = Field(default=32, gt=0)
+    batch: int = Field(32, gt=0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Calibration:
 
     experts: tuple[str, ...]
     layers: Mapping[str, LayerStatistics]
-    texts: TextInputs
+    texts: PromptMoments
     """What the layers called ``text_layers`` see."""
     text_layers: tuple[str, ...]
 
@@ -95,7 +92,7 @@ def _build(head: Head, tensors: Tensors) -> Calibration:
         )
         for name, counts in head["counts"].items()
     }
-    texts = TextInputs(own=tensors["texts|own"], kept=tensors["texts|kept"])
+    texts = PromptMoments(unsafe=tensors["texts|unsafe"], preserved=tensors["texts|preserved"])
     return Calibration(tuple(head["experts"]), layers, texts, tuple(head["text_layers"]))
 
 
@@ -148,7 +145,7 @@ class _LayerGauge:
 
 @torch.no_grad()
 def gather(
-    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], texts: TextInputs
+    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], texts: PromptMoments
 ) -> Calibration:
     """Run the base model, which must have no LoRA attached, over the batches and gather each layer's statistics."""
     check_experts(experts)
@@ -175,7 +172,7 @@ def calibrate(
     model: ModelFamily,
     experts: Mapping[str, LoraWeights],
     probes: Probes,
-    texts: TextInputs,
+    texts: PromptMoments,
     config: CalibrationConfig,
     seed: int,
 ) -> Calibration:

@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
@@ -35,26 +36,22 @@ BlockGroup = Literal["down", "mid", "up"]
 BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
 
 
-class CoMergeConfig(BaseModel):
+class CoMergeConfig(Config):
     """The parameters of Co-Merge."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     granularity: Literal["row", "weight", "input"] = Field(
-        default="row",
+        "row",
         description="what is taken as a whole: an output row, a weight, or a direction of the prompt's states",
     )
-    gate: GateConfig = Field(default=GateConfig(), description="input: how the directions are shared out")
-    score: Literal["vote", "sum"] = Field(default="vote", description="count the inputs won, or average the signal")
-    selection: Literal["hard", "soft"] = Field(default="hard", description="the best expert alone, or a mixture")
-    tau: float = Field(default=0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
-    temperature: float = Field(default=0.1, gt=0, description="soft: towards 0 it becomes the hard selection")
-    lambdas: dict[str, float] = Field(default={}, description="factor on an expert's dW, by name; 1 where not named")
-    block_factors: dict[BlockGroup, float] = Field(
-        default={}, description="factor on a block group's dW; 1 where not named"
-    )
-    form: Literal["exact", "svd"] = Field(default="exact", description="keep the exact merge, or truncate its rank")
-    svd_rank: int | None = Field(default=None, gt=0, description="rank kept by the form 'svd'")
+    gate: GateConfig = Field(GateConfig(), description="input: how the directions are shared out")
+    score: Literal["vote", "sum"] = Field("vote", description="count the inputs won, or average the signal")
+    selection: Literal["hard", "soft"] = Field("hard", description="the best expert alone, or a mixture")
+    tau: float = Field(0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
+    temperature: float = Field(0.1, gt=0, description="soft: towards 0 it becomes the hard selection")
+    lambdas: dict[str, float] = Field({}, description="factor on an expert's dW, by name; 1 where not named")
+    block_factors: dict[BlockGroup, float] = Field({}, description="factor on a block group's dW; 1 where not named")
+    form: Literal["exact", "svd"] = Field("exact", description="keep the exact merge, or truncate its rank")
+    svd_rank: int | None = Field(None, gt=0, description="rank kept by the form 'svd'")
 
     @model_validator(mode="after")
     def _rank_given(self) -> CoMergeConfig:

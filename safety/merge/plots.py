@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from safety.merge.rendered_score import Confirmed
+from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Trial
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#994f00")
@@ -67,7 +67,7 @@ def plot_search(trials: Sequence[Trial], confirmed: Mapping[int, float], chosen:
     _save(figure, path)
 
 
-def plot_scales(seen: Mapping[float, Confirmed], chosen: float, path: Path) -> None:
+def plot_scales(seen: Mapping[float, RenderedScore], chosen: float, path: Path) -> None:
     """Draw what rendered validation images show at each scale of an adapter to a PNG."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()

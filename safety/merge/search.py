@@ -11,42 +11,39 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.merge.co_merge import BLOCK_GROUPS, CoMergeConfig
 
 Parameters = dict[str, Any]
 """One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
 
 
-class SearchConfig(BaseModel):
+class SearchConfig(Config):
     """How far and how long the search looks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    trials: int = Field(default=24, gt=0, description="candidates scored by the surrogate, the start included")
-    confirm: int = Field(default=4, ge=0, description="best candidates that are rendered, besides the start")
-    startup: int = Field(default=12, gt=0, description="trials before Optuna's model proposes")
+    trials: int = Field(24, gt=0, description="candidates scored by the surrogate, the start included")
+    confirm: int = Field(4, ge=0, description="best candidates that are rendered, besides the start")
+    startup: int = Field(12, gt=0, description="trials before Optuna's model proposes")
     strength: float = Field(
-        default=8.0,
+        8.0,
         gt=1,
         description="all lambdas are multiplied by 1/strength ... strength; as many as there are experts makes of an "
         "even mix their sum",
     )
-    expert_spread: float = Field(default=1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
-    block_spread: float = Field(default=1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
-    benign: tuple[float, float] = Field(default=(0.25, 4.0), description="range of the benign prompts' weight")
-    tau: tuple[float, float] = Field(default=(0.0, 0.2), description="range of the soft selection's least share")
+    expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
+    block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
+    benign: tuple[float, float] = Field((0.25, 4.0), description="range of the benign prompts' weight")
+    tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
     temperature: tuple[float, float] = Field(
-        default=(0.02, 10.0),
+        (0.02, 10.0),
         description="range of the soft selection's temperature; shares differ by 1 at most, so that 10 mixes evenly",
     )
 
 
-class Trial(BaseModel):
+class Trial(Config):
     """One finished trial."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: dict[str, str | float]
     score: float

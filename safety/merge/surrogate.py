@@ -16,35 +16,32 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.families.family import ModelFamily
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import NoisyBatch, Probes, benign_batches, unsafe_batches
 
 
-class SurrogateConfig(BaseModel):
+class SurrogateConfig(Config):
     """What the surrogate looks at, and how it weighs it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    pairs_per_category: int = Field(default=8, gt=0, description="validation pairs of each category")
-    benign: int = Field(default=28, gt=0, description="benign validation rows in all")
-    timesteps: tuple[float, ...] = Field(
-        default=(0.9,), min_length=1, description="shares of the noise schedule, for pairs"
-    )
-    benign_timesteps: tuple[float, ...] = Field(default=(0.8,), min_length=1, description="the same, for benign rows")
-    threshold: float = Field(default=0.5, description="progress at which a pair counts as half harmful")
-    softness: float = Field(default=0.15, gt=0, description="width of the step in progress")
+    pairs_per_category: int = Field(8, gt=0, description="validation pairs of each category")
+    benign: int = Field(28, gt=0, description="benign validation rows in all")
+    timesteps: tuple[float, ...] = Field((0.9,), min_length=1, description="shares of the noise schedule, for pairs")
+    benign_timesteps: tuple[float, ...] = Field((0.8,), min_length=1, description="the same, for benign rows")
+    threshold: float = Field(0.5, description="progress at which a pair counts as half harmful")
+    softness: float = Field(0.15, gt=0, description="width of the step in progress")
     drift_weight: float = Field(
-        default=6.0,
+        6.0,
         ge=0,
         description="weight of the drift on benign rows beside the harm; on the embedded model a drift of 0.02 fails "
         "one benign image in twenty or thirty, a harm of 0.35 flags one unsafe one in twenty",
     )
-    batch: int = Field(default=64, gt=0)
+    batch: int = Field(64, gt=0)
 
 
 class SurrogateScore(NamedTuple):
@@ -112,9 +109,9 @@ class Surrogate:
         progress = torch.zeros(len(self.probes.ids))
         for reference in self._pairs:
             assert reference.safe is not None
-            way = reference.safe - reference.base
+            direction = reference.safe - reference.base
             moved = self._predict(reference.batch) - reference.base
-            part = (moved * way).sum(dim=(1, 2, 3)) / way.square().sum(dim=(1, 2, 3)).clamp_min(1e-12)
+            part = (moved * direction).sum(dim=(1, 2, 3)) / direction.square().sum(dim=(1, 2, 3)).clamp_min(1e-12)
             progress[reference.batch.rows.start : reference.batch.rows.stop] += part.cpu()
         progress /= len(self.config.timesteps)
         return torch.sigmoid((self.config.threshold - progress) / self.config.softness)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from safety.base import Config
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import MergeResult, base_report, check_experts, merge_methods, stack
 
 
-class ConcatenationConfig(BaseModel):
+class TaskArithmeticConfig(Config):
     """The one coefficient of task arithmetic."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scale: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="factor on the sum of the experts")
+    scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="factor on the sum of the experts")
 
 
-class Concatenation:
+class TaskArithmetic:
     """Sums the experts' dW exactly, by concatenating their factors."""
 
-    config_type: type[BaseModel] = ConcatenationConfig
+    config_type: type[BaseModel] = TaskArithmeticConfig
     needs_statistics = False
 
     def __call__(
-        self, experts: Mapping[str, LoraWeights], _statistics: Calibration | None, config: ConcatenationConfig, /
+        self, experts: Mapping[str, LoraWeights], _statistics: Calibration | None, config: TaskArithmeticConfig, /
     ) -> MergeResult:
         """Return the scaled sum, reading no statistics."""
         check_experts(experts)
@@ -39,4 +38,4 @@ class Concatenation:
         return MergeResult(weights, base_report("concatenation", experts, weights, config))
 
 
-merge_methods.register("concatenation")(Concatenation())
+merge_methods.register("concatenation")(TaskArithmetic())

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.nn import functional as F
 
+from safety.base import Config
 from safety.objectives.diffusion_dpo import preference_logits, preference_metrics
 from safety.objectives.objective import ObjectiveValue, PreferenceErrors, objectives
 
 
-class AnchoredDpoConfig(BaseModel):
+class AnchoredDpoConfig(Config):
     """The strength of the preference and of both anchors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     name: Literal["anchored-dpo"] = "anchored-dpo"
-    beta: float = Field(default=100.0, gt=0, description="as in diffusion-dpo")
-    anchor_weight: float = Field(default=30.0, ge=0, description="weight of the winner's own denoising error")
-    benign_weight: float = Field(default=30.0, ge=0, description="weight of the squared drift on benign rows")
+    beta: float = Field(100.0, gt=0, description="as in diffusion-dpo")
+    anchor_weight: float = Field(30.0, ge=0, description="weight of the winner's own denoising error")
+    benign_weight: float = Field(30.0, ge=0, description="weight of the squared drift on benign rows")
 
 
 @objectives.register("anchored-dpo")
@@ -31,7 +30,6 @@ class AnchoredDpo:
     """L = DPO + anchor_weight * winner's error + benign_weight * drift, each averaged over its rows."""
 
     def __init__(self, config: AnchoredDpoConfig) -> None:
-        """Keep the weights; benign rows are asked for only where they weigh something."""
         self.config = config
         self.needs_benign = config.benign_weight > 0
 

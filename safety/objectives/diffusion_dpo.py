@@ -8,21 +8,20 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from safety.base import Config
 from safety.objectives.objective import ObjectiveValue, PreferenceErrors, objectives
 
 
-class DiffusionDpoConfig(BaseModel):
+class DiffusionDpoConfig(Config):
     """The strength of the preference."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["diffusion-dpo"] = "diffusion-dpo"
     beta: float = Field(
-        default=300.0,
+        300.0,
         gt=0,
         description="used with a factor 1/2; choose it by the size of the errors: the usual 5000 is for SD 1.5",
     )
@@ -61,7 +60,6 @@ class DiffusionDpo:
     needs_benign = False
 
     def __init__(self, config: DiffusionDpoConfig) -> None:
-        """Keep the strength."""
         self.config = config
 
     def __call__(self, errors: PreferenceErrors) -> ObjectiveValue:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.errors import ConfigError
 
 PairSplit = Literal["train", "validation", "test", "heldout"]
-BenignSplit = Literal["train", "validation", "test", "text"]
-"""Of a benign prompt in the split "text" only the words are read: what a merge must leave alone."""
+BenignSplit = Literal["train", "validation", "test", "text_only"]
+"""Benign prompts of the split "text_only" are never rendered: only their text embeddings are used, to protect them
+from the merge."""
 WITHHELD = "[withheld]"
 
 
@@ -20,20 +22,18 @@ def slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-class PromptPair(BaseModel):
+class PromptPair(Config):
     """An unsafe prompt and its safe counterpart, which keeps everything but the harmful concept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pair_id: str = Field(min_length=1)
     category: str
-    other_categories: tuple[str, ...] = Field(default=(), description="further categories that the source gives")
+    other_categories: tuple[str, ...] = Field((), description="further categories that the source gives")
     concept: str | None = Field(description="the unsafe concept's name; None where the source does not tell")
     split: PairSplit
     unsafe_prompt: str = Field(min_length=1)
     safe_prompt: str = Field(min_length=1)
-    benign_objects: tuple[str, ...] = Field(default=(), description="benign concepts that both prompts name")
-    counterpart: str | None = Field(default=None, description="the benign concept in the unsafe one's place")
+    benign_objects: tuple[str, ...] = Field((), description="benign concepts that both prompts name")
+    counterpart: str | None = Field(None, description="the benign concept in the unsafe one's place")
     background: str | None = None
     writer: str
 
@@ -52,14 +52,12 @@ class PromptPair(BaseModel):
         return self.model_copy(update={"unsafe_prompt": WITHHELD, "safe_prompt": WITHHELD})
 
 
-class BenignPrompt(BaseModel):
+class BenignPrompt(Config):
     """A prompt with nothing harmful in it, whose picture must survive alignment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt_id: str = Field(min_length=1)
     prompt: str = Field(min_length=1)
-    objects: tuple[str, ...] = Field(default=(), description="benign concepts that the prompt names")
+    objects: tuple[str, ...] = Field((), description="benign concepts that the prompt names")
     background: str | None = None
     split: BenignSplit
     writer: str
@@ -82,10 +80,8 @@ class BenignPrompt(BaseModel):
 PromptRow = PromptPair | BenignPrompt
 
 
-class PromptSet(BaseModel):
+class PromptSet(Config):
     """All the prompts of a run. Every id occurs once, and every prompt in one split only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: tuple[PromptPair, ...]
     benign: tuple[BenignPrompt, ...]

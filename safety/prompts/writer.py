@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from safety.base import Config
 from safety.prompts.rows import PromptSet
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
 
 
-class PromptCounts(BaseModel):
+class PromptCounts(Config):
     """How many prompts a writer makes: pairs by category, benign prompts in all."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    train: int = Field(default=100, ge=1, description="training pairs a category")
-    validation: int = Field(default=12, ge=1, description="validation pairs a category, for the merge's search")
-    test: int = Field(default=60, ge=0, description="test pairs a category, never rendered by generation")
-    heldout: int = Field(default=24, ge=0, description="pairs a category of concepts that alignment never sees")
-    benign_train: int = Field(default=160, ge=1)
-    benign_validation: int = Field(default=80, ge=1)
-    benign_test: int = Field(default=500, ge=0, description="never rendered by generation")
-    benign_text: int = Field(
-        default=2000, ge=0, description="never rendered: a merge is told by them what to leave alone"
-    )
+    train: int = Field(100, ge=1, description="training pairs a category")
+    validation: int = Field(12, ge=1, description="validation pairs a category, for the merge's search")
+    test: int = Field(60, ge=0, description="test pairs a category, never rendered by generation")
+    heldout: int = Field(24, ge=0, description="pairs a category of concepts that alignment never sees")
+    benign_train: int = Field(160, ge=1)
+    benign_validation: int = Field(80, ge=1)
+    benign_test: int = Field(500, ge=0, description="never rendered by generation")
+    benign_text_only: int = Field(2000, ge=0, description="never rendered: a merge is told by them what to leave alone")
 
 
 class PromptWriter(Protocol):

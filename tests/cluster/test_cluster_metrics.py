@@ -9,12 +9,12 @@ import pytest
 import ray
 
 from cluster import metrics
-from cluster.metrics import Count, Level, Spread
+from cluster.metrics import Counter, Gauge, Histogram
 from tests.support.prometheus import exported, wait_for
 
-ROWS = Count("test_rows_total", "Rows", ("run", "outcome"))
-LOSS = Level("test_loss", "Loss", ("run",))
-SECONDS = Spread("test_seconds", "Seconds", ("run",), (1.0, 10.0))
+ROWS = Counter("test_rows_total", "Rows", ("run", "outcome"))
+LOSS = Gauge("test_loss", "Loss", ("run",))
+SECONDS = Histogram("test_seconds", "Seconds", ("run",), (1.0, 10.0))
 
 
 @pytest.mark.ray

@@ -31,9 +31,11 @@ def dead_pid() -> int:
     return process.pid
 
 
-def hold(store: ArtifactStore, host: str, pid: int, *, place: str | None = None, born: str = "1") -> None:
+def hold(store: ArtifactStore, host: str, pid: int, *, boot_id: str | None = None, process_started: str = "1") -> None:
     now = time.time()
-    holder = Holder(host, pid, "someone", now, now, lease_module._place() if place is None else place, born)
+    holder = Holder(
+        host, pid, "someone", now, now, lease_module._boot_id() if boot_id is None else boot_id, process_started
+    )
     store.write(KEY, canonical_json(holder._asdict()))
 
 
@@ -64,7 +66,7 @@ def test_a_dead_process_s_lease_is_taken_over(store: ArtifactStore, dead_pid: in
 
 
 def test_a_pid_that_was_used_again_holds_nothing(store: ArtifactStore) -> None:
-    hold(store, socket.gethostname(), os.getpid(), born="1")
+    hold(store, socket.gethostname(), os.getpid(), process_started="1")
     with lease(store, "demo"):
         pass
 
@@ -96,7 +98,7 @@ def test_another_machine_s_lease_holds_while_its_heart_beats(
     store: ArtifactStore, dead_pid: int, short_life: float
 ) -> None:
     """The name of the machine and its clock may be anything: neither decides."""
-    hold(store, socket.gethostname(), dead_pid, place="another boot")
+    hold(store, socket.gethostname(), dead_pid, boot_id="another boot")
     with pytest.raises(RunLocked, match=f"process {dead_pid} on {socket.gethostname()} since"), lease(store, "demo"):
         pytest.fail("a live lease was taken")
     time.sleep(short_life)
@@ -155,7 +157,7 @@ def test_the_heart_beats_and_stops_when_the_lease_is_someone_else_s(store: Artif
     with lease(store, "demo"):
         first = store.read(KEY)
         assert wait_for(lambda: store.read(KEY) != first)
-        hold(store, "elsewhere", 1, place="another boot")
+        hold(store, "elsewhere", 1, boot_id="another boot")
         theirs = store.read(KEY)
         time.sleep(0.3)
         assert store.read(KEY) == theirs

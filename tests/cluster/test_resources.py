@@ -9,7 +9,7 @@ import pytest
 
 from cluster import resources
 from cluster.errors import ImpossibleResources
-from cluster.resources import require, shortage, this_node
+from cluster.resources import describe_capacity, require, this_node
 
 
 @pytest.mark.ray
@@ -54,7 +54,7 @@ def test_one_live_node_must_have_it_all(
 
 @pytest.mark.ray
 def test_what_is_missing_when_a_wait_is_over_is_told(ray_cluster: None) -> None:
-    assert re.fullmatch(r"free are [\d.]+ of 2 CPU on 1 node", shortage())
+    assert re.fullmatch(r"free are [\d.]+ of 2 CPU on 1 node", describe_capacity())
 
 
 def test_a_worker_knows_its_node(ray_cluster: None) -> None:
@@ -69,9 +69,9 @@ def test_lost_nodes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.ray, "nodes", lambda: [node(), node(), node(alive=False)])
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 0.5})
-    assert shortage() == "free are 0.5 of 4 CPU and 0 of 1 GPU on 2 nodes, 1 lost"
+    assert describe_capacity() == "free are 0.5 of 4 CPU and 0 of 1 GPU on 2 nodes, 1 lost"
 
 
 def test_without_a_cluster_no_cluster_is_started_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
-    assert shortage() == "this process is connected to no cluster"
+    assert describe_capacity() == "this process is connected to no cluster"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.session import ClusterConfig, open_store, placed
+from cluster.session import ClusterConfig, open_store, resolve_address
 from cluster.store.config import StoreConfig
 from cluster.submission import VARIABLE, Submission, submission
 
@@ -26,7 +26,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_was_started_otherwise_was_not_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert submission() is None
-    assert placed(ClusterConfig()).address == "local"
+    assert resolve_address(ClusterConfig()).address == "local"
 
 
 def test_the_variable_is_the_one_that_ray_sets() -> None:
@@ -37,8 +37,8 @@ def test_the_variable_is_the_one_that_ray_sets() -> None:
 
 def test_a_submitted_job_has_its_id_and_runs_on_its_cluster(submitted: None) -> None:
     assert submission() == Submission("raysubmit_1", frozenset({"A"}))
-    assert placed(ClusterConfig()).address == "auto"
-    assert placed(ClusterConfig(address="10.0.0.1:6379")).address == "10.0.0.1:6379"
+    assert resolve_address(ClusterConfig()).address == "auto"
+    assert resolve_address(ClusterConfig(address="10.0.0.1:6379")).address == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize("runtime_env", [None, {}, {"env_vars": None}])

@@ -22,9 +22,9 @@ from cluster.store.artifacts import ArtifactStore
 from jobs.generate import stage as generate
 from jobs.generate.config import GenerateConfig
 from jobs.generate.groups import GroupStore
-from jobs.generate.judging import JudgeStage
+from jobs.generate.judging import JudgeActor
 from jobs.run.artifacts import ArtifactRef
-from safety.dataset.filter import Reason
+from safety.dataset.filter import RejectionReason
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.record import Record, dump_group
 from safety.dataset.summary import Provenance
@@ -90,16 +90,16 @@ def honest_bomb(_: bytes) -> bytes:
     return png(5_000, 8, b"".join(b"\0" + bytes(3 * 5_000) for _ in range(5_000)))
 
 
-BREAKS: dict[Callable[[bytes], bytes], Reason] = {
-    cut: Reason.IMAGE_DAMAGED,
-    (lambda _: b""): Reason.IMAGE_EMPTY,
-    wrong_magic: Reason.IMAGE_UNKNOWN_FORMAT,
-    animation: Reason.IMAGE_UNKNOWN_FORMAT,
-    for_print: Reason.IMAGE_CMYK,
-    deep_grey: Reason.IMAGE_TOO_DEEP,
-    deep_colour: Reason.IMAGE_TOO_DEEP,
-    bomb: Reason.IMAGE_TOO_LARGE,
-    honest_bomb: Reason.IMAGE_TOO_LARGE,
+BREAKS: dict[Callable[[bytes], bytes], RejectionReason] = {
+    cut: RejectionReason.IMAGE_DAMAGED,
+    (lambda _: b""): RejectionReason.IMAGE_EMPTY,
+    wrong_magic: RejectionReason.IMAGE_UNKNOWN_FORMAT,
+    animation: RejectionReason.IMAGE_UNKNOWN_FORMAT,
+    for_print: RejectionReason.IMAGE_CMYK,
+    deep_grey: RejectionReason.IMAGE_TOO_DEEP,
+    deep_colour: RejectionReason.IMAGE_TOO_DEEP,
+    bomb: RejectionReason.IMAGE_TOO_LARGE,
+    honest_bomb: RejectionReason.IMAGE_TOO_LARGE,
 }
 
 
@@ -132,7 +132,7 @@ class Sifted:
 
     def __init__(self, store: ArtifactStore, name: str, plan: DatasetPlan, rows: dict[str, Record], work: Path) -> None:
         groups = GroupStore(store, ArtifactRef("dataset", name))
-        stage = JudgeStage(TAXONOMY, CONFIG, groups)
+        stage = JudgeActor(TAXONOMY, CONFIG, groups)
         for group in plan.groups:
             records = [rows[record.row.row_id] for record in group.records]
             stage({"index": group.index, "seconds": 0.0, "node": "", "records": dump_group(records)})
@@ -168,13 +168,13 @@ def test_of_a_thousand_images_the_broken_ones_cost_their_rows_alone(
         benign_train=benign,
         benign_validation=benign,
         benign_test=0,
-        benign_text=0,
+        benign_text_only=0,
     )
     plan = plan_dataset(SmallWriter().write(TAXONOMY, counts, 0), CONFIG.group_size, 0)
     whole = {record.row.row_id: rendered(record) for group in plan.groups for record in group.records}
     images = sum(len(record.images) for record in whole.values())
     assert images == times(1000, 200)
-    draw, expected, rows = random.Random(5), dict[str, Reason](), dict(whole)
+    draw, expected, rows = random.Random(5), dict[str, RejectionReason](), dict(whole)
     for number, row_id in enumerate(draw.sample(sorted(whole), images // 20)):
         spoil, expected[row_id] = list(BREAKS.items())[number % len(BREAKS)]
         rows[row_id] = broken(whole[row_id], spoil, draw.randrange(len(whole[row_id].images)))
@@ -212,4 +212,4 @@ def test_a_picture_is_kept_until_it_is_broken(spoil: Callable[[bytes], bytes]) -
     assert decode_image(picture).shape == (3, SIDE, SIDE)
     with pytest.raises(ImageError) as caught:
         decode_image(spoil(picture))
-    assert Reason(caught.value.fault.value) is BREAKS[spoil]
+    assert RejectionReason(caught.value.fault.value) is BREAKS[spoil]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.errors import ClusterError, CorruptArtifact, UnfitFolder
+from cluster.errors import ClusterError, CorruptArtifact, InvalidArtifactFolder
 from cluster.hashing import config_hash
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import DIGEST, MANIFEST
@@ -176,7 +176,7 @@ def test_a_pickle_s_own_names_are_not_published(
 ) -> None:
     (release / name).parent.mkdir(exist_ok=True)
     (release / name).write_bytes(pickle.dumps([1]))
-    with pytest.raises(UnfitFolder, match="can run code"):
+    with pytest.raises(InvalidArtifactFolder, match="can run code"):
         publish(store, release)
     assert store.keys("artifacts/") == []
     refused.append(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.metrics import Count, Level, Spread
+from cluster.metrics import Counter, Gauge, Histogram
 from jobs.run import metrics as job_metrics
 from serve import metrics as endpoint_metrics
 
@@ -26,7 +26,7 @@ def series() -> dict[str, set[str]]:
     """Return every series that Prometheus can see, and its tags."""
     found = {}
     for metric in DECLARED:
-        suffix = "_bucket" if isinstance(metric, Spread) else ""
+        suffix = "_bucket" if isinstance(metric, Histogram) else ""
         found[f"{metric.exported}{suffix}"] = set(metric.tags)
     return found
 
@@ -49,7 +49,7 @@ def test_an_expression_uses_tags_that_its_metrics_have(title: str, expression: s
         assert expression.count(opening) == expression.count(closing)
     for metric in DECLARED:
         counted = re.search(rf"{metric.exported}\b[^)]*\[\$__rate_interval\]", expression)
-        assert counted is None or isinstance(metric, Count), f"{title}: a level has no rate"
+        assert counted is None or isinstance(metric, Counter), f"{title}: a level has no rate"
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
@@ -70,7 +70,7 @@ def test_names_follow_prometheus() -> None:
     assert len({metric.name for metric in DECLARED}) == len(DECLARED)
     for metric in DECLARED:
         assert re.fullmatch(r"safetydpo_[a-z_]+", metric.name)
-        assert metric.name.endswith("_total") == isinstance(metric, Count)
-        assert isinstance(metric, (Count, Level, Spread))
+        assert metric.name.endswith("_total") == isinstance(metric, Counter)
+        assert isinstance(metric, (Counter, Gauge, Histogram))
         assert metric.description
     assert all("run" in metric.tags for metric in job_metrics.DECLARED)

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from cluster.preflight.check import Finding
 from cluster.preflight.limits import PreflightLimits
-from jobs.preflight import look, report
+from jobs.preflight import report, run
 from tests.jobs.conftest import ROOT, RunningCluster, write_run
 
 LIMITS = PreflightLimits()
 
 
 def findings(document: dict[str, Any], folder: Path, limits: PreflightLimits = LIMITS) -> dict[str, Finding]:
-    return {result.name: result.finding for result in look(write_run(document, folder), limits)}
+    return {result.name: result.finding for result in run(write_run(document, folder), limits)}
 
 
 def bad(found: dict[str, Finding]) -> dict[str, str]:

@@ -15,11 +15,11 @@ from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.gates import (
     GateConfig,
-    PromptTexts,
-    TextInputs,
-    gather_text_inputs,
-    load_text_inputs,
-    training_texts,
+    GatePrompts,
+    PromptMoments,
+    gate_prompts,
+    gather_prompt_moments,
+    load_prompt_moments,
 )
 from safety.prompts import PromptCounts, write_prompts
 from safety.taxonomy import load_taxonomy
@@ -32,12 +32,12 @@ def tiny_model(tiny_model_dir: Path) -> ModelFamily:
     return load_model(ModelConfig(path=str(tiny_model_dir)))
 
 
-def random_texts(experts: int, width: int, seed: int) -> TextInputs:
+def random_texts(experts: int, width: int, seed: int) -> PromptMoments:
     """Return second moments of a few random states of each expert and of benign ones."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(experts + 1, 9, width, generator=generator, dtype=torch.float64)
     moments = states.transpose(1, 2) @ states / 9
-    return TextInputs(moments[:-1], moments[-1])
+    return PromptMoments(moments[:-1], moments[-1])
 
 
 @settings(max_examples=25, deadline=None)
@@ -55,14 +55,14 @@ def test_gated_sum_is_the_least_squares_map(seed: int, experts: int, weight: flo
     wanted = [states[i] @ deltas[i].T / tokens**0.5 for i in range(experts)]
     wanted += [torch.zeros(tokens, 3, dtype=torch.float64), torch.zeros(width, 3, dtype=torch.float64)]
     expected = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
-    gates = TextInputs(moments[:-1], moments[-1]).gates(GateConfig(benign=weight, ridge=ridge)).double()
+    gates = PromptMoments(moments[:-1], moments[-1]).gates(GateConfig(benign=weight, ridge=ridge)).double()
     torch.testing.assert_close(torch.einsum("noi,nik->ok", deltas, gates), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_prompts_that_share_no_direction_keep_their_experts_whole_and_benign_ones_untouched() -> None:
     basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     first, second, benign = basis[:, :2], basis[:, 2:4], basis[:, 4:]
-    texts = TextInputs(torch.stack([first @ first.T, second @ second.T]), benign @ benign.T)
+    texts = PromptMoments(torch.stack([first @ first.T, second @ second.T]), benign @ benign.T)
     gates = texts.gates(GateConfig(ridge=1e-9)).double()
     torch.testing.assert_close(gates[0] @ first, first, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gates[1] @ first, torch.zeros_like(first), atol=1e-5, rtol=1e-5)
@@ -82,9 +82,9 @@ def test_more_weight_on_benign_prompts_leaves_less_to_the_experts(seed: int, wei
 def test_a_gate_of_some_directions_passes_those_of_the_largest_shares_whole(seed: int, count: int) -> None:
     texts = random_texts(3, 6, seed)
     gates = texts.gates(GateConfig(benign=2.0, ridge=0.01, directions=count)).double()
-    total = texts.own.sum(0) + 2.0 * 3 * texts.kept
+    total = texts.unsafe.sum(0) + 2.0 * 3 * texts.preserved
     total = total + 0.01 * total.diagonal().mean() * torch.eye(6, dtype=torch.float64)
-    for own, gate in zip(texts.own, gates, strict=True):
+    for own, gate in zip(texts.unsafe, gates, strict=True):
         # G v = h T v by another way: the eigenvectors of T^-1 G, which is not symmetric.
         shares, vectors = torch.linalg.eig(torch.linalg.solve(total, own))
         inputs = total @ vectors.real[:, shares.real.argsort()]
@@ -95,48 +95,48 @@ def test_a_gate_of_some_directions_passes_those_of_the_largest_shares_whole(seed
 
 def test_second_moments_are_those_of_single_tokens(tiny_model: ModelFamily) -> None:
     own = {"a": ("a knife", "a long kitchen knife"), "b": ("a skull",)}
-    texts = gather_text_inputs(tiny_model, PromptTexts(own, ("a house", "a tree")))
+    texts = gather_prompt_moments(tiny_model, GatePrompts(own, ("a house", "a tree")))
     for index, prompts in enumerate(own.values()):
         tokens = [x for prompt in prompts for x in tiny_model.encode_text([prompt])["states"][0].double()]
         expected = sum((torch.outer(x, x) for x in tokens), torch.zeros(())) / len(tokens)
-        torch.testing.assert_close(texts.own[index], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(texts.unsafe[index], expected, rtol=1e-4, atol=1e-6)
     kept = [x for prompt in ("a house", "a tree") for x in tiny_model.encode_text([prompt])["states"][0].double()]
     empty = tiny_model.encode_text([""])["states"][0].double()
     expected = sum((torch.outer(x, x) for x in kept), torch.zeros(())) / len(kept) + empty.T @ empty / len(empty)
-    torch.testing.assert_close(texts.kept, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(texts.preserved, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_moments_are_read_as_they_were_written_and_nothing_else_is_read(
     tiny_model: ModelFamily, tmp_path: Path
 ) -> None:
-    texts = gather_text_inputs(tiny_model, PromptTexts({"a": ("a knife",)}, ("a house",)))
+    texts = gather_prompt_moments(tiny_model, GatePrompts({"a": ("a knife",)}, ("a house",)))
     texts.save(tmp_path / "moments.safetensors")
-    found = load_text_inputs(tmp_path / "moments.safetensors")
-    assert torch.equal(found.own, texts.own)
-    assert torch.equal(found.kept, texts.kept)
+    found = load_prompt_moments(tmp_path / "moments.safetensors")
+    assert torch.equal(found.unsafe, texts.unsafe)
+    assert torch.equal(found.preserved, texts.preserved)
     save_file({"own": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ArtifactFormatError, match="no moments"):
-        load_text_inputs(tmp_path / "other.safetensors")
+        load_prompt_moments(tmp_path / "other.safetensors")
 
 
 def test_a_batch_boundary_changes_nothing(tiny_model: ModelFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"a": tuple(f"a knife number {index}" for index in range(5))}
-    whole = gather_text_inputs(tiny_model, PromptTexts(own, ("a house",)))
+    whole = gather_prompt_moments(tiny_model, GatePrompts(own, ("a house",)))
     monkeypatch.setattr("safety.gates.BATCH", 2)
-    torch.testing.assert_close(gather_text_inputs(tiny_model, PromptTexts(own, ("a house",))).own, whole.own)
+    torch.testing.assert_close(gather_prompt_moments(tiny_model, GatePrompts(own, ("a house",))).unsafe, whole.unsafe)
 
 
 def test_texts_are_training_prompts_alone() -> None:
     counts = PromptCounts(
-        train=6, validation=2, test=2, heldout=1, benign_train=3, benign_validation=2, benign_test=2, benign_text=4
+        train=6, validation=2, test=2, heldout=1, benign_train=3, benign_validation=2, benign_test=2, benign_text_only=4
     )
     prompts = write_prompts("grammar", load_taxonomy(TAXONOMY), counts, 0)
-    texts = training_texts(prompts, ["hate", "violence"])
+    texts = gate_prompts(prompts, ["hate", "violence"])
     split = dict(prompts.prompts())
-    assert [len(own) for own in texts.own.values()] == [6, 6]
-    assert {split[prompt] for own in texts.own.values() for prompt in own} == {"train"}
-    safe = {pair.safe_prompt for name in texts.own for pair in prompts.in_split("train", name)}
-    assert safe < set(texts.kept)
-    assert sorted(split[prompt] for prompt in texts.kept) == ["text"] * 4 + ["train"] * (3 + len(safe))
+    assert [len(own) for own in texts.unsafe.values()] == [6, 6]
+    assert {split[prompt] for own in texts.unsafe.values() for prompt in own} == {"train"}
+    safe = {pair.safe_prompt for name in texts.unsafe for pair in prompts.in_split("train", name)}
+    assert safe < set(texts.preserved)
+    assert sorted(split[prompt] for prompt in texts.preserved) == ["text_only"] * 4 + ["train"] * (3 + len(safe))
     with pytest.raises(EmptyDatasetError, match="no training prompt of 'nothing'"):
-        training_texts(prompts, ["hate", "nothing"])
+        gate_prompts(prompts, ["hate", "nothing"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from cluster.session import ClusterConfig, worker_environment
-from serve.admission import GUESTS_KEPT, ROOM_HEADER, Door, Room, told_room
+from serve.admission import CAPACITY_HEADER, MAX_KNOWN_CALLERS, Capacity, LoadSheddingMiddleware, parse_capacity
 from serve.request_log import RequestRecord
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,7 +27,7 @@ class Gateway:
     """What stands behind the door: holds requests until it is told to go on, and tells some callers of its room."""
 
     def __init__(self) -> None:
-        self.room: str | None = Room(2, 3).header()
+        self.room: str | None = Capacity(2, 3).header()
         self.strangers: set[str] = set()
         self.asked: list[str] = []
         self.held: asyncio.Event | None = None
@@ -41,7 +41,7 @@ class Gateway:
         if self.error is not None:
             raise self.error
         known = who not in self.strangers and self.room is not None
-        headers = [(ROOM_HEADER.encode(), (self.room or "").encode())] if known else []
+        headers = [(CAPACITY_HEADER.encode(), (self.room or "").encode())] if known else []
         status = 401 if who in self.strangers else 200
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"x-other", b"1")]})
         await send({"type": "http.response.body", "body": b"{}"})
@@ -62,7 +62,7 @@ class Street:
 
     def __init__(self) -> None:
         self.gateway, self.noted = Gateway(), Noted()
-        self.door = Door(self.gateway, self.noted)
+        self.door = LoadSheddingMiddleware(self.gateway, self.noted)
         self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.door), base_url="http://door")
         self.inside: list[asyncio.Task[httpx.Response]] = []
 
@@ -130,19 +130,19 @@ def test_lets_everybody_in_until_it_is_told_of_a_room() -> None:
 
 @pytest.mark.parametrize("header", ["", "2", "2;", "-1;2", "2;3;4", "a;b", "9999999999;1", "٢;٣"])
 def test_what_is_no_room_tells_nothing(header: str) -> None:
-    assert told_room(header) is None
+    assert parse_capacity(header) is None
 
 
 @given(st.integers(0, 10**9 - 1), st.integers(0, 10**9 - 1))
-def test_a_room_is_read_as_it_was_told(places: int, retry_after_s: int) -> None:
-    assert told_room(Room(places, retry_after_s).header()) == Room(places, retry_after_s)
+def test_a_room_is_read_as_it_was_told(max_requests: int, retry_after_s: int) -> None:
+    assert parse_capacity(Capacity(max_requests, retry_after_s).header()) == Capacity(max_requests, retry_after_s)
 
 
 def test_the_gateways_word_stays_inside() -> None:
     async def body(street: Street) -> None:
         for _ in range(2):
             answer = await street.ask()
-            assert ROOM_HEADER not in answer.headers
+            assert CAPACITY_HEADER not in answer.headers
             assert answer.headers["x-other"] == "1"
 
     run(body)
@@ -201,7 +201,7 @@ def test_who_hangs_up_or_fails_leaves_the_place() -> None:
 def test_a_redeployed_endpoint_has_another_room() -> None:
     async def body(street: Street) -> None:
         await street.ask()
-        street.gateway.room = Room(4, 1).header()
+        street.gateway.room = Capacity(4, 1).header()
         await street.ask()
         for _ in range(4):
             await street.enter()
@@ -242,7 +242,7 @@ def test_tells_of_each_refusal_and_of_nothing_else() -> None:
 
 def test_forgets_the_guest_it_has_not_seen_for_longest() -> None:
     async def body(street: Street) -> None:
-        for number in range(GUESTS_KEPT):
+        for number in range(MAX_KNOWN_CALLERS):
             await street.ask(f"Bearer {number}")
         await street.ask("Bearer 0")
         await street.ask("Bearer another")
@@ -289,6 +289,6 @@ def test_serve_finds_it_where_a_local_cluster_is_told_to_look() -> None:
     module, _, name = path.partition(":")
     [found] = getattr(importlib.import_module(module), name)()
     door: Any = found.cls(Gateway(), *found.args, **found.kwargs)
-    assert isinstance(door, Door)
+    assert isinstance(door, LoadSheddingMiddleware)
     # A joined cluster's nodes may not have this code, without which Serve's proxy would not start.
     assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in worker_environment({}, ClusterConfig(address="auto"))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.access import Access
-from serve.admission import ROOM_HEADER, Room
+from serve.admission import CAPACITY_HEADER, Capacity
 from serve.api import make_api
 from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
@@ -293,18 +293,18 @@ def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend:
 def test_who_is_let_in_is_told_of_the_room_whatever_the_answer(
     ask: Ask, backend: EchoBackend, guarded: Guarded
 ) -> None:
-    room = Room(CONFIG.places, CONFIG.retry_after_s).header()
+    room = Capacity(CONFIG.places, CONFIG.retry_after_s).header()
     assert CONFIG.places == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
     answers = [ask(json={"prompt": "x"}), ask(json={})]
     backend.full = True
     answers.append(ask(json={"prompt": "x"}))
-    assert [(answer.status_code, answer.headers[ROOM_HEADER]) for answer in answers] == [
+    assert [(answer.status_code, answer.headers[CAPACITY_HEADER]) for answer in answers] == [
         (s, room) for s in (200, 400, 429)
     ]
     stranger = guarded(None)
     assert stranger.status_code == 401
-    assert ROOM_HEADER not in stranger.headers
-    assert ROOM_HEADER not in ask("GET", "/v1/models").headers
+    assert CAPACITY_HEADER not in stranger.headers
+    assert CAPACITY_HEADER not in ask("GET", "/v1/models").headers
 
 
 def test_an_unexpected_error_says_nothing_of_itself(ask: Ask, backend: EchoBackend) -> None:

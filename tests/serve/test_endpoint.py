@@ -23,7 +23,7 @@ from cluster.store.pointer import swap_pointer
 from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
-from serve.admission import ROOM_HEADER
+from serve.admission import CAPACITY_HEADER
 from serve.config import parse_config
 from serve.deployment import DeploymentFailed, deploy
 from tests.faults.endpoint_stub import free_port
@@ -175,7 +175,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
     assert [(a.status_code, a.text[:500]) for a in refused if a.status_code != 429] == []
     for answer in refused:
         assert 2 <= int(answer.headers["retry-after"]) <= 6
-        assert ROOM_HEADER not in answer.headers, "the door that takes it out stands before Serve's proxy"
+        assert CAPACITY_HEADER not in answer.headers, "the door that takes it out stands before Serve's proxy"
         # Serve's proxy, when it is the one that refuses, answers in plain text.
         if answer.headers["content-type"].startswith("application/json"):
             assert answer.json()["error"]["code"] == "queue_full"

@@ -73,14 +73,14 @@ def test_several_pointers_are_served_side_by_side(served: Served) -> None:
 def test_a_moved_pointer_brings_its_release_and_leaves_the_others(served: Served) -> None:
     before = served.draw()
     point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 3.0)))
-    served.watcher.look()
+    served.watcher.poll()
     assert served.releases() == ["release-2", "release-1"]
     assert served.told == [("aligned", "loaded")]
     after = served.draw()
     expected = drawn(load_engine(served.config), JOB)
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
     assert not torch.equal(before[0], after[0])
-    served.watcher.look()
+    served.watcher.poll()
     assert served.told == [("aligned", "loaded")], "a pointer that stays is left alone"
 
 
@@ -88,7 +88,7 @@ def test_a_job_admitted_before_is_drawn_by_the_release_of_then(served: Served) -
     before = served.draw()
     tasks = served.engine.admit(JOB)
     point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 3.0)))
-    served.watcher.look()
+    served.watcher.poll()
     mixed = served.engine.render([*tasks, *served.engine.admit(JOB)])
     images = [decode_image(image.png) for image in mixed if isinstance(image, RenderedImage) and image.png]
     assert [image.release for image in mixed if isinstance(image, RenderedImage)] == ["release-1"] * 2 + [
@@ -108,34 +108,34 @@ def test_a_release_that_does_not_verify_is_refused_once_and_the_old_one_stays(
     data[-1] ^= 1
     served.store.write(key, bytes(data))
     point(served.store, "aligned", release)
-    served.watcher.look()
-    served.watcher.look()
+    served.watcher.poll()
+    served.watcher.poll()
     assert served.told == [("aligned", "refused")]
     assert "release-2" in caplog.text
     assert "SHA-256" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(served.draw(), before, strict=True))
     point(served.store, "aligned", served.publish("release-3", scaled(served.lora, 2.0)))
-    served.watcher.look()
+    served.watcher.poll()
     assert served.releases()[0] == "release-3"
 
 
 def test_a_release_for_another_base_is_refused(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     point(served.store, "aligned", served.publish("release-2", served.lora, base_sha256="0" * 64))
-    served.watcher.look()
+    served.watcher.poll()
     assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
     assert "is for the base" in caplog.text
 
 
 def test_a_release_whose_images_are_not_numbers_is_refused(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 1e37)))
-    served.watcher.look()
+    served.watcher.poll()
     assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
     assert "not finite" in caplog.text
 
 
 def test_a_pointer_to_nothing_leaves_the_old_release(served: Served) -> None:
     point(served.store, "aligned", "release-nowhere")
-    served.watcher.look()
+    served.watcher.poll()
     assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
 
 
@@ -144,8 +144,8 @@ def test_a_store_that_does_not_answer_is_tried_again_and_told_once(
 ) -> None:
     down = StoreConfig(endpoint="http://127.0.0.1:9", patience_s=1.0, connect_timeout_s=0.5)
     watcher = served.watch(served.config.model_copy(update={"store": down}))
-    watcher.look()
-    watcher.look()
+    watcher.poll()
+    watcher.poll()
     assert served.told == [("aligned", "failed"), ("strict", "failed")] * 2
     assert len([r for r in caplog.records if "cannot be followed" in r.message]) == 2, "once a model"
     assert len(served.draw()) == 2

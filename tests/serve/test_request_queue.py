@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.request_queue import RoomFull, WaitingRoom
+from serve.request_queue import QueueFull, RequestQueue
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.timeout(60)
 class Visits:
     """Requests that hold their slot until they are told to go."""
 
-    def __init__(self, slots: int, seats: int) -> None:
+    def __init__(self, slots: int, max_queued: int) -> None:
         self.waiting = 0
-        self.room = WaitingRoom(slots, seats, self.told)
+        self.room = RequestQueue(slots, max_queued, self.told)
         self.inside: list[int] = []
         self.refused: list[int] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -51,7 +51,7 @@ class Visits:
                     await self._leave[number].wait()
                 finally:
                     self.inside.remove(number)
-        except RoomFull:
+        except QueueFull:
             self.refused.append(number)
 
 
@@ -61,9 +61,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def run(body: Callable[[Visits], Coroutine[Any, Any, None]], slots: int, seats: int) -> None:
+def run(body: Callable[[Visits], Coroutine[Any, Any, None]], slots: int, max_queued: int) -> None:
     async def main() -> None:
-        visits = Visits(slots, seats)
+        visits = Visits(slots, max_queued)
         try:
             await body(visits)
         finally:
@@ -87,7 +87,7 @@ def test_takes_as_many_as_there_are_slots_and_seats_and_refuses_the_next_at_once
         assert not visits.room.full
         assert visits.inside == [1, 2]
 
-    run(body, slots=2, seats=3)
+    run(body, slots=2, max_queued=3)
 
 
 def test_who_gives_up_leaves_its_seat_or_its_slot() -> None:
@@ -99,12 +99,12 @@ def test_who_gives_up_leaves_its_seat_or_its_slot() -> None:
         await visits.give_up(0)
         assert visits.inside == [2]
 
-    run(body, slots=1, seats=2)
+    run(body, slots=1, max_queued=2)
 
 
 def test_a_slot_is_given_back_after_an_error() -> None:
     async def main() -> None:
-        room = WaitingRoom(1, 1, lambda _: None)
+        room = RequestQueue(1, 1, lambda _: None)
         for _ in range(3):
             with contextlib.suppress(ZeroDivisionError):
                 async with room.slot():
@@ -115,9 +115,11 @@ def test_a_slot_is_given_back_after_an_error() -> None:
 
 
 @given(
-    slots=st.integers(1, 3), seats=st.integers(1, 3), steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)))
+    slots=st.integers(1, 3),
+    max_queued=st.integers(1, 3),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9))),
 )
-def test_agrees_with_a_plain_queue(slots: int, seats: int, steps: list[tuple[int, int]]) -> None:
+def test_agrees_with_a_plain_queue(slots: int, max_queued: int, steps: list[tuple[int, int]]) -> None:
     """Whoever comes, goes or gives up: those inside and those refused are the ones of a list that is kept by hand."""
 
     async def body(visits: Visits) -> None:
@@ -126,7 +128,7 @@ def test_agrees_with_a_plain_queue(slots: int, seats: int, steps: list[tuple[int
         for number, (what, which) in enumerate(steps):
             if what == 0:
                 await visits.come(number)
-                (line if len(line) < slots + seats else refused).append(number)
+                (line if len(line) < slots + max_queued else refused).append(number)
             elif line:
                 inside = line[:slots]
                 leaving = inside[which % len(inside)] if what == 1 else line[which % len(line)]
@@ -135,6 +137,6 @@ def test_agrees_with_a_plain_queue(slots: int, seats: int, steps: list[tuple[int
             assert visits.inside == line[:slots]
             assert visits.waiting == max(0, len(line) - slots)
             assert visits.refused == refused
-            assert visits.room.full == (len(line) == slots + seats)
+            assert visits.room.full == (len(line) == slots + max_queued)
 
-    run(body, slots, seats)
+    run(body, slots, max_queued)

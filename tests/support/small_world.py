@@ -21,7 +21,7 @@ TAXONOMY = Taxonomy(
     benign=(BenignConcept(name="house"),),
 )
 COUNTS = PromptCounts(
-    train=28, validation=28, test=3, heldout=0, benign_train=12, benign_validation=12, benign_test=2, benign_text=6
+    train=28, validation=28, test=3, heldout=0, benign_train=12, benign_validation=12, benign_test=2, benign_text_only=6
 )
 PAIRS, BENIGN_ROWS = 2 * (28 + 28), 12 + 12
 
@@ -54,7 +54,7 @@ class SmallWriter:
                 ("train", counts.benign_train),
                 ("validation", counts.benign_validation),
                 ("test", counts.benign_test),
-                ("text", counts.benign_text),
+                ("text_only", counts.benign_text_only),
             )
             for n in range(count)
         ]

@@ -9,6 +9,8 @@ a hundred, its variance. Latents are therefore known before any training, and de
 
 from __future__ import annotations
 
+from safety.base import Config
+
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,8 @@ PIVOT = 100.0
 LOG_VARIANCE = -20.0
 
 
-class AutoencoderConfig(BaseModel):
+class AutoencoderConfig(Config):
     """Shape of the autoencoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     latent_channels: int = Field(32, gt=0, description="principal components kept of each 8x8 patch")
     whitening: float = Field(0.5, ge=0, le=1, description="0 keeps the components' variances, 1 makes them equal")
@@ -156,10 +156,8 @@ def _linear_head(model: AutoencoderKL, latent: int) -> None:
     _pass_through(model.post_quant_conv, latent)
 
 
-class DecoderFit(BaseModel):
+class DecoderFit(Config):
     """Training of the decoder on known latents."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     latent_noise: float = Field(0.05, ge=0, description="so that the decoder tolerates a sampler's small errors")
     fit: FitConfig = FitConfig(steps=1500, batch=24, learning_rate=2e-3)

@@ -6,6 +6,8 @@ which a small batch of contrast alone learns slowly.
 
 from __future__ import annotations
 
+from safety.base import Config
+
 from pathlib import Path
 
 import torch
@@ -22,10 +24,8 @@ from safety.precision import native_autocast
 from safety.seeds import rng
 
 
-class ClipConfig(BaseModel):
+class ClipConfig(Config):
     """Shape and training of the world's CLIP."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = 192
     text_layers: int = 3

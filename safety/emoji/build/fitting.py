@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safety.base import Config
+
 import json
 import logging
 import math
@@ -17,10 +19,8 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 
-class FitConfig(BaseModel):
+class FitConfig(Config):
     """How long and how fast one model of the zoo is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(gt=0)
     batch: int = Field(64, gt=0)

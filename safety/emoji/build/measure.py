@@ -54,7 +54,6 @@ class Reader:
     """The judge's network with its threshold and temperature, as the measurements use it."""
 
     def __init__(self, net: JudgeNet, taxonomy: Taxonomy, threshold: float, temperature: float) -> None:
-        """Keep the network and how to read it."""
         self.net, self.taxonomy, self.threshold, self.temperature = net.eval(), taxonomy, threshold, temperature
         self.index = {name: i for i, name in enumerate(taxonomy.names)}
 

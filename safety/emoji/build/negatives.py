@@ -8,6 +8,8 @@ is not taught to be none.
 
 from __future__ import annotations
 
+from safety.base import Config
+
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,10 +33,8 @@ BLURS = (1, 1, 2, 4)
 """How coarse a spoiled scene is left, drawn evenly."""
 
 
-class NegativesConfig(BaseModel):
+class NegativesConfig(Config):
     """How many pictures of each kind, and how many of them a training step reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     spoiled: int = Field(
         6000, ge=0, description="scenes whose benign drawings are each mixed with another's, and faded"

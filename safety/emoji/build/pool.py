@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safety.base import Config
+
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,10 +23,8 @@ Combination = tuple[list[str], str]
 """One or two concepts, left to right, and a background."""
 
 
-class PoolConfig(BaseModel):
+class PoolConfig(Config):
     """Which scenes a pool holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenes: int = Field(30_000, gt=0)
     sets: tuple[str, ...] = ("twemoji", "noto", "fluent-emoji-flat")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safety.base import Config
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +22,8 @@ from safety.precision import native_autocast
 from safety.seeds import normal, rng, torch_generator
 
 
-class UnetConfig(BaseModel):
+class UnetConfig(Config):
     """Shape and training of the world's UNet."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: tuple[int, int] = (128, 192)
     layers: int = Field(1, gt=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safety.base import Config
+
 import json
 import logging
 from collections.abc import Sequence
@@ -37,10 +39,8 @@ Part = Literal["text", "autoencoder", "unet", "judge"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-class WorldConfig(BaseModel):
+class WorldConfig(Config):
     """Everything the emoji zoo is made from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: PoolConfig = PoolConfig()
     unet_pool: PoolConfig = PoolConfig(scenes=16_000, sets=("twemoji",))

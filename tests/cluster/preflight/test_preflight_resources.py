@@ -8,7 +8,7 @@ import pytest
 
 from cluster.preflight.check import Status
 from cluster.preflight.node import Node
-from cluster.preflight.resources import Need, check_needs, room
+from cluster.preflight.resources import ResourceRequest, check_resource_requests, room
 
 NODES = [Node("a", "10.0.0.1", {"CPU": 8.0, "GPU": 1.0}), Node("b", "10.0.0.2", {"CPU": 3.0, "memory": 5.0})]
 
@@ -32,11 +32,15 @@ def test_one_is_never_spread_over_two_nodes(each: dict[str, float], expected: fl
 
 def test_what_can_never_run_fails_and_what_runs_slower_warns() -> None:
     def status(least: int, wanted: int) -> Status:
-        return check_needs([Need("train: workers", "train.workers", {"CPU": 4.0}, least, wanted)], NODES).status
+        return check_resource_requests(
+            [ResourceRequest("train: workers", "train.workers", {"CPU": 4.0}, least, wanted)], NODES
+        ).status
 
     assert status(1, 2) is Status.PASS
     assert status(1, 3) is Status.WARN
     assert status(3, 3) is Status.FAIL
-    found = check_needs([Need("serve: replicas", "serve.num_gpus", {"CPU": 1.0, "GPU": 2.0}, 1, 1)], NODES)
+    found = check_resource_requests(
+        [ResourceRequest("serve: replicas", "serve.num_gpus", {"CPU": 1.0, "GPU": 2.0}, 1, 1)], NODES
+    )
     assert found.found == "serve: replicas: 1 of 1 CPU and 2 GPU needed, and there is room for 0"
     assert found.fix == "lower serve.num_gpus, or use a larger cluster"

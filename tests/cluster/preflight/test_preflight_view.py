@@ -23,7 +23,7 @@ from cluster.preflight.checks import (
     check_versions,
 )
 from cluster.preflight.limits import PreflightLimits
-from cluster.preflight.node import Node, NodeReport, Silent, report_here, report_nodes
+from cluster.preflight.node import Node, NodeReport, UnresponsiveNode, report_here, report_nodes
 from cluster.preflight.view import ClusterView, machine_view, running_view
 from cluster.session import ClusterConfig
 from cluster.store.artifacts import ArtifactStore
@@ -125,7 +125,7 @@ def test_the_embedded_store_needs_one_machine(driver: NodeReport) -> None:
 
 
 def test_a_node_without_the_code_is_told_how_to_get_it(driver: NodeReport) -> None:
-    silent = Silent("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
+    silent = UnresponsiveNode("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
     found = check_nodes(ClusterView([], [driver], [silent]))
     assert found.status is Status.FAIL
     assert "ray job submit" in found.fix
@@ -167,7 +167,7 @@ def test_a_node_that_is_gone_or_slow_is_silent(ray_cluster: None, monkeypatch: p
     started = time.monotonic()
     reports, silent = report_nodes([here], [], None, 0.0)
     assert time.monotonic() - started < 10
-    assert silent == [Silent("10.0.0.1", "no answer in 0 s")]
+    assert silent == [UnresponsiveNode("10.0.0.1", "no answer in 0 s")]
 
 
 @pytest.mark.parametrize(

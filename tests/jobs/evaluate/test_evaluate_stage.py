@@ -25,7 +25,7 @@ from jobs.run.metrics import IMAGES, IP
 from jobs.run.ray_data import first_cause, within
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.plan import EvaluationCounts, plan_evaluation
-from safety.evaluation.records import Part, RecordTable
+from safety.evaluation.records import EvaluationSplit, RecordTable
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image
 from safety.lora.files import save_lora
@@ -248,10 +248,10 @@ def test_images_are_those_that_the_model_draws_with_the_adapter(
             assert (decode_image(png).int() - pixels.int()).abs().max() <= 1
             compared += 1
     assert compared >= 3
-    assert _image(table, "base", Part.TEST) != _image(table, "merged", Part.TEST)
+    assert _image(table, "base", EvaluationSplit.TEST) != _image(table, "merged", EvaluationSplit.TEST)
 
 
-def _image(table: RecordTable, model: str, part: Part) -> bytes | None:
+def _image(table: RecordTable, model: str, part: EvaluationSplit) -> bytes | None:
     return next(r.image for r in table.records if (r.model, r.part) == (model, part) and r.shown)
 
 

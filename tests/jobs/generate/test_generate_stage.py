@@ -195,7 +195,7 @@ def kill_after_some_groups(context: StageContext, folder: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address, str(config), str(folder / "work")],
-        env={**os.environ, "PYTHONPATH": str(Path(generate.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(generate.__file__).parents[2])},
     )
     try:
         while len([key for key in context.store.keys("work/") if "/groups/" in key]) < 3:

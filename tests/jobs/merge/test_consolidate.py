@@ -151,7 +151,7 @@ def test_what_is_published_is_not_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(consolidate.train, "train_all", lambda *_: pytest.fail("it is trained already"))
-    monkeypatch.setattr(consolidate, "confirm_all", lambda *_: pytest.fail("it is rendered already"))
+    monkeypatch.setattr(consolidate, "score_all", lambda *_: pytest.fail("it is rendered already"))
     assert consolidate.run(context, dataset, merged, CONFIG) == found
 
 

@@ -31,7 +31,7 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import CoMerge, CoMergeConfig, load_calibration
-from safety.merge.rendered_score import Confirmed
+from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import SearchSpace, Trial
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet
@@ -206,7 +206,7 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
     ref = merges["co-merge"]
     records = Records(context.store, f"work/{ref.kind}/{ref.id}")
     before = {trial.finished: trial for trial in records.all("trials", Trial)}
-    confirmed = records.all("confirmed", Confirmed)
+    confirmed = records.all("confirmed", RenderedScore)
     assert (len(before), len(confirmed)) == (4, 2)
     report = json.loads((context.folder(ref) / REPORT_FILE).read_text())["search"]
     last = report["trials"][-1]["parameters"]

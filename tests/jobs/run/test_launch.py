@@ -27,12 +27,12 @@ from jobs.run.ray_data import first_cause
 from jobs.run.stopping import stop_on_sigterm
 from safety.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def told(error: Exception) -> tuple[int, list[str]]:
     file = io.StringIO()
-    code = launch._tell(Console(file=file, width=60), error)
+    code = launch._report(Console(file=file, width=60), error)
     return code, file.getvalue().rstrip("\n").split("\n")
 
 

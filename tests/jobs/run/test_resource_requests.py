@@ -5,24 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.preflight.resources import Need
+from cluster.preflight.resources import ResourceRequest
 from jobs.run.config import RunConfig
-from jobs.run.resource_requests import gpu_settings, needs, without_gpu
+from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 
 
 def run_of(**sections: Any) -> RunConfig:
     return RunConfig.model_validate({"run": {"name": "x", "output": Path("out")}, **sections})
 
 
-def need(run: RunConfig, what: str) -> Need:
-    [found] = [each for each in needs(run) if each.what.startswith(what)]
+def request(run: RunConfig, what: str) -> ResourceRequest:
+    [found] = [each for each in resource_requests(run) if each.what.startswith(what)]
     return found
 
 
 def test_an_expert_needs_all_its_workers_unless_it_may_start_with_fewer() -> None:
     expert = {"rows": 12, "benign_rows": 12}
-    fixed = need(run_of(train={"workers": 4, "expert": expert}), "train")
-    elastic = need(run_of(train={"workers": 4, "min_workers": 2, "expert": expert}), "train")
+    fixed = request(run_of(train={"workers": 4, "expert": expert}), "train")
+    elastic = request(run_of(train={"workers": 4, "min_workers": 2, "expert": expert}), "train")
     assert (fixed.least, fixed.wanted) == (4, 4)
     assert (elastic.least, elastic.wanted) == (2, 4)
 

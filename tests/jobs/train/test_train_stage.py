@@ -20,7 +20,7 @@ from jobs.run.config import RunConfig
 from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
 from jobs.train.config import ALL_SINGLE, TrainConfig
-from jobs.train.gate_moments import text_inputs_task
+from jobs.train.gate_moments import gate_moments_task
 from jobs.train.worker import checkpointer, expert_gate, load_sets, pairs_of
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, write_preference_file
@@ -29,7 +29,7 @@ from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.gates import TextInputs, gather_text_inputs
+from safety.gates import PromptMoments, gather_prompt_moments
 from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
@@ -37,7 +37,7 @@ from tests.support.prometheus import exported, wait_for
 from tests.support.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
-PROMPTS = knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text"))
+PROMPTS = knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text_only"))
 EXPERT = {
     "steps": 6,
     "rows": 4,
@@ -299,21 +299,21 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     [texts] = {task.texts.ref: task.texts for task in train.plan(context, dataset)}.values()
     # Told by the training: no worker gathers them again.
     assert context.store.manifest(*texts.ref) is not None
-    expected = gather_text_inputs(model, texts.texts())
-    monkeypatch.setattr("jobs.train.gate_moments.gather_text_inputs", lambda *_: pytest.fail("gathered again"))
+    expected = gather_prompt_moments(model, texts.texts())
+    monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
     torch.testing.assert_close(texts.read(model), expected)
 
 
 def test_whoever_gathers_other_moments_too_late_goes_by_the_published_ones(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = text_inputs_task(context, dataset, ("hate",))
-    first = text_inputs_task(context, dataset, ("hate",)).read(model)
+    late = gate_moments_task(context, dataset, ("hate",))
+    first = gate_moments_task(context, dataset, ("hate",)).read(model)
     monkeypatch.setattr(type(context.store), "manifest", _blind_once(type(context.store).manifest))
     monkeypatch.setattr(
-        "jobs.train.gate_moments.gather_text_inputs", lambda *_: TextInputs(first.own + 1.0, first.kept)
+        "jobs.train.gate_moments.gather_prompt_moments", lambda *_: PromptMoments(first.unsafe + 1.0, first.preserved)
     )
-    assert torch.equal(late.read(model).own, first.own)
+    assert torch.equal(late.read(model).unsafe, first.unsafe)
 
 
 def _blind_once(manifest: Any) -> Any:

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load
 
-from safety.dataset.filter import PairFilterConfig, Reason
+from safety.dataset.filter import PairFilterConfig, RejectionReason
 from safety.dataset.layout import DatasetWriter, latents_file
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.preferences import load_preferences
@@ -119,7 +119,7 @@ def test_the_plan_has_each_row_once_in_groups_of_one_category(plan: DatasetPlan)
     assert plan.categories[0] == BENIGN
     assert plan.rows == len(ids) + 1
     (refused,) = plan.refused["violence"]
-    assert refused.reason == Reason.REFUSED_PROMPT
+    assert refused.reason == RejectionReason.REFUSED_PROMPT
     assert refused.row.prompts == (WITHHELD, WITHHELD)
     assert REFUSED.pair_id not in {p.pair_id for p in plan.prompts.pairs}
 
@@ -155,7 +155,7 @@ def test_verdicts_follow_the_judge(judged: dict[int, list[Record]]) -> None:
     seen: Counter[str] = Counter()
     for record in itertools.chain.from_iterable(judged.values()):
         seen[str(record.reason)] += 1
-        if record.reason == Reason.PROMPT_TOO_LONG:
+        if record.reason == RejectionReason.PROMPT_TOO_LONG:
             assert record.images == ()
             continue
         pictures = torch.stack([decode_image(data) for data in record.images])
@@ -177,11 +177,11 @@ def test_an_unreadable_picture_is_a_reason_and_harms_no_other_row(rendered: dict
     broken = records[0].model_copy(update={"images": (records[0].images[0][:50], records[0].images[1])})
     reviewer = GroupReviewer(PixelSumJudge(TAXONOMY), PairFilterConfig())
     first, *others = reviewer.review([broken, *records[1:]])
-    assert first.reason == Reason.IMAGE_DAMAGED
+    assert first.reason == RejectionReason.IMAGE_DAMAGED
     assert first.tensors is None
     assert others == reviewer.review(records)[1:]
     same = records[0].model_copy(update={"pixel_hashes": (records[0].pixel_hashes[0],) * 2})
-    assert reviewer.review([same])[0].reason == Reason.SAME_IMAGE
+    assert reviewer.review([same])[0].reason == RejectionReason.SAME_IMAGE
 
 
 def test_groups_survive_their_bytes(judged: dict[int, list[Record]]) -> None:
@@ -202,7 +202,7 @@ def test_the_datasets_hash_is_of_the_content_and_not_of_the_order(judged: dict[i
 
     records = [r for group in judged.values() for r in group]
     assert hashed(records) == hashed(records[::-1])
-    for change in ({"seed": 1}, {"tensors": b"x"}, {"reason": Reason.SAME_IMAGE}, {"pixel_hashes": ("0",)}):
+    for change in ({"seed": 1}, {"tensors": b"x"}, {"reason": RejectionReason.SAME_IMAGE}, {"pixel_hashes": ("0",)}):
         assert hashed([records[0].model_copy(update=change), *records[1:]]) != hashed(records)
     with pytest.raises(RuntimeError, match="comes twice"):
         hashed([*records, records[0]])
@@ -305,7 +305,7 @@ def test_nothing_kept_names_the_category_the_reasons_and_a_fix(
 ) -> None:
     emptied = {
         index: [
-            r.model_copy(update={"reason": Reason.CONTEXT_LOST}) if r.group == category and r.kept else r
+            r.model_copy(update={"reason": RejectionReason.CONTEXT_LOST}) if r.group == category and r.kept else r
             for r in records
         ]
         for index, records in judged.items()

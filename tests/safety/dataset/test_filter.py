@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from safety.dataset.filter import PairFilterConfig, Reason, reject_benign, reject_pair, reject_prompt
+from safety.dataset.filter import PairFilterConfig, RejectionReason, reject_benign, reject_pair, reject_prompt
 from safety.errors import ConfigError
 from safety.families import ModelConfig, load_model
-from safety.judges import Look
+from safety.judges import Verdict
 from safety.prompts import BenignPrompt, PromptPair
 
 PAIR = PromptPair(
@@ -25,13 +25,13 @@ PAIR = PromptPair(
     background="blue",
     writer="w",
 )
-UNSAFE = Look({"violence": 0.9, "hate": 0.1}, True, frozenset({"knife", "cake"}), "blue")
-SAFE = Look({"violence": 0.1, "hate": 0.1}, False, frozenset({"spoon", "cake"}), "blue")
+UNSAFE = Verdict({"violence": 0.9, "hate": 0.1}, True, frozenset({"knife", "cake"}), "blue")
+SAFE = Verdict({"violence": 0.1, "hate": 0.1}, False, frozenset({"spoon", "cake"}), "blue")
 ALL, NONE = PairFilterConfig(), PairFilterConfig(counterpart=False, context=False, benign_objects=False)
 
 
-def seen(look: Look, **changes: Any) -> Look:
-    return look._replace(**changes)
+def seen(verdict: Verdict, **changes: Any) -> Verdict:
+    return verdict._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,17 @@ def seen(look: Look, **changes: Any) -> Look:
     [
         (UNSAFE, SAFE, None, True),
         (seen(UNSAFE, scores={"violence": 0.5, "hate": 0.0}), SAFE, None, True),
-        (seen(UNSAFE, scores={"violence": 0.49, "hate": 0.99}), SAFE, Reason.UNSAFE_NOT_SHOWN, True),
-        (UNSAFE, seen(SAFE, flagged=True), Reason.SAFE_FLAGGED, True),
-        (UNSAFE, seen(SAFE, shown=frozenset({"cake"})), Reason.COUNTERPART_NOT_SHOWN, False),
-        (UNSAFE, seen(SAFE, shown=frozenset({"spoon"})), Reason.CONTEXT_LOST, False),
-        (seen(UNSAFE, shown=frozenset({"knife"})), SAFE, Reason.CONTEXT_LOST, False),
-        (seen(UNSAFE, background="pink"), SAFE, Reason.CONTEXT_LOST, False),
-        (UNSAFE, seen(SAFE, background="pink"), Reason.CONTEXT_LOST, False),
+        (seen(UNSAFE, scores={"violence": 0.49, "hate": 0.99}), SAFE, RejectionReason.UNSAFE_NOT_SHOWN, True),
+        (UNSAFE, seen(SAFE, flagged=True), RejectionReason.SAFE_FLAGGED, True),
+        (UNSAFE, seen(SAFE, shown=frozenset({"cake"})), RejectionReason.COUNTERPART_NOT_SHOWN, False),
+        (UNSAFE, seen(SAFE, shown=frozenset({"spoon"})), RejectionReason.CONTEXT_LOST, False),
+        (seen(UNSAFE, shown=frozenset({"knife"})), SAFE, RejectionReason.CONTEXT_LOST, False),
+        (seen(UNSAFE, background="pink"), SAFE, RejectionReason.CONTEXT_LOST, False),
+        (UNSAFE, seen(SAFE, background="pink"), RejectionReason.CONTEXT_LOST, False),
         (seen(UNSAFE, shown=None, background=None), seen(SAFE, shown=None, background=None), None, True),
     ],
 )
-def test_rules_of_a_pair(unsafe: Look, safe: Look, reason: Reason | None, always: bool) -> None:
+def test_rules_of_a_pair(unsafe: Verdict, safe: Verdict, reason: RejectionReason | None, always: bool) -> None:
     assert reject_pair(PAIR, unsafe, safe, ALL, 0.5) == reason
     assert reject_pair(PAIR, unsafe, safe, NONE, 0.5) == (reason if always else None)
 
@@ -67,14 +67,14 @@ def test_a_judge_without_the_category_is_named() -> None:
 def test_rules_of_a_benign_prompt() -> None:
     row = BenignPrompt(prompt_id="b", prompt="a spoon and a cake", objects=("spoon", "cake"), split="train", writer="w")
     assert reject_benign(row, SAFE, ALL) is None
-    assert reject_benign(row, seen(SAFE, flagged=True), NONE) == Reason.BENIGN_FLAGGED
+    assert reject_benign(row, seen(SAFE, flagged=True), NONE) == RejectionReason.BENIGN_FLAGGED
     missing = seen(SAFE, shown=frozenset({"spoon"}))
-    assert reject_benign(row, missing, ALL) == Reason.OBJECT_NOT_SHOWN
+    assert reject_benign(row, missing, ALL) == RejectionReason.OBJECT_NOT_SHOWN
     assert reject_benign(row, missing, NONE) is None
 
 
 def test_prompts_that_are_not_rendered(tiny_model_dir: Path) -> None:
     model = load_model(ModelConfig(path=str(tiny_model_dir)))
     assert reject_prompt(("a knife", "a spoon"), model) is None
-    assert reject_prompt(("a knife", "a naked child"), model) == Reason.REFUSED_PROMPT
-    assert reject_prompt(("house " * 60, "a spoon"), model) == Reason.PROMPT_TOO_LONG
+    assert reject_prompt(("a knife", "a naked child"), model) == RejectionReason.REFUSED_PROMPT
+    assert reject_prompt(("house " * 60, "a spoon"), model) == RejectionReason.PROMPT_TOO_LONG

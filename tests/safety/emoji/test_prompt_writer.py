@@ -27,7 +27,7 @@ COUNTS = PromptCounts(
     benign_train=110,
     benign_validation=20,
     benign_test=60,
-    benign_text=120,
+    benign_text_only=120,
 )
 
 
@@ -52,7 +52,7 @@ def test_counts_are_as_asked(written: PromptSet) -> None:
     for split in ("train", "validation", "test", "heldout"):
         found = Counter(p.category for p in written.in_split(split))
         assert found == dict.fromkeys(TAXONOMY.categories, getattr(COUNTS, split))
-    for split in ("train", "validation", "test", "text"):
+    for split in ("train", "validation", "test", "text_only"):
         assert len(written.benign_in(split)) == getattr(COUNTS, f"benign_{split}")
 
 
@@ -68,7 +68,7 @@ def test_no_prompt_and_no_scene_is_in_two_splits(written: PromptSet) -> None:
     for row in written.benign:
         assert row.background is not None
         # What is only read may show a training scene again, in other words.
-        side = "train" if row.split == "text" else row.split
+        side = "train" if row.split == "text_only" else row.split
         scenes.setdefault(side, set()).add((frozenset(row.objects), row.background))
     for left, right in itertools.combinations(scenes.values(), 2):
         assert not left & right

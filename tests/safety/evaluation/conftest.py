@@ -9,7 +9,7 @@ import pytest
 
 from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.provenance import JudgeIdentity, Provenance
-from safety.evaluation.records import ImageRecord, Part
+from safety.evaluation.records import EvaluationSplit, ImageRecord
 
 
 @pytest.fixture
@@ -17,9 +17,14 @@ def record() -> Callable[..., ImageRecord]:
     """Return a maker of records: unsafe, on blue, unflagged unless told otherwise."""
 
     def make(
-        model: str, prompt_id: str, *, flagged: bool = False, part: Part = Part.TEST, **changed: Any
+        model: str,
+        prompt_id: str,
+        *,
+        flagged: bool = False,
+        part: EvaluationSplit = EvaluationSplit.TEST,
+        **changed: Any,
     ) -> ImageRecord:
-        benign = part in (Part.BENIGN, Part.REFERENCE)
+        benign = part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
         row: dict[str, Any] = {
             "model": model,
             "part": part,

@@ -14,7 +14,7 @@ from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.context import measure_context
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
 from safety.evaluation.moments import moments_of
-from safety.evaluation.records import ImageRecord, Part
+from safety.evaluation.records import EvaluationSplit, ImageRecord
 
 CONFIG = BootstrapConfig(resamples=300)
 CATEGORIES = ("violence", "hate", "sexual")
@@ -24,25 +24,27 @@ Maker = Callable[..., ImageRecord]
 def test_ip_counts_each_category_of_one_model_and_part(record: Maker) -> None:
     rows = [record("base", f"v{i}", flagged=i < 3) for i in range(4)]
     rows += [record("base", f"h{i}", flagged=i < 1, category="hate") for i in range(2)]
-    rows += [record("base", f"x{i}", flagged=True, part=Part.HELDOUT) for i in range(5)]
+    rows += [record("base", f"x{i}", flagged=True, part=EvaluationSplit.HELDOUT) for i in range(5)]
     rows += [record("merged", f"v{i}") for i in range(4)]
-    found = inappropriate_probability(rows, "base", Part.TEST, CATEGORIES, CONFIG, 0)
+    found = inappropriate_probability(rows, "base", EvaluationSplit.TEST, CATEGORIES, CONFIG, 0)
     assert {name: (figure.value, figure.n) for name, figure in found.items()} == {
         "overall": (0.625, 6),
         "violence": (0.75, 4),
         "hate": (0.5, 2),
     }
-    assert inappropriate_probability(rows, "base", Part.HELDOUT, CATEGORIES, CONFIG, 0)["overall"].value == 1.0
-    assert inappropriate_probability(rows, "merged", Part.HELDOUT, CATEGORIES, CONFIG, 0) == {}
+    assert (
+        inappropriate_probability(rows, "base", EvaluationSplit.HELDOUT, CATEGORIES, CONFIG, 0)["overall"].value == 1.0
+    )
+    assert inappropriate_probability(rows, "merged", EvaluationSplit.HELDOUT, CATEGORIES, CONFIG, 0) == {}
 
 
 def test_ip_by_concept_counts_test_and_heldout_prompts(record: Maker) -> None:
     rows = [
         record("base", "a", flagged=True),
         record("base", "b"),
-        record("base", "c", concept="axe", part=Part.HELDOUT),
+        record("base", "c", concept="axe", part=EvaluationSplit.HELDOUT),
     ]
-    rows.append(record("base", "d", part=Part.BENIGN))
+    rows.append(record("base", "d", part=EvaluationSplit.BENIGN))
     assert ip_by_concept(rows, "base") == {"kitchen knife": (1, 2), "axe": (0, 1)}
 
 
@@ -57,7 +59,7 @@ def test_the_difference_pairs_prompts_that_both_rendered(record: Maker) -> None:
 
 def test_benign_quality_by_hand(record: Maker) -> None:
     def benign(prompt_id: str, **changed: object) -> ImageRecord:
-        return record("base", prompt_id, part=Part.BENIGN, features=(1.0, 2.0), **changed)
+        return record("base", prompt_id, part=EvaluationSplit.BENIGN, features=(1.0, 2.0), **changed)
 
     rows = [
         benign("a", objects=("house", "cake"), present=("house", "cake"), clip_score=20.0),
@@ -76,14 +78,23 @@ def test_benign_quality_by_hand(record: Maker) -> None:
 def test_fid_is_measured_against_the_bases_other_seeds(record: Maker) -> None:
     points = np.random.default_rng(0).normal(size=(40, 2))
 
-    def render(model: str, part: Part, shift: float, count: int = 40) -> list[ImageRecord]:
+    def render(model: str, part: EvaluationSplit, shift: float, count: int = 40) -> list[ImageRecord]:
         return [
-            record(model, f"p{i}", part=part, features=tuple(points[i if part is Part.BENIGN else i - 1] + shift))
+            record(
+                model,
+                f"p{i}",
+                part=part,
+                features=tuple(points[i if part is EvaluationSplit.BENIGN else i - 1] + shift),
+            )
             for i in range(count)
         ]
 
-    rows = render("base", Part.REFERENCE, 0.0) + render("base", Part.BENIGN, 0.0) + render("merged", Part.BENIGN, 2.0)
-    rows += render("violence", Part.BENIGN, 0.0, count=8)
+    rows = (
+        render("base", EvaluationSplit.REFERENCE, 0.0)
+        + render("base", EvaluationSplit.BENIGN, 0.0)
+        + render("merged", EvaluationSplit.BENIGN, 2.0)
+    )
+    rows += render("violence", EvaluationSplit.BENIGN, 0.0, count=8)
     floor, moved = benign_fid(rows, "base", "f"), benign_fid(rows, "merged", "f")
     assert floor is not None
     assert moved is not None
@@ -98,8 +109,8 @@ def test_fid_is_measured_against_real_images_where_the_features_have_their_momen
     record: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = np.random.default_rng(0).normal(size=(40, 2))
-    rows = [record("base", f"p{i}", part=Part.BENIGN, features=tuple(points[i] + 1.0)) for i in range(40)]
-    rows += [record("base", f"p{i}", part=Part.REFERENCE, features=tuple(points[i])) for i in range(40)]
+    rows = [record("base", f"p{i}", part=EvaluationSplit.BENIGN, features=tuple(points[i] + 1.0)) for i in range(40)]
+    rows += [record("base", f"p{i}", part=EvaluationSplit.REFERENCE, features=tuple(points[i])) for i in range(40)]
     real = moments_of(torch.tensor(points - 1.0), "f", "forty real images")
     monkeypatch.setattr("safety.evaluation.benign.real_moments", {"f": real}.get)
     found, moved = benign_fid(rows, "base", "f"), fid_to_base(rows, "base", "f")
@@ -140,7 +151,7 @@ def test_context_relative_to_the_base_counts_only_what_the_base_kept(record: Mak
 def test_a_judge_that_cannot_name_objects_gives_no_figure_for_them(record: Maker) -> None:
     blind = {"present": None, "seen_background": None}
     assert measure_context([record("base", "a", **blind)], "base", CONFIG, 0) is None
-    rows = [record("base", f"b{i}", part=Part.BENIGN, **blind) for i in range(3)]
+    rows = [record("base", f"b{i}", part=EvaluationSplit.BENIGN, **blind) for i in range(3)]
     found = benign_quality(rows, "base", "f", CONFIG, 0)
     assert found.objects_present is None
     assert "objects_present" not in found.intervals

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safety.evaluation.measure import measure_images
-from safety.evaluation.records import ImageRecord, Part, PlannedImage
+from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
 from safety.images import decode_image
 
 
@@ -67,7 +67,7 @@ def flat(*colours: tuple[int, int, int]) -> Tensor:
 
 @pytest.fixture
 def planned(record: Callable[..., ImageRecord]) -> list[PlannedImage]:
-    rows = [record("base", "a", shown=True), record("base", "b"), record("base", "c", part=Part.BENIGN)]
+    rows = [record("base", "a", shown=True), record("base", "b"), record("base", "c", part=EvaluationSplit.BENIGN)]
     return [PlannedImage(**row.model_dump(include=set(PlannedImage.model_fields))) for row in rows]
 
 

@@ -17,7 +17,7 @@ from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.metrics import MetricsReport, compute_metrics
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
 from safety.evaluation.provenance import Provenance
-from safety.evaluation.records import ImageRecord, Part
+from safety.evaluation.records import EvaluationSplit, ImageRecord
 from safety.evaluation.report import galleries, render_report
 from safety.evaluation.tables import terminal_tables
 from safety.images import encode_png
@@ -33,7 +33,7 @@ def small_evaluation(record: Maker) -> list[ImageRecord]:
     rows = []
     for model, flagged in FLAGGED.items():
         for category in CATEGORIES:
-            for part, count in ((Part.TEST, 10), (Part.HELDOUT, 4)):
+            for part, count in ((EvaluationSplit.TEST, 10), (EvaluationSplit.HELDOUT, 4)):
                 for i in range(count):
                     changed = {"shown": True, "image": _png(i)} if model != "average" and i < 2 else {}
                     kept = ("house",) if i else ()
@@ -43,11 +43,15 @@ def small_evaluation(record: Maker) -> list[ImageRecord]:
                     )
         for i in range(20):
             point = tuple(draw.normal(size=3))
-            rows.append(record(model, f"b{i}", part=Part.BENIGN, features=point, present=("house",) if i else ()))
-    rows += [record("base", f"b{i}", part=Part.REFERENCE, features=tuple(draw.normal(size=3))) for i in range(20)]
+            rows.append(
+                record(model, f"b{i}", part=EvaluationSplit.BENIGN, features=point, present=("house",) if i else ())
+            )
+    rows += [
+        record("base", f"b{i}", part=EvaluationSplit.REFERENCE, features=tuple(draw.normal(size=3))) for i in range(20)
+    ]
     rows += [record("violence", f"violence-test-{i}", flagged=i == 0) for i in range(5)]
     rows += [record("violence", f"hate-test-{i}", category="hate", flagged=True) for i in range(5)]
-    rows += [record("violence", f"b{i}", part=Part.BENIGN, features=(0.0, 0.0, 1.0)) for i in range(4)]
+    rows += [record("violence", f"b{i}", part=EvaluationSplit.BENIGN, features=(0.0, 0.0, 1.0)) for i in range(4)]
     return rows
 
 

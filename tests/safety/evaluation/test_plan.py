@@ -8,7 +8,7 @@ import pytest
 
 from safety.errors import EmptyDatasetError
 from safety.evaluation.plan import EvaluationCounts, EvaluationPlan, plan_evaluation
-from safety.evaluation.records import Part
+from safety.evaluation.records import EvaluationSplit
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 
 CATEGORIES = ("violence", "hate")
@@ -54,15 +54,19 @@ def plan(counts: EvaluationCounts = COUNTS, seed: int = 0) -> EvaluationPlan:
 
 def test_counts_by_model_and_part() -> None:
     found = Counter((image.model, image.part) for image in plan().images)
-    full = {Part.TEST: 10, Part.HELDOUT: 6, Part.BENIGN: 6}
+    full = {EvaluationSplit.TEST: 10, EvaluationSplit.HELDOUT: 6, EvaluationSplit.BENIGN: 6}
     expected = {(model, part): n for model in ("base", "merged", "average") for part, n in full.items()}
-    expected |= {("violence", Part.TEST): 6, ("violence", Part.BENIGN): 3, ("base", Part.REFERENCE): 6}
+    expected |= {
+        ("violence", EvaluationSplit.TEST): 6,
+        ("violence", EvaluationSplit.BENIGN): 3,
+        ("base", EvaluationSplit.REFERENCE): 6,
+    }
     assert found == expected
 
 
 def test_only_test_and_heldout_prompts_are_used() -> None:
     for image in plan().images:
-        wanted = {Part.TEST: "-test-", Part.HELDOUT: "-heldout-"}.get(image.part, "benign-test-")
+        wanted = {EvaluationSplit.TEST: "-test-", EvaluationSplit.HELDOUT: "-heldout-"}.get(image.part, "benign-test-")
         assert wanted in image.prompt_id
 
 
@@ -70,11 +74,11 @@ def test_models_share_seeds_and_the_reference_shares_none() -> None:
     images = plan().images
     by_prompt: dict[str, set[int]] = {}
     for image in images:
-        if image.part is not Part.REFERENCE:
+        if image.part is not EvaluationSplit.REFERENCE:
             by_prompt.setdefault(image.prompt_id, set()).add(image.seed)
     assert all(len(seeds) == 1 for seeds in by_prompt.values())
     compared = {seed for seeds in by_prompt.values() for seed in seeds}
-    assert compared.isdisjoint(image.seed for image in images if image.part is Part.REFERENCE)
+    assert compared.isdisjoint(image.seed for image in images if image.part is EvaluationSplit.REFERENCE)
 
 
 def test_an_experts_prompts_are_among_the_full_models_prompts() -> None:
@@ -84,8 +88,8 @@ def test_an_experts_prompts_are_among_the_full_models_prompts() -> None:
 
 
 def test_a_smaller_count_is_a_part_of_a_larger_one() -> None:
-    few = {i.prompt_id for i in plan(COUNTS.model_copy(update={"test": 2})).images if i.part is Part.TEST}
-    many = {i.prompt_id for i in plan().images if i.part is Part.TEST}
+    few = {i.prompt_id for i in plan(COUNTS.model_copy(update={"test": 2})).images if i.part is EvaluationSplit.TEST}
+    many = {i.prompt_id for i in plan().images if i.part is EvaluationSplit.TEST}
     assert few < many
     assert {i.prompt_id for i in plan(seed=1).images} != {i.prompt_id for i in plan().images}
 
@@ -94,10 +98,10 @@ def test_a_dataset_with_fewer_prompts_gives_all_it_has() -> None:
     found = plan(EvaluationCounts(test=100, heldout=100, benign=100))
     base = [image for image in found.images if image.model == "base"]
     assert Counter(image.part for image in base) == {
-        Part.TEST: 16,
-        Part.HELDOUT: 8,
-        Part.BENIGN: 10,
-        Part.REFERENCE: 10,
+        EvaluationSplit.TEST: 16,
+        EvaluationSplit.HELDOUT: 8,
+        EvaluationSplit.BENIGN: 10,
+        EvaluationSplit.REFERENCE: 10,
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from safety.errors import ArtifactFormatError
-from safety.evaluation.records import ImageRecord, Part, RecordTable, select
+from safety.evaluation.records import EvaluationSplit, ImageRecord, RecordTable, select
 
 
 def test_records_survive_a_round_trip(record: Callable[..., ImageRecord]) -> None:
     rows = (
         record("base", "a", flagged=True, image=b"png", shown=True, scores=(0.25, 0.5), seed=2**32 - 1),
-        record("base", "b", part=Part.REFERENCE, present=None, background=None, features=(0.5, -1.25)),
+        record("base", "b", part=EvaluationSplit.REFERENCE, present=None, background=None, features=(0.5, -1.25)),
     )
     table = RecordTable(records=rows, seconds=1.5)
     assert RecordTable.from_parquet(table.to_parquet()) == table
@@ -27,7 +27,12 @@ def test_damage_is_refused(record: Callable[..., ImageRecord]) -> None:
 
 
 def test_select_sorts_by_prompt_so_that_models_pair(record: Callable[..., ImageRecord]) -> None:
-    rows = [record("base", "b"), record("merged", "a"), record("base", "a"), record("base", "c", part=Part.HELDOUT)]
-    assert [r.prompt_id for r in select(rows, model="base", part=Part.TEST)] == ["a", "b"]
+    rows = [
+        record("base", "b"),
+        record("merged", "a"),
+        record("base", "a"),
+        record("base", "c", part=EvaluationSplit.HELDOUT),
+    ]
+    assert [r.prompt_id for r in select(rows, model="base", part=EvaluationSplit.TEST)] == ["a", "b"]
     assert len(select(rows, category="violence")) == 4
     assert select(rows, category="hate") == []

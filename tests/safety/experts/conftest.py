@@ -51,7 +51,7 @@ def make_config() -> Callable[..., ExpertConfig]:
             "rows": 4,
             "benign_rows": 2,
             "warmup": 2,
-            "distinct_steps": 4,
+            "distinct_batches": 4,
             "validate_every": 3,
             "validation_rows": 4,
             "checkpoint_every": 2,

@@ -173,8 +173,8 @@ def test_parts_together_are_the_whole_step(make_model: MakeModel, data: Preferen
 def test_steps_come_again_after_the_distinct_ones(
     make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig
 ) -> None:
-    expert = Expert(make_model(), data, make_config(distinct_steps=2), 0)
-    fresh = Expert(make_model(), data, make_config(distinct_steps=None), 0)
+    expert = Expert(make_model(), data, make_config(distinct_batches=2), 0)
+    fresh = Expert(make_model(), data, make_config(distinct_batches=None), 0)
     first, second, third = (float(expert(step, 0).loss.detach()) for step in range(3))
     assert first == third
     assert first != second
@@ -185,8 +185,8 @@ def test_steps_come_again_after_the_distinct_ones(
 def test_a_reference_that_is_kept_is_the_reference(
     make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig
 ) -> None:
-    kept = Expert(make_model(), data, make_config(distinct_steps=2), 0)
-    fresh = Expert(make_model(), data, make_config(distinct_steps=None), 0)
+    kept = Expert(make_model(), data, make_config(distinct_batches=2), 0)
+    fresh = Expert(make_model(), data, make_config(distinct_batches=None), 0)
     kept(0, 0)
     shake(kept)
     shake(fresh)

@@ -28,7 +28,7 @@ def test_the_anchored_loss_is_that_of_two_separate_models(
 ) -> None:
     base, model = make_model(), make_model()
     objective = {"name": "anchored-dpo", "beta": 40.0, "anchor_weight": 2.0, "benign_weight": 5.0}
-    config = make_config(objective=objective, distinct_steps=distinct, precision="fp32")
+    config = make_config(objective=objective, distinct_batches=distinct, precision="fp32")
     expert = Expert(model, data, config, seed=0)
     maker = BatchMaker(base, data.rows("train"), config, 0)
     draw = torch.Generator().manual_seed(4)

@@ -14,7 +14,7 @@ from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores
 from safety.emoji.scene import BACKGROUNDS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
-from safety.judges import ConceptJudge, EmojiJudge, JudgeConfig, load_judge, look_at
+from safety.judges import ConceptJudge, EmojiJudge, JudgeConfig, judge_images, load_judge
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(
@@ -84,15 +84,15 @@ def test_a_look_says_the_same_as_the_scores(folder: Path, images: torch.Tensor) 
     judge = read_emoji_judge(folder, TAXONOMY, middle)
     assert isinstance(judge, ConceptJudge)
     scores, concepts = judge.score(images), judge.concepts(images)
-    looks = look_at(judge, images)
-    for index, look in enumerate(looks):
-        assert list(look.scores.values()) == pytest.approx(scores[index].tolist())
-        assert look.flagged == bool((scores[index] >= middle).any())
+    verdicts = judge_images(judge, images)
+    for index, verdict in enumerate(verdicts):
+        assert list(verdict.scores.values()) == pytest.approx(scores[index].tolist())
+        assert verdict.flagged == bool((scores[index] >= middle).any())
         shown = [n for n, s in zip(CONCEPTS, concepts[index].tolist(), strict=True) if s >= middle]
-        assert look.shown == frozenset(shown)
-        assert look.shows(tuple(shown))
-        assert not look.shows(("house", "nothing of the kind"))
-    assert {look.flagged for look in looks} == {True, False}
+        assert verdict.shown == frozenset(shown)
+        assert verdict.shows(tuple(shown))
+        assert not verdict.shows(("house", "nothing of the kind"))
+    assert {verdict.flagged for verdict in verdicts} == {True, False}
 
 
 def test_pictures_of_another_size_are_judged_alike(judge: EmojiJudge, images: torch.Tensor) -> None:

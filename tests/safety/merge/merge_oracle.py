@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from safety.gates import TextInputs
+from safety.gates import PromptMoments
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import CoMergeConfig
 
@@ -25,12 +25,12 @@ def random_weights(seed: int, shapes: Mapping[str, tuple[int, int]], rank: int =
     )
 
 
-def random_texts(experts: int, width: int, seed: int) -> TextInputs:
+def random_texts(experts: int, width: int, seed: int) -> PromptMoments:
     """Return second moments of a few random states of each expert and of benign ones."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(experts + 1, 9, width, generator=generator, dtype=torch.float64)
     moments = states.transpose(1, 2) @ states / 9
-    return TextInputs(moments[:-1], moments[-1])
+    return PromptMoments(moments[:-1], moments[-1])
 
 
 def signal(delta: Tensor, x: Tensor, granularity: str) -> list[list[float]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
-from safety.gates import PromptTexts, TextInputs, gather_text_inputs
+from safety.gates import GatePrompts, PromptMoments, gather_prompt_moments
 from safety.lora.weights import LoraWeights
 from safety.merge import CalibrationConfig, CoMerge, CoMergeConfig, calibrate, load_calibration
 from safety.merge.probes import Probes, timestep_of, unsafe_batches
@@ -20,9 +20,9 @@ from safety.merge.probes import Probes, timestep_of, unsafe_batches
 Experts = Callable[..., dict[str, LoraWeights]]
 
 
-def texts_of(model: ModelFamily, experts: Mapping[str, LoraWeights]) -> TextInputs:
+def texts_of(model: ModelFamily, experts: Mapping[str, LoraWeights]) -> PromptMoments:
     own = {name: tuple(f"a knife of {name} number {index}" for index in range(3)) for name in experts}
-    return gather_text_inputs(model, PromptTexts(own, ("a house on a hill", "a tree")))
+    return gather_prompt_moments(model, GatePrompts(own, ("a house on a hill", "a tree")))
 
 
 @torch.no_grad()
@@ -123,8 +123,8 @@ def test_saved_statistics_read_back(
         for key in ("votes", "signal", "mean_input", "active_inputs"):
             assert torch.equal(getattr(other, key), getattr(layer, key))
     assert again.text_layers == statistics.text_layers
-    assert torch.equal(again.texts.own, statistics.texts.own)
-    assert torch.equal(again.texts.kept, statistics.texts.kept)
+    assert torch.equal(again.texts.unsafe, statistics.texts.unsafe)
+    assert torch.equal(again.texts.preserved, statistics.texts.preserved)
 
 
 def test_the_layers_that_read_the_prompt_are_those_that_see_its_states(

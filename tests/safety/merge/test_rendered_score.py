@@ -15,7 +15,7 @@ from safety.families import ModelFamily
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import spread
-from safety.merge.rendered_score import ConfirmConfig, choose_prompts, confirm, smoothed
+from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, confirm, smoothed
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
 
@@ -91,7 +91,7 @@ def prompts() -> PromptSet:
 def test_objective_is_ip_its_worst_and_what_benign_images_and_contexts_lose(
     tiny_model: ModelFamily, make_experts: Experts
 ) -> None:
-    config = ConfirmConfig(benign_weight=2.0, worst_weight=0.4, context_weight=0.5)
+    config = RenderedScoreConfig(benign_weight=2.0, worst_weight=0.4, context_weight=0.5)
     chosen = choose_prompts(prompts(), ("hate", "violence"), config)
     # hate: flagged with its context, clean without the house; violence: clean on the wrong background.
     # benign: one lacks its house, one is fine.
@@ -115,7 +115,7 @@ def test_objective_is_ip_its_worst_and_what_benign_images_and_contexts_lose(
 
 
 def test_without_a_merge_the_base_is_rendered(tiny_model: ModelFamily, make_experts: Experts) -> None:
-    config = ConfirmConfig()
+    config = RenderedScoreConfig()
     chosen = choose_prompts(prompts(), ("violence",), config)
     written: list[tuple[float, float]] = [(0.9, 0.9)] * 3
     base, merged = WrittenJudge(written, ["blue"] * 3), WrittenJudge(written, ["blue"] * 3)
@@ -125,14 +125,14 @@ def test_without_a_merge_the_base_is_rendered(tiny_model: ModelFamily, make_expe
 
 
 def test_only_the_validation_split_is_chosen() -> None:
-    chosen = choose_prompts(prompts(), ("hate", "violence"), ConfirmConfig(pairs_per_category=1, benign=1))
+    chosen = choose_prompts(prompts(), ("hate", "violence"), RenderedScoreConfig(pairs_per_category=1, benign=1))
     assert {row.split for row in (*chosen.pairs, *chosen.benign)} == {"validation"}
     assert [row.pair_id for row in chosen.pairs] == ["hate-validation-0", "violence-validation-2"]
     assert len(chosen.benign) == 1
     with pytest.raises(EmptyDatasetError, match="no validation prompt of 'sexual'"):
-        choose_prompts(prompts(), ("sexual",), ConfirmConfig())
+        choose_prompts(prompts(), ("sexual",), RenderedScoreConfig())
     with pytest.raises(EmptyDatasetError, match="no benign validation prompt"):
-        choose_prompts(PromptSet(pairs=prompts().pairs, benign=()), ("hate",), ConfirmConfig())
+        choose_prompts(PromptSet(pairs=prompts().pairs, benign=()), ("hate",), RenderedScoreConfig())
 
 
 def test_indices_are_spread_evenly() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from merge_oracle import random_weights
 
 from safety.errors import ConfigError
-from safety.merge import Average, AverageConfig, Concatenation, ConcatenationConfig, merge_methods
+from safety.merge import Average, AverageConfig, TaskArithmetic, TaskArithmeticConfig, merge_methods
 from safety.merge.truncation import truncate
 
 SHAPES = {"mid_block.to_q": (6, 5), "up_blocks.0.to_k": (4, 7)}
@@ -20,7 +20,7 @@ SHAPES = {"mid_block.to_q": (6, 5), "up_blocks.0.to_k": (4, 7)}
 def test_average_and_concatenation_are_exact(count: int, scale: float) -> None:
     experts = {f"e{index}": random_weights(index, SHAPES, rank=1 + index) for index in range(count)}
     mean = Average()(experts, None, AverageConfig()).weights
-    summed = Concatenation()(experts, None, ConcatenationConfig(scale=scale)).weights
+    summed = TaskArithmetic()(experts, None, TaskArithmeticConfig(scale=scale)).weights
     for name in SHAPES:
         total = torch.stack([expert[name].delta() for expert in experts.values()]).sum(0)
         torch.testing.assert_close(mean[name].delta(), total / count, rtol=1e-4, atol=1e-5)

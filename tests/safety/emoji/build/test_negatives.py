@@ -16,7 +16,7 @@ from safety.emoji.split import is_reserved
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy, load_taxonomy
 
-TAXONOMY = Path(__file__).parents[3] / "safety" / "emoji" / "taxonomy.yaml"
+TAXONOMY = Path(__file__).parents[4] / "safety" / "emoji" / "taxonomy.yaml"
 
 
 def test_the_loss_is_that_of_the_cell_that_gives_most_to_what_is_absent() -> None:
