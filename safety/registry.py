@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Generic, TypeVar
 
 from safety.errors import ConfigError
 
 T = TypeVar("T")
 
+EMBEDDED_WORLD = "safety.emoji"
+"""The package of the embedded world, whose judge, prompt writer and features are found beside the general ones."""
+
 
 class Registry(Generic[T], Mapping[str, T]):
     """Implementations of one protocol by name.
 
-    An implementation registers itself where it is defined: ``@objectives.register("diffusion-dpo")``.
+    An implementation registers itself where it is defined: ``@objectives.register("diffusion-dpo")``. It is found
+    because its file lies in one of the registry's packages, all modules of which are imported at the first look-up, so
+    that adding an implementation touches no other file.
     """
 
-    def __init__(self, kind: str) -> None:
-        """Make an empty registry of ``kind`` ("objective", "judge"...), which error messages name."""
+    def __init__(self, kind: str, *packages: str) -> None:
+        """Make an empty registry.
+
+        Args:
+            kind: What error messages call an entry ("objective", "judge"...).
+            packages: Packages whose modules may register entries.
+        """
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._unread = list(packages)
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that enters its target as ``name``; raise ValueError when the name is taken."""
@@ -34,6 +47,7 @@ class Registry(Generic[T], Mapping[str, T]):
 
     def __getitem__(self, name: str) -> T:
         """Return the implementation called ``name``; raise ConfigError when there is none."""
+        self._discover()
         if name not in self._entries:
             known = ", ".join(sorted(self._entries)) or "none"
             raise ConfigError(f"there is no {self.kind} {name!r}", field=self.kind, fix=f"use one of: {known}")
@@ -41,8 +55,18 @@ class Registry(Generic[T], Mapping[str, T]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
+        self._discover()
         return iter(self._entries)
 
     def __len__(self) -> int:
         """Return the number of implementations."""
+        self._discover()
         return len(self._entries)
+
+    def _discover(self) -> None:
+        """Import the modules of the registry's packages, once."""
+        while self._unread:
+            package = import_module(self._unread.pop())
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                if not module.ispkg:
+                    import_module(module.name)
