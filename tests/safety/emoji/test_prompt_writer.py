@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safety
+from safety.emoji.prompt_writer import GrammarWriter
 from safety.emoji.split import is_reserved
 from safety.errors import ConfigError
-from safety.prompts import GrammarWriter, PromptCounts, PromptPair, PromptSet, write_prompts
-from safety.prompts.rows import BenignPrompt, slug
+from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet, slug
+from safety.prompts.writer import PromptCounts, write_prompts
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonomy, with_article
 
 TAXONOMY = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
