@@ -1,6 +1,6 @@
 """The Ray Serve application: a light gateway that speaks HTTP, and renderers that hold the models.
 
-``serve run serve.app:build config=jobs/configs/emoji.yaml``, ``serve build`` and ``serve.up`` start it.
+``serve run serve.app:build config=RUN.yaml``, ``serve build`` and ``serve.up`` start it.
 """
 
 from __future__ import annotations
