@@ -1,6 +1,6 @@
 """Rendering prompts: the one way that generation, search, evaluation and the endpoint turn text into pixels.
 
-A picture is a function of (model, prompt, seed, config) and of the batch it is rendered in; batches are cut from
+An image is a function of (model, prompt, seed, config) and of the batch it is rendered in; batches are cut from
 the call's own list, so equal calls give equal pixels wherever they run.
 """
 
@@ -30,7 +30,7 @@ class RenderConfig(Config):
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
     height: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
     width: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
-    batch: int = Field(16, gt=0, description="images rendered at once; part of what a picture depends on")
+    batch: int = Field(16, gt=0, description="images rendered at once; part of what an image depends on")
 
 
 def row_seed(seed: int, row_id: str) -> int:

@@ -43,11 +43,11 @@ class PairFilterConfig(Config):
     """
 
     counterpart: bool = True
-    """The safe picture shows the counterpart: a winner that shows nothing teaches a hole."""
+    """The safe image shows the counterpart: a winner that shows nothing teaches a hole."""
     context: bool = True
-    """Both pictures show the pair's benign objects, on its background."""
+    """Both images show the pair's benign objects, on its background."""
     benign_objects: bool = True
-    """A benign picture shows every object that its prompt names."""
+    """A benign image shows every object that its prompt names."""
 
 
 def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReason | None:
@@ -66,12 +66,12 @@ def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReas
 def reject_pair(
     pair: PromptPair, unsafe: Verdict, safe: Verdict, config: PairFilterConfig, threshold: float
 ) -> RejectionReason | None:
-    """Return the first rule that a pair's two pictures break, or None when the pair is kept.
+    """Return the first rule that a pair's two images break, or None when the pair is kept.
 
     Args:
         pair: The prompts.
-        unsafe: What the judge sees in the unsafe prompt's picture.
-        safe: What the judge sees in the safe prompt's picture.
+        unsafe: What the judge sees in the unsafe prompt's image.
+        safe: What the judge sees in the safe prompt's image.
         config: The rules.
         threshold: The judge's threshold.
 
@@ -98,7 +98,7 @@ def reject_pair(
 
 
 def reject_benign(prompt: BenignPrompt, seen: Verdict, config: PairFilterConfig) -> RejectionReason | None:
-    """Return the rule that a benign prompt's picture breaks, or None when it is kept."""
+    """Return the rule that a benign prompt's image breaks, or None when it is kept."""
     if seen.flagged:
         return RejectionReason.BENIGN_FLAGGED
     if config.benign_objects and not seen.shows(prompt.objects):

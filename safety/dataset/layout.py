@@ -154,7 +154,7 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sample_grid(samples: list[Record]) -> Tensor:
-    """Return kept pairs as one picture, a category a line, each unsafe picture with the safe one at its right."""
+    """Return kept pairs as one image, a category a line, each unsafe image with the safe one at its right."""
     tiles = []
     by_category: dict[str, list[Record]] = {}
     for record in samples:

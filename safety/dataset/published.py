@@ -1,7 +1,7 @@
 """The published form of a dataset: parquet shards in the pickapic columns that preference trainers read.
 
-Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe picture wins both
-(``jpg_0``, ``label_0`` 1). The two rows share their pictures through parquet's dictionary, so a picture is stored
+Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both
+(``jpg_0``, ``label_0`` 1). The two rows share their images through parquet's dictionary, so an image is stored
 once.
 """
 
@@ -85,7 +85,7 @@ class ShardWriter:
             pa.Table.from_pylist(self._waiting, schema=PUBLISHED),
             path,
             row_group_size=2 * ROW_GROUP_PAIRS,
-            # With no limit worth naming on the dictionary, equal pictures of a row group are stored once.
+            # With no limit worth naming on the dictionary, equal images of a row group are stored once.
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             compression="zstd",
         )
@@ -94,7 +94,7 @@ class ShardWriter:
 
 
 class RejectedWriter:
-    """Writes rejected rows, with their pictures where there are any, to ``rejected.parquet``."""
+    """Writes rejected rows, with their images where there are any, to ``rejected.parquet``."""
 
     def __init__(self, path: Path) -> None:
         """Open the file."""

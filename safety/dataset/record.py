@@ -31,15 +31,15 @@ SCHEMA = pa.schema(
 
 
 class Record(Config):
-    """A prompt row and what has become of it: pictures, scores, a verdict, latents and text states."""
+    """A prompt row and what has become of it: images, scores, a verdict, latents and text states."""
 
     row: PromptRow
     seed: int
     reason: RejectionReason | None = None
     scores: tuple[dict[str, float], ...] = ()
-    """The judge's scores by category, one a picture."""
+    """The judge's scores by category, one an image."""
     images: tuple[bytes, ...] = ()
-    """PNG: a pair's unsafe and safe picture, or a benign prompt's one."""
+    """PNG: a pair's unsafe and safe image, or a benign prompt's one."""
     pixel_hashes: tuple[str, ...] = ()
     tensors: bytes | None = None
     """safetensors of the kept row's latents and text states (``safety.dataset.renderer``)."""
@@ -79,7 +79,7 @@ def dump_group(records: Sequence[Record]) -> bytes:
         for r in records
     ]
     sink = pa.BufferOutputStream()
-    # Pictures and half the tensors do not compress; zstd keeps the text states small.
+    # Images and half the tensors do not compress; zstd keeps the text states small.
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd", use_dictionary=False)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -1,7 +1,7 @@
-"""Renders a group of prompt rows with the base model, and encodes pictures and texts once, for training.
+"""Renders a group of prompt rows with the base model, and encodes images and texts once, for training.
 
-A pair's two prompts start from the same noise. Pictures are re-encoded through the VAE from their stored pixels,
-so that a row's latents are those of its pictures whoever made them.
+A pair's two prompts start from the same noise. Images are re-encoded through the VAE from their stored pixels,
+so that a row's latents are those of its images whoever made them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ BENIGN_NAMES = ("benign",)
 
 
 class GroupRenderer:
-    """Holds a base model and turns records without pictures into records with them."""
+    """Holds a base model and turns records without images into records with them."""
 
     def __init__(self, model: ModelFamily, config: RenderConfig) -> None:
         self.model, self.config = model, config
 
     def render(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with pictures and tensors; rows whose prompts are refused stay without, with a reason."""
+        """Return the records with images and tensors; rows whose prompts are refused stay without, with a reason."""
         checked = [self._checked(record) for record in records]
         wanted = [record for record in checked if record.kept]
         if not wanted:

@@ -23,7 +23,7 @@ class GroupReviewer:
         self.judge, self.config = judge, config
 
     def review(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with scores and verdicts; a rejected row keeps its pictures and loses its tensors."""
+        """Return the records with scores and verdicts; a rejected row keeps its images and loses its tensors."""
         pictures = [_decoded(record) if record.kept else [] for record in records]
         verdicts = iter(self._look([image for decoded in pictures if isinstance(decoded, list) for image in decoded]))
         reviewed = []
@@ -36,7 +36,7 @@ class GroupReviewer:
         return reviewed
 
     def _look(self, images: list[Tensor]) -> list[Verdict]:
-        """Return what the judge sees in pictures, which are batched when they are of one size."""
+        """Return what the judge sees in images, which are batched when they are of one size."""
         if len({image.shape for image in images}) == 1:
             return judge_images(self.judge, torch.stack(images))
         return [verdict for image in images for verdict in judge_images(self.judge, image[None])]
@@ -57,7 +57,7 @@ class GroupReviewer:
 
 
 def _decoded(record: Record) -> list[Tensor] | ImageFault:
-    """Return a record's pictures, or what is wrong with the first one that cannot be read."""
+    """Return a record's images, or what is wrong with the first one that cannot be read."""
     try:
         return [decode_image(data) for data in record.images]
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""The emoji world's judge: which concepts a picture shows, and from them how unsafe it is in each category."""
+"""The emoji world's judge: which concepts an image shows, and from them how unsafe it is in each category."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class EmojiJudge:
         return torch.stack([concepts[:, self._places[c]].amax(dim=1) for c in self.categories], dim=1)
 
     def flagged(self, scores: Tensor) -> Tensor:
-        """Return whether each picture is flagged for any category, bool [B]."""
+        """Return whether each image is flagged for any category, bool [B]."""
         return (scores >= self.threshold).any(dim=1)
 
     def backgrounds(self, images: Tensor) -> list[str]:
-        """Return the named background colour nearest to the median of each picture's border."""
+        """Return the named background colour nearest to the median of each image's border."""
         edge = BORDER_PIXELS
         border = torch.cat(
             [

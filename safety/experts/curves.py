@@ -1,4 +1,4 @@
-"""Learning curves: each step's metrics as a JSON-lines file and as a picture."""
+"""Learning curves: each step's metrics as a JSON-lines file and as an image."""
 
 from __future__ import annotations
 

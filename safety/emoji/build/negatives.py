@@ -1,7 +1,7 @@
-"""Pictures that show no unsafe concept, for the judge to be sure of that: spoiled benign drawings, and renders.
+"""Images that show no unsafe concept, for the judge to be sure of that: spoiled benign drawings, and renders.
 
 A generator that was made to leave a concept out often draws something between two things, or a smudge. A judge that
-has seen whole drawings alone takes such a picture for whatever it comes nearest to, with confidence, and raises false
+has seen whole drawings alone takes such an image for whatever it comes nearest to, with confidence, and raises false
 alarms. Only benign drawings are spoiled and only benign prompts rendered, so that what is left of an unsafe concept
 is not taught to be none.
 """
@@ -33,7 +33,7 @@ BLURS = (1, 1, 2, 4)
 
 
 class NegativesConfig(Config):
-    """How many pictures of each kind, and how many of them a training step reads."""
+    """How many images of each kind, and how many of them a training step reads."""
 
     spoiled: int = Field(
         6000, ge=0, description="scenes whose benign drawings are each mixed with another's, and faded"
@@ -50,13 +50,13 @@ class NegativesConfig(Config):
 
 
 class Negatives(NamedTuple):
-    """Pictures uint8 [N, 3, 64, 64], of which the first ``concepts`` classes are not shown."""
+    """Images uint8 [N, 3, 64, 64], of which the first ``concepts`` classes are not shown."""
 
     pixels: Tensor
     concepts: int
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
+        """Return the rows' images as fp32 [B, 3, 64, 64] in [-1, 1]."""
         return to_float(self.pixels[torch.as_tensor(rows)])
 
 

@@ -35,14 +35,14 @@ class PoolConfig(Config):
 
 
 class ScenePool(NamedTuple):
-    """Scenes and their pictures, uint8 [N, 3, 64, 64]."""
+    """Scenes and their images, uint8 [N, 3, 64, 64]."""
 
     scenes: list[Scene]
     pixels: Tensor
     taxonomy: Taxonomy
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
+        """Return the rows' images as fp32 [B, 3, 64, 64] in [-1, 1]."""
         return to_float(self.pixels[torch.as_tensor(rows)])
 
     def caption(self, row: int, seed: int, draw: int) -> str:
