@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from safety.dataset.preferences import BenignRow, PreferenceSet, Row
+from safety.dataset.preferences import BenignRow, PreferenceRow, PreferenceSet
 from safety.experts.config import ExpertConfig
 from safety.families.family import Conditioning, ModelFamily
 from safety.seeds import normal, uniform
@@ -49,7 +49,7 @@ class BatchMaker:
         """Return the first rows, up to ``count``, of the split's own order, under its first draws."""
         return self.make(self.data.schedule(self.seed, 0, min(count, 2 * len(self.data))), [])
 
-    def make(self, rows: Sequence[Row], benign: Sequence[BenignRow]) -> Batch:
+    def make(self, rows: Sequence[PreferenceRow], benign: Sequence[BenignRow]) -> Batch:
         """Return the batch of these rows, on the model's device."""
         pairs, places = [row.pair for row in rows], [row.place for row in benign]
         draws = [(self.data.row_id(row), row.draw) for row in rows]
@@ -83,7 +83,7 @@ class BatchMaker:
 
     def _conditioning(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PreferenceRow],
         draws: Sequence[tuple[str, int]],
         places: list[int],
         benign_draws: Sequence[tuple[str, int]],

@@ -202,7 +202,7 @@ def test_the_datasets_hash_is_of_the_content_and_not_of_the_order(judged: dict[i
     assert hashed(records) == hashed(records[::-1])
     for change in ({"seed": 1}, {"tensors": b"x"}, {"reason": RejectionReason.SAME_IMAGE}, {"pixel_hashes": ("0",)}):
         assert hashed([records[0].model_copy(update=change), *records[1:]]) != hashed(records)
-    with pytest.raises(RuntimeError, match="comes twice"):
+    with pytest.raises(RuntimeError, match="occurs twice"):
         hashed([*records, records[0]])
 
 
