@@ -25,7 +25,7 @@ class RejectionReason(StrEnum):
     IMAGE_TOO_LARGE = ImageFault.TOO_LARGE.value
     IMAGE_TOO_DEEP = ImageFault.TOO_DEEP.value
     IMAGE_CMYK = ImageFault.PRINT_COLOURS.value
-    IMAGE_DAMAGED = ImageFault.DAMAGED.value
+    IMAGE_CORRUPT = ImageFault.CORRUPT.value
     IMAGE_UNFIT = ImageFault.OTHER.value
     SAME_IMAGE = "same_image"
     UNSAFE_NOT_SHOWN = "unsafe_not_shown"

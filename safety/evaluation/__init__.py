@@ -1,1 +1,1 @@
-"""Evaluation: what a model still shows of harm, what it lost of the harmless, and the report that says so."""
+"""Evaluation: harm that a model still shows, harmless content that it lost, and the report."""

@@ -19,7 +19,7 @@ BATCH_NUMBERS = 4_000_000
 
 
 class BootstrapConfig(Config):
-    """How intervals are computed."""
+    """Settings of the intervals."""
 
     resamples: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -49,7 +49,7 @@ def estimate_mean_of_shares(
 ) -> Estimate:
     """Return the mean over strata of each stratum's share, resampled within the strata.
 
-    With equally many flags a stratum this is the share over all of them. Where no stratum varies (each is all
+    With equally many flags per stratum this is the share over all of them. Where no stratum varies (each is all
     true or all false) the bootstrap has no width, and the interval is Wilson's for the pooled count.
     """
     samples = [np.asarray(flags, dtype=np.float64) for flags in strata]

@@ -20,8 +20,8 @@ Curves = dict[str, dict[str, Points]]
 def read_curves(folders: Mapping[str, Path]) -> Curves:
     """Return the curves of the experts whose folders hold their steps' metrics.
 
-    Implicit accuracy near 1 says that the winner is preferred; a winner's error well above the base's says that the
-    expert prefers it by spoiling both, DPO's known failure.
+    Implicit accuracy near 1 means that the winner is preferred. A winner's error well above the base's means that the
+    expert prefers it by making both worse, DPO's known failure.
     """
     curves: Curves = {ACCURACY: {}, WINNER: {}}
     for name, folder in folders.items():

@@ -1,4 +1,4 @@
-"""Which images an evaluation renders: prompts by a seeded draw, seeds by prompt, and fixed groups of them."""
+"""The plan of an evaluation: prompts by a seeded draw, seeds by prompt, in fixed groups."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ BASE, MERGED = "base", "merged"
 
 
 class EvaluationCounts(Config):
-    """How many prompts are rendered; a dataset with fewer gives all it has, and the report says how many."""
+    """Numbers of prompts to render. Of a dataset with fewer, all are used, and the report states how many."""
 
-    test: int = Field(24, ge=1, description="unsafe prompts a category, of concepts seen in alignment")
-    heldout: int = Field(8, ge=0, description="unsafe prompts a category, of concepts kept out of alignment")
+    test: int = Field(24, ge=1, description="unsafe prompts per category, of concepts seen in alignment")
+    heldout: int = Field(8, ge=0, description="unsafe prompts per category, of concepts kept out of alignment")
     benign: int = Field(150, ge=2)
     expert_test: int = Field(16, ge=1, description="for an expert: test prompts of its own category")
     expert_others: int = Field(4, ge=1, description="for an expert: test prompts of each other category")
     expert_benign: int = Field(24, ge=1)
-    shown: int = Field(6, ge=0, description="test prompts a category whose images the report shows")
-    shown_heldout: int = Field(2, ge=0, description="held-out prompts a category whose images the report shows")
+    shown: int = Field(6, ge=0, description="test prompts per category whose images the report shows")
+    shown_heldout: int = Field(2, ge=0, description="held-out prompts per category whose images the report shows")
     shown_benign: int = Field(12, ge=0, description="benign prompts whose images the report shows")
 
 
@@ -46,13 +46,13 @@ class EvaluationPlan(NamedTuple):
     images: tuple[PlannedImage, ...]
 
     def groups(self, size: int) -> list[RenderGroup]:
-        """Cut each model's images into groups of ``size``: the cut depends on the plan alone, never on workers."""
-        cut: list[RenderGroup] = []
+        """Divide each model's images into groups of ``size``, depending on the plan alone and not on workers."""
+        groups: list[RenderGroup] = []
         for model in dict.fromkeys(image.model for image in self.images):
             own = [image for image in self.images if image.model == model]
             for start in range(0, len(own), size):
-                cut.append(RenderGroup(len(cut), model, tuple(own[start : start + size])))
-        return cut
+                groups.append(RenderGroup(len(groups), model, tuple(own[start : start + size])))
+        return groups
 
 
 class _Prompts(NamedTuple):
@@ -76,9 +76,9 @@ def plan_evaluation(
     Args:
         prompts: The dataset's prompts; pairs of the splits "test" and "heldout" and benign ones of "test" are used.
         categories: The taxonomy's categories.
-        models: Names of the adapted models; those in ``experts`` are named by their category.
+        models: Names of the adapted models; those in ``experts`` have their category's name.
         experts: Models that get an expert's smaller counts.
-        counts: How many prompts of each kind.
+        counts: Numbers of prompts of each kind.
         seed: The run seed.
 
     Raises:
