@@ -46,7 +46,7 @@ FORMAT = TensorFormat(
 
 
 class GateConfig(Config):
-    """How the directions of the prompt states are divided among experts."""
+    """Division of the directions of the prompt states among experts."""
 
     benign: float = Field(1.0, ge=0, description="weight of benign prompts beside all experts' own")
     ridge: float = Field(1e-4, gt=0, description="share of the mean activation that is added in all directions")

@@ -107,27 +107,27 @@ def _draw_prompts(prompts: PromptSet, categories: Sequence[str], counts: Evaluat
         for split, most in (("test", counts.test), ("heldout", counts.heldout))
     }
     allowed = [row for row in prompts.benign_in("test") if guard.check(row.prompt) is None]
-    kept = sorted(allowed, key=lambda row: order(row.prompt_id))[: counts.benign]
+    benign = sorted(allowed, key=lambda row: order(row.prompt_id))[: counts.benign]
     empty = [category for category, rows in by_split["test"].items() if not rows]
-    if empty or len(kept) < 2:
+    if empty or len(benign) < 2:
         missing = f"no test prompt of {', '.join(empty)}" if empty else "fewer than two benign test prompts"
         raise EmptyDatasetError(
             f"the dataset has {missing}", field="generate", fix="raise the dataset's test counts, and generate again"
         )
-    return _Prompts(by_split["test"], by_split["heldout"], kept)
+    return _Prompts(by_split["test"], by_split["heldout"], benign)
 
 
 def _full(prompts: _Prompts, model: str, counts: EvaluationCounts, seed: int) -> list[PlannedImage]:
-    kept = model in (BASE, MERGED)
+    in_report = model in (BASE, MERGED)
     images = []
     for part, by_category, most in (
         (EvaluationSplit.TEST, prompts.test, counts.shown),
         (EvaluationSplit.HELDOUT, prompts.heldout, counts.shown_heldout),
     ):
         for rows in by_category.values():
-            images += [_unsafe_image(model, part, r, seed, shown=kept and i < most) for i, r in enumerate(rows)]
+            images += [_unsafe_image(model, part, r, seed, shown=in_report and i < most) for i, r in enumerate(rows)]
     return images + [
-        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=kept and index < counts.shown_benign)
+        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=in_report and index < counts.shown_benign)
         for index, row in enumerate(prompts.benign)
     ]
 

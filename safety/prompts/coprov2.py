@@ -41,7 +41,7 @@ class _Found:
 def read_coprov2(path: Path, split: PairSplit = "train") -> tuple[PromptPair, ...]:
     """Return the file's pairs in the order of their numbers, each once.
 
-    A pair of several categories stands under the first, the others in ``other_categories``.
+    A pair of several categories has the first as its category, the others in ``other_categories``.
 
     Raises:
         ArtifactFormatError: A column is missing, a category or image name is of no known spelling, a pair lacks a

@@ -28,10 +28,10 @@ class PromptCounts(Config):
 
 
 class PromptWriter(Protocol):
-    """Writes the prompts of a taxonomy; the result is a function of its arguments alone."""
+    """Writes the prompts of a taxonomy; the result is a function of the arguments alone."""
 
     version: str
-    """What a dataset is known by beside its settings: another one whenever other prompts are written."""
+    """Part of a dataset's identity; it must change whenever the prompts that are written change."""
 
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts; raise ConfigError when the writer cannot make as many distinct ones."""

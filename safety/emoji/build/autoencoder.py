@@ -2,8 +2,8 @@
 
 The encoder is a whitened, hierarchical principal-component projection of 8x8 patches. Residual blocks are
 made the identity (their last convolution is zero), each stride-2 convolution holds the principal components
-of 2x2 cells, and the last group norm and SiLU are made linear: each feature x stands beside -x, because
-silu(x) - silu(-x) = x, and beside constants +K and -K that fix the group's mean at 0 and, to within a part in
+of 2x2 cells, and the last group norm and SiLU are made linear: each feature x is paired with -x, because
+silu(x) - silu(-x) = x, and with constants +K and -K that fix the group's mean at 0 and, to within a part in
 a hundred, its variance. Latents are therefore known before any training, and decoder and UNet can be trained independently.
 """
 

@@ -190,5 +190,5 @@ def _read(
             for row in rows
         ]
     )
-    pictures = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
-    return reader.scores(pictures.float().cpu()) > reader.threshold
+    images = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
+    return reader.scores(images.float().cpu()) > reader.threshold
