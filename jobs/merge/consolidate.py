@@ -23,7 +23,9 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.work_area import Records
 from jobs.train import stage as train
 from jobs.train.config import CONSOLIDATED
-from jobs.train.worker import ExpertTask
+from jobs.train.task import KIND as EXPERT
+from jobs.train.task import ExpertTask
+from jobs.train.task import plan as plan_experts
 from safety.families import ModelConfig
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora
@@ -93,7 +95,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
 
 def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config: ConsolidateConfig) -> ExpertTask:
     """Return the training as an expert's task: all categories that are trained, from the merge's adapter."""
-    every = train.plan(context, dataset)
+    every = plan_experts(context, dataset)
     categories = tuple(dict.fromkeys(name for task in every for name in task.categories))
     weights = load_lora(context.folder(merged))
     lora = LoraConfig(rank=weights.rank, alpha=weights.rank, targets=tuple(weights))
@@ -107,7 +109,7 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
         every[0],
         name=CONSOLIDATED,
         categories=categories,
-        ref=artifact_ref(context, train.KIND, settings, [dataset, merged]),
+        ref=artifact_ref(context, EXPERT, settings, [dataset, merged]),
         config=training,
         settings=settings,
         start=merged,
@@ -141,7 +143,7 @@ def _choose(
         weights=weights,
     )
     asked: Mapping[int, Candidate] = {place: {SCALE: scale} for place, scale in enumerate(config.scales)}
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     confirmed = score_all(asked, candidates, records, context.console, "scale")
     fitted = smoothed({config.scales[place]: seen.objective for place, seen in confirmed.items()})
     return confirmed, best({place: fitted[scale] for place, scale in enumerate(config.scales)})

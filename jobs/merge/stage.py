@@ -17,8 +17,7 @@ from cluster.resources import require, timeout_error
 from jobs.merge.config import MergeConfig
 from jobs.merge.files import Recipe, Searched, fill_merge
 from jobs.merge.search import SearchInputs, confirm_best, search
-from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
-from jobs.run.links import SEARCH_FOLDER
+from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
@@ -243,7 +242,7 @@ def _search(
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
         prompts=choose_prompts(source.prompts(), list(source.experts), config.confirm),
     )
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     logs = _log_folder(context, ref)
     started = time.monotonic()
     trials = search(inputs, records, logs, context.console)

@@ -53,7 +53,7 @@ class WatchedStore(ArtifactStore):
     """Notes who wrote what in a file of this machine, and takes its time over checkpoints."""
 
     def __init__(self, config: StoreConfig, log: Path, pause_s: float = 0.0) -> None:
-        """Note in ``log``; a checkpoint's last write takes ``pause_s`` more."""
+        """Note in ``log``; a checkpoint's write takes ``pause_s`` more."""
         super().__init__(config)
         self.log, self.pause_s = log, pause_s
 
@@ -66,7 +66,7 @@ class WatchedStore(ArtifactStore):
         super().write(key, data, if_absent=if_absent, if_match=if_match)
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()} {time.time():.3f} {key}\n")
-        if "/checkpoints/" in key and key.endswith("manifest.json"):
+        if "/checkpoints/" in key:
             time.sleep(self.pause_s)
 
 

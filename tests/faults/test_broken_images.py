@@ -20,9 +20,9 @@ from safetensors.torch import save
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.generate import stage as generate
+from jobs.generate.actors import JudgeActor
 from jobs.generate.config import GenerateConfig
 from jobs.generate.groups import GroupStore
-from jobs.generate.judging import JudgeActor
 from jobs.run.artifacts import ArtifactRef
 from safety.dataset.filter import RejectionReason
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -137,7 +137,7 @@ class Sifted:
             records = [rows[record.row.row_id] for record in group.records]
             stage({"index": group.index, "seconds": 0.0, "node": "", "records": dump_group(records)})
         groups.write_empty({"states": torch.zeros(1, 3, 2)})
-        self.reasons = {r.row.row_id: r.reason for key in groups.finished().values() for r in groups.read(key)}
+        self.reasons = {r.row.row_id: r.reason for _, records in groups.all() for r in records}
         self.folder = work / name
         self.folder.mkdir()
         provenance = Provenance(

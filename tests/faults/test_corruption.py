@@ -20,7 +20,7 @@ from jobs.generate.groups import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
 from jobs.run.config import RunConfig
 from jobs.run.work_area import Records
-from jobs.train.worker import checkpointer
+from jobs.train.task import checkpointer
 from safety.dataset.record import Record
 from safety.errors import ArtifactFormatError
 from safety.evaluation.records import RecordTable
@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
 ARTIFACT = ArtifactRef("expert", "expert-1")
 OTHER = ArtifactRef("expert", "expert-2")
 DATASET, REPORT = ArtifactRef("dataset", "dataset-1"), ArtifactRef("report", "report-1")
+MERGE = ArtifactRef("merge", "merge-1")
 POINTERS = {"aligned": ARTIFACT.id, "candidate": OTHER.id}
 STEPS = (10, 20)
 
@@ -48,7 +49,7 @@ class World:
         self.context = StageContext(run, store, folder / "work", Console(file=io.StringIO()))
         self.store, self.source = store, folder / "source"
         self.groups, self.report = GroupStore(store, DATASET), FinishedGroups(store, REPORT)
-        self.records = Records(store, "work/merge/merge-1")
+        self.records = Records(store, MERGE)
         self.keeper = checkpointer(store, ARTIFACT)
         self.checkpoints = {step: checkpoint(step) for step in STEPS}
         for number, ref in enumerate((ARTIFACT, OTHER)):
@@ -140,7 +141,7 @@ def checkpoints_are_right(world: World) -> bool:
 def groups_are_right(world: World) -> bool:
     """Say whether every finished group of rows is found; those that are are what was written."""
     found = world.groups.verified()
-    assert all(world.groups.read(key)[0].seed == index for index, key in found.items())
+    assert all(world.groups.read(index)[0].seed == index for index in found)
     return sorted(found) == [0, 1, 2]
 
 

@@ -21,10 +21,18 @@ from cluster.errors import ClusterError
 from cluster.submission import VARIABLE
 from jobs.run import launch
 from jobs.run.config import RunConfig
-from jobs.run.launch import EXIT_FAULT, EXIT_STOPPED, EXIT_USER_ERROR, STOPPED, make_console, opened
-from jobs.run.links import job_page, links
+from jobs.run.launch import (
+    EXIT_FAULT,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    STOPPED,
+    job_page,
+    links,
+    make_console,
+    opened,
+    stop_on_sigterm,
+)
 from jobs.run.ray_data import first_cause
-from jobs.run.stopping import stop_on_sigterm
 from safety.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

@@ -21,7 +21,7 @@ from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
 from jobs.train.config import ALL_SINGLE, TrainConfig
 from jobs.train.gate_moments import gate_moments_task
-from jobs.train.worker import checkpointer, expert_gate, load_sets, pairs_of
+from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
@@ -117,7 +117,7 @@ def experts(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRe
 
 def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_after: int | None = None) -> Expert:
     """Train an expert in this process, by plain torch; ``stop_after`` leaves its checkpoints in the store."""
-    [task] = [task for task in train.plan(context, dataset) if task.name == name]
+    [task] = [task for task in plan(context, dataset) if task.name == name]
     torch.set_num_threads(1)
     model = load_model(task.model)
     gate = expert_gate(task, model)
@@ -203,14 +203,14 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
     # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is damaged.
     precise = {"precision": "fp32", "steps": 7}
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
-    [task] = train.plan(two, dataset)
+    [task] = plan(two, dataset)
     model = load_model(task.model)
     pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
     one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
     ExpertTraining(one, TorchEngine(one), keeper).run()
-    [newest, *_] = sorted(key for key in keeper.store.names() if key.endswith("state.safetensors"))[::-1]
-    keeper.store.write(newest, b"damaged")
+    newest = max(task.store.keys("work/expert/"))
+    task.store.write(newest, (task.store.read(newest) or b"")[:-1])
     found = load_lora(two.folder(train.run(two, dataset)["hate"]))
     for name, layer in one.weights().items():
         torch.testing.assert_close(found[name].delta(), layer.delta(), rtol=2e-2, atol=1e-5)
@@ -279,13 +279,13 @@ def test_a_category_without_training_prompts_is_told_before_any_worker(
 def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily
 ) -> None:
-    gates = {task.name: expert_gate(task, model) for task in train.plan(context, dataset)}
+    gates = {task.name: expert_gate(task, model) for task in plan(context, dataset)}
     together = gates.pop(ALL_SINGLE)
     assert together is not None
     torch.testing.assert_close(sum(gates.values()), together)
     ungated = changed(context, gate=None)
-    assert [expert_gate(task, model) for task in train.plan(ungated, dataset)] == [None] * 3
-    names = {task.ref.id for context in (context, ungated) for task in train.plan(context, dataset)}
+    assert [expert_gate(task, model) for task in plan(ungated, dataset)] == [None] * 3
+    names = {task.ref.id for context in (context, ungated) for task in plan(context, dataset)}
     assert len(names) == 6
 
 
@@ -296,12 +296,12 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     model: ModelFamily,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    [texts] = {task.texts.ref: task.texts for task in train.plan(context, dataset)}.values()
+    [moments] = {task.moments.ref: task.moments for task in plan(context, dataset)}.values()
     # Told by the training: no worker gathers them again.
-    assert context.store.manifest(*texts.ref) is not None
-    expected = gather_prompt_moments(model, texts.texts())
+    assert context.store.manifest(*moments.ref) is not None
+    expected = gather_prompt_moments(model, moments.prompts())
     monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
-    torch.testing.assert_close(texts.read(model), expected)
+    torch.testing.assert_close(moments.read(model), expected)
 
 
 def test_whoever_gathers_other_moments_too_late_goes_by_the_published_ones(
