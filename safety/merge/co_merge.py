@@ -43,7 +43,9 @@ class CoMergeConfig(Config):
         "row",
         description="what is taken as a whole: an output row, a weight, or a direction of the prompt's states",
     )
-    gate: GateConfig = Field(GateConfig(), description="input: how the directions are shared out")
+    gate: GateConfig = Field(
+        GateConfig(benign=1.0, directions=None), description="input: how the directions are shared out"
+    )
     score: Literal["vote", "sum"] = Field("vote", description="count the inputs won, or average the signal")
     selection: Literal["hard", "soft"] = Field("hard", description="the best expert alone, or a mixture")
     tau: float = Field(0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")

@@ -17,7 +17,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.train import stage as train
 from safety.lora.files import LORA_FILE
-from tests.support.small_world import COUNTS, TAXONOMY
+from tests.support.small_world import COUNTS, GATE, RECIPE, TAXONOMY
 
 CATEGORY = "violence"
 EVERY, STEPS = 2, 24
@@ -33,7 +33,9 @@ GENERATE = {
     "timeout_s": 500,
 }
 TRAIN = {
+    "gate": GATE,
     "expert": {
+        **RECIPE,
         "steps": STEPS,
         "rows": 4,
         "benign_rows": 2,
@@ -41,7 +43,7 @@ TRAIN = {
         "validation_rows": 2,
         "checkpoint_every": EVERY,
         "precision": "fp32",
-        "lora": {"rank": 2, "alpha": 2.0},
+        "lora": {"rank": 2, "alpha": 2.0, "targets": None},
     },
     "categories": [CATEGORY],
     "all_single": False,

@@ -34,18 +34,19 @@ from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.prometheus import exported, wait_for
-from tests.support.small_world import knife_prompts
+from tests.support.small_world import GATE, RECIPE, knife_prompts
 
 CATEGORIES = ("violence", "hate")
 PROMPTS = knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text_only"))
 EXPERT = {
+    **RECIPE,
     "steps": 6,
     "rows": 4,
     "benign_rows": 2,
     "warmup": 1,
     "validation_rows": 2,
     "checkpoint_every": 2,
-    "lora": {"rank": 2, "alpha": 2.0},
+    "lora": {"rank": 2, "alpha": 2.0, "targets": None},
 }
 FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
 
@@ -82,7 +83,13 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
         {
             "run": {"name": "test-train", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
-            "train": {"expert": EXPERT, "categories": CATEGORIES, "cpus_per_worker": 0.5, "timeout_s": 560},
+            "train": {
+                "expert": EXPERT,
+                "gate": GATE,
+                "categories": CATEGORIES,
+                "cpus_per_worker": 0.5,
+                "timeout_s": 560,
+            },
         }
     )
     return StageContext(run, session.store, folder / "work", Console(file=io.StringIO(), width=160))
