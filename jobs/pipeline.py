@@ -20,13 +20,13 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
 from jobs.stages import Stages
+from safety.evaluation.metrics import METRICS_FILE
 from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from serve.deployment import deploy, undeploy
 
 APPLICATION = "serve.app:build"
 GRID_FILE = "endpoint.png"
-METRICS_FILE = "metrics.json"
 
 
 class Asked(NamedTuple):

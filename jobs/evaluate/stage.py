@@ -22,18 +22,19 @@ from jobs.run.work_area import require_finished
 from safety.errors import ConfigError
 from safety.evaluation.features import feature_extractors
 from safety.evaluation.learning import Curves, read_curves
-from safety.evaluation.metrics import MetricsReport, compute_metrics
+from safety.evaluation.metrics import METRICS_FILE, MetricsReport, compute_metrics
 from safety.evaluation.plan import MERGED, plan_evaluation
-from safety.evaluation.provenance import JudgeIdentity, Provenance
+from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
-from safety.judges import load_judge
+from safety.judges.identity import identity_of
+from safety.judges.judge import load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "report", "evaluate"
-METRICS_FILE, REPORT_FILE, IMAGES_FILE = "metrics.json", "report.html", "images.parquet"
+REPORT_FILE, IMAGES_FILE = "report.html", "images.parquet"
 SEED = "run"
 
 
@@ -113,7 +114,7 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         commit=code_version(),
         model=run.model.path,
         taxonomy=taxonomy.name,
-        judge=JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold),
+        judge=identity_of(judge),
         features=feature_extractors[config.features]().name,
         seeds={SEED: run.run.seed},
         render=config.render.model_dump(),

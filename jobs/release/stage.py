@@ -18,6 +18,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.config import RunConfig
 from safety.emoji.caption import with_article
 from safety.errors import ArtifactFormatError
+from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
@@ -36,7 +37,6 @@ from safety.rendering import initial_noise, row_seed
 from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
 
 KIND = "release"
-METRICS_FILE = "metrics.json"
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 CARD_PARTS = {"train", "merge", "consolidate", "model"}
 
