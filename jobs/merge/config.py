@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from safety.base import Config
-from safety.judges import JudgeConfig
+from safety.judges.config import JudgeConfig
 from safety.merge.calibration import CalibrationConfig
 from safety.merge.method import CALIBRATION, AnyMethodConfig, MethodConfig, merge_methods
 from safety.merge.methods.co_merge import CoMergeConfig
