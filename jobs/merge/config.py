@@ -34,9 +34,9 @@ class MergeConfig(Config):
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     threads: int = Field(1, gt=0, description="CPU threads of one worker")
-    workers: int = Field(2, gt=0, description="most trials, and most rendered candidates, at once")
+    workers: int = Field(2, gt=0, description="maximum number of trials, or of rendered candidates, at once")
     cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
+    gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     max_failures: int = Field(3, ge=0, description="restarts of the calibration, of a trial and of a rendering worker")
     timeout_s: float = Field(
         3600.0,
