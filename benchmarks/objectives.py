@@ -30,11 +30,14 @@ from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, load_model
 from safety.gates import gate_prompts, gather_prompt_moments
-from safety.judges import Judge, JudgeConfig, load_judge
-from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, confirm
-from safety.objectives import AnchoredDpoConfig, DiffusionDpoConfig, ObjectiveConfig
-from safety.prompts import PromptCounts, write_prompts
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import Judge, load_judge
+from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, score_by_rendering
+from safety.objectives.anchored_dpo import AnchoredDpoConfig
+from safety.objectives.config import ObjectiveConfig
+from safety.objectives.diffusion_dpo import DiffusionDpoConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from safety.prompts.writer import PromptCounts, write_prompts
 from safety.rendering import RenderConfig
 from safety.taxonomy import load_taxonomy
 
@@ -72,7 +75,9 @@ def study(
         stopped = error.message
     history = training.history[-LAST:]
     seconds = time.perf_counter() - started
-    seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, RenderedScoreConfig(), 0)
+    seen = score_by_rendering(
+        load_model(ModelConfig()), trained.weights(), prompts, judge, settings, RenderedScoreConfig(), 0
+    )
 
     def mean(key: str) -> float:
         return sum(step[key] for step in history) / len(history)
@@ -122,7 +127,7 @@ def main(
     prompts = choose_prompts(written, [category], counts)
     judge = load_judge(JudgeConfig(), taxonomy)
     settings = RenderConfig(steps=sampling_steps, guidance=guidance)
-    base = confirm(load_model(ModelConfig()), None, prompts, judge, settings, counts, 0)
+    base = score_by_rendering(load_model(ModelConfig()), None, prompts, judge, settings, counts, 0)
     print(
         f"base: IP {base.ip:.3f} context lost {base.context_lost:.3f} benign failed {base.benign_failed:.3f}",
         flush=True,

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.submission import submission
-from jobs.evaluate.stage import METRICS_FILE, REPORT_FILE
+from jobs.evaluate.stage import REPORT_FILE
 from jobs.release.stage import FOLDER
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
 from jobs.stages import Stages
+from safety.evaluation.metrics import METRICS_FILE
 from safety.evaluation.plan import BASE, MERGED
 from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file

@@ -19,6 +19,7 @@ from jobs.run.metrics import STAGE_SECONDS
 from jobs.run.work_area import WorkArea
 from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
+from safety.merge.names import SEARCHED
 
 Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 
@@ -66,11 +67,11 @@ class Stages:
         That is the searched Co-Merge, consolidated where the run asks for it.
         """
         refs = self._made("merge", lambda: merge.run(self.context, dataset, experts))
-        searched, config = refs[merge.SEARCHED], self.context.run.consolidate
+        searched, config = refs[SEARCHED], self.context.run.consolidate
         if config is not None:
             released = self._made("consolidate", lambda: consolidate.run(self.context, dataset, searched, config))
             return {MERGED: released, **refs}
-        others = {name: ref for name, ref in refs.items() if name != merge.SEARCHED}
+        others = {name: ref for name, ref in refs.items() if name != SEARCHED}
         return {MERGED: searched, **others}
 
     def report(

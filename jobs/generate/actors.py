@@ -22,7 +22,7 @@ from safety.dataset.record import dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
 from safety.families import ModelConfig, load_model
-from safety.judges import load_judge
+from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
 
 

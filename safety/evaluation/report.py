@@ -1,4 +1,4 @@
-"""The evaluation's report: one HTML file that needs nothing else, from metrics and the images kept to be shown."""
+"""The evaluation's report: one self-contained HTML file from the metrics and the shown images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
 from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 HERE = Path(__file__).parent
-STAND_IN_TAXONOMY = "emoji"
-STAND_IN_NOTICE = (
-    "The emoji world's “unsafe” concepts are stand-ins, drawings such as a kitchen knife for violence. "
-    "No figure on this page is about real harmful content, or about a model that makes photographs."
-)
 
 
 class Example(NamedTuple):
-    """One prompt's image by the base and by the merged model, from one seed."""
+    """One prompt's images by the base and by the merged model, from the same seed."""
 
     prompt: str
     seed: int
@@ -49,20 +44,18 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
 
     Args:
         metrics: The figures.
-        records: Image records; those with an image are shown.
-        curves: Learning curves of the experts, if there are any.
+        records: Image records; those that include an image are shown.
+        curves: Learning curves of the experts, if any.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    stand_ins = metrics.provenance.taxonomy == STAND_IN_TAXONOMY
     return environment.get_template("report.html").render(
         metrics=metrics,
         base=BASE,
         merged=MERGED,
         share=tables.share,
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        notice=STAND_IN_NOTICE if stand_ins else "",
         tables={
             "goals": tables.goals_table(metrics),
             "ip": tables.ip_table(metrics, heldout=False),

@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_and_ends_with_a_report_a_release_and_images(tmp_pa
     assert "already published and verified" in said
     assert "run pico is finished" in said
     metrics = json.loads((output / "metrics.json").read_text())
-    assert {"base", "merged", "average", "concatenation"} <= set(metrics["ip"])
+    assert {"base", "merged", "average", "task-arithmetic"} <= set(metrics["ip"])
     assert set(metrics["ip"]["merged"]) == {"overall", "violence", "shocking"}
     assert set(metrics["ip"]["merged"]["overall"]) >= {"value", "low", "high", "n"}
     assert {"objects_present", "clip_score", "fid", "flagged", "n"} <= set(metrics["benign"]["merged"])

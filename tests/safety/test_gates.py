@@ -21,7 +21,7 @@ from safety.gates import (
     gather_prompt_moments,
     load_prompt_moments,
 )
-from safety.prompts import PromptCounts, write_prompts
+from safety.prompts.writer import PromptCounts, write_prompts
 from safety.taxonomy import load_taxonomy
 
 TAXONOMY = Path(safety.__file__).parent / "emoji" / "taxonomy.yaml"

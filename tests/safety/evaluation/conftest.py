@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from safety.evaluation.bootstrap import BootstrapConfig
-from safety.evaluation.provenance import JudgeIdentity, Provenance
+from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
+from safety.judges.identity import JudgeIdentity
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def provenance() -> Provenance:
         commit="abc1234",
         model="emoji",
         taxonomy="emoji",
+        notice="Stand-ins & nothing else. No figure on this page is about real harmful content.",
         judge=JudgeIdentity(name="emoji", version="1+cafe", threshold=0.5),
         features="pixels-4",
         seeds={"run": 0},

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safety
-from safety.prompts import GrammarWriter, PromptCounts
+from safety.emoji.prompt_writer import GrammarWriter
 from safety.prompts.guard import MinorSafetyFilter
+from safety.prompts.writer import PromptCounts
 from safety.taxonomy import load_taxonomy
 
 GUARD = MinorSafetyFilter()
