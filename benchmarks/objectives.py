@@ -1,9 +1,9 @@
-"""Which objective trains the better expert? Trains one category's expert by each, and renders what it has become.
+"""A comparison of objectives: trains one category's expert by each, and renders with it.
 
     python benchmarks/objectives.py out/demo/work/dataset/<id> --category violence
 
 Takes a published dataset, trains an expert on its training pairs with each objective (same rows, noise and steps),
-renders validation prompts with it, and prints what the judge sees: IP of the expert's own category, the share of its
+renders validation prompts with it, and prints the judge's findings: IP of the expert's own category, the share of its
 images that lost their context, the share of benign images that fail, and the winner's error against the base's.
 """
 
@@ -71,7 +71,7 @@ def study(
     try:
         training.run()
     except TrainingHealthError as error:
-        # A finding, too: the expert is measured as it was when its training could not go on.
+        # A result too: the expert is measured as it was when its training failed.
         stopped = error.message
     history = training.history[-LAST:]
     seconds = time.perf_counter() - started

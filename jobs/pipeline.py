@@ -53,7 +53,7 @@ def run(context: StageContext) -> None:
         asked = ask_endpoint(context, dataset)
     save_grid(asked, context.run.run.output / GRID_FILE)
     note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
-    context.console.print(where_to_look(context, report, release, stages.seconds))
+    context.console.print(results_table(context, report, release, stages.seconds))
 
 
 def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
@@ -124,7 +124,7 @@ def note_seconds(path: Path, seconds: dict[str, float]) -> None:
     path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def where_to_look(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
+def results_table(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
     """Return the table that ends a run: its results, their places and the stages' seconds."""
     output, submitted = context.run.run.output, submission() is not None
     config = output / RUN_FILE

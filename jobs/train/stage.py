@@ -66,7 +66,7 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     """Train the experts concurrently, as many at once as the cluster holds."""
     config = context.run.train
     storage = (context.work / "train").resolve()
-    # Ray Train's own snapshots are of no use here: checkpoints are the project's, verified and in the store.
+    # Ray Train's own snapshots are not used: the project's checkpoints are verified and in the store.
     shutil.rmtree(storage, ignore_errors=True)
     waiting = [_fit_plan(task, config, storage) for task in tasks]
     running: dict[Any, str] = {}

@@ -52,7 +52,7 @@ TRAIN = {
 
 
 class WatchedStore(ArtifactStore):
-    """Notes who wrote what in a file of this machine, and takes its time over checkpoints."""
+    """A store that logs each write with its process in a file of this machine, and pauses after checkpoints."""
 
     def __init__(self, config: StoreConfig, log: Path, pause_s: float = 0.0) -> None:
         """Note in ``log``; a checkpoint's write takes ``pause_s`` more."""

@@ -58,7 +58,7 @@ def test_data_actors_are_killed(
 ) -> None:
     context, count = watched(), times(5, 2)
     log = context.store.log  # type: ignore[attr-defined]
-    # A diffusion actor tells of itself once, when its model is loaded; a judge with every group.
+    # A diffusion actor writes once by itself, when its model is loaded; a judge writes every group.
     killers = [Killer(log, EMPTY, 1, seed=1), Killer(log, GROUPS, count - 1, seed=2)]
     try:
         dataset = generate.run(context)
@@ -113,7 +113,7 @@ def test_train_workers_and_their_driver_are_killed(
     assert len(killer.kills) == count
     workers = steps_by_process(log)
     assert len(workers) > count
-    # Who is killed between a checkpoint's last write and the note of it leaves a gap, never a repetition.
+    # A worker that is killed between a checkpoint's write and its line in the log leaves a gap, never a repetition.
     steps = [step for _, steps in workers for step in steps]
     assert steps == sorted(set(steps)), "it goes on from the newest checkpoint: less than an interval is redone"
     assert steps[-1] == STEPS

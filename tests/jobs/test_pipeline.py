@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster import submission
 from cluster.store.artifacts import ArtifactStore
-from jobs.pipeline import where_to_look
+from jobs.pipeline import results_table
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import load_run
 
@@ -104,7 +104,7 @@ def test_the_last_table_says_how_to_serve_that_very_run(
         monkeypatch.setenv(submission.VARIABLE, "{}")
     run = load_run(write_config(tmp_path, 8371))
     context = StageContext(run, store, tmp_path, Console(quiet=True))
-    table = where_to_look(context, ArtifactRef("report", "report-1"), ArtifactRef("release", "release-1"), {})
+    table = results_table(context, ArtifactRef("report", "report-1"), ArtifactRef("release", "release-1"), {})
     said = dict(zip(*(column.cells for column in table.columns), strict=True))
     assert said["release, for any diffusers pipeline"] == str(run.run.output / "release")
     if submitted:

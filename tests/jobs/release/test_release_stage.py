@@ -203,7 +203,7 @@ def test_a_pointer_that_another_moved_meanwhile_is_left_alone(
     assert read_pointer(context.store, "aligned") == "release-other"
 
 
-def test_a_damaged_release_is_made_again(context: StageContext, merged: ArtifactRef) -> None:
+def test_a_corrupt_release_is_rebuilt(context: StageContext, merged: ArtifactRef) -> None:
     ref = release.run(context, merged, None)
     [key] = [key for key in context.store.keys("artifacts/release/") if key.endswith(LORA_FILE)]
     context.store.write(key, b"rubbish")

@@ -145,7 +145,7 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
 
 
 def test_prometheus_sees_the_steps_of_every_expert(context: StageContext, experts: dict[str, ArtifactRef]) -> None:
-    # First: a worker's last loss is told for twenty seconds after its end.
+    # First: a worker's last loss is exported for twenty seconds after its end.
     losses = exported(LOSS.exported, ("expert",), "test-train")
     assert losses
     for (name,), loss in losses.items():
@@ -207,7 +207,7 @@ def test_a_second_run_trains_nothing(
 
 
 def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, dataset: ArtifactRef) -> None:
-    # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is damaged.
+    # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is corrupt.
     precise = {"precision": "fp32", "steps": 7}
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
     [task] = plan(two, dataset)
@@ -223,7 +223,7 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
         torch.testing.assert_close(found[name].delta(), layer.delta(), rtol=2e-2, atol=1e-5)
 
 
-def test_resources_that_are_not_there_are_told_at_once(context: StageContext, dataset: ArtifactRef) -> None:
+def test_resources_that_are_not_there_are_reported_at_once(context: StageContext, dataset: ArtifactRef) -> None:
     with pytest.raises(ImpossibleResources, match="train.gpus_per_worker"):
         train.run(changed(context, expert={"learning_rate": 2e-4}, gpus_per_worker=1.0), dataset)
     with pytest.raises(ImpossibleResources, match="64 CPU"):
@@ -235,7 +235,7 @@ def test_an_unknown_category_names_the_known_ones(context: StageContext, dataset
         train.run(changed(context, categories=["sloth"]), dataset)
 
 
-def test_the_first_cause_is_told(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
+def test_the_first_cause_is_reported(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
     found = preferences(model, "hate")
     found.winner.fill_(1e30)
     dataset = put_dataset(context, {"hate": found}, "dataset-blows-up", tmp_path)
@@ -250,7 +250,7 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "train_all", lambda *_: pytest.fail("it starts workers"))
 
 
-def test_a_dataset_without_the_category_is_told_before_any_worker(
+def test_a_dataset_without_the_category_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"hate": preferences(model, "hate")}, "dataset-of-hate", tmp_path)
@@ -266,7 +266,7 @@ def test_a_dataset_without_the_category_is_told_before_any_worker(
     ],
     ids=["pairs", "benign rows"],
 )
-def test_a_category_without_training_rows_is_told_before_any_worker(
+def test_a_category_without_training_rows_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None, emptied: dict[str, Any], message: str
 ) -> None:
     found = replace(preferences(model, "hate"), **emptied)
@@ -275,7 +275,7 @@ def test_a_category_without_training_rows_is_told_before_any_worker(
         train.run(changed(context, categories=["hate"], all_single=False), dataset)
 
 
-def test_a_category_without_training_prompts_is_told_before_any_worker(
+def test_a_category_without_training_prompts_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"self-harm": preferences(model, "self-harm")}, "dataset-without-prompts", tmp_path)
@@ -304,14 +304,14 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     [moments] = {task.moments.ref: task.moments for task in plan(context, dataset)}.values()
-    # Told by the training: no worker gathers them again.
+    # Published by the training: no worker gathers them again.
     assert context.store.manifest(*moments.ref) is not None
     expected = gather_prompt_moments(model, moments.prompts())
     monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
     torch.testing.assert_close(moments.read(model), expected)
 
 
-def test_whoever_gathers_other_moments_too_late_goes_by_the_published_ones(
+def test_moments_that_are_gathered_too_late_give_way_to_the_published_ones(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = gate_moments_task(context, dataset, ("hate",))
@@ -341,7 +341,7 @@ def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset:
         train.run(on_gpu, dataset)
 
 
-def test_a_time_limit_is_told_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
+def test_a_time_limit_is_reported_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
     slow = changed(context, categories=["hate"], all_single=False, timeout_s=0.5, expert={"steps": 5000})
     with pytest.raises(ClusterError, match=r"train\.timeout_s"):
         train.run(slow, dataset)
