@@ -93,6 +93,8 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
+        # A run's drivers, controllers and idle workers outnumber a small machine's CPUs, of which Ray would warn.
+        **({"RAY_worker_maximum_startup_concurrency": "16"} if config.address == LOCAL else {}),
         # Only where each node is known to have the code: Serve's proxy does not start without it.
         **({"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": DOOR} if config.address == LOCAL else {}),
     }

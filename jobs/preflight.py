@@ -1,4 +1,4 @@
-"""Looks at everything a run stands on, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
+"""Checks everything that a run needs, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from jobs.run.resource_requests import gpu_settings, resource_requests, without_
 from safety.errors import SafetyError
 
 TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
-FIRST = "mend what stands above it first"
+FIRST = "fix the checks above it first"
 
 
 class Preflight:
-    """The checks of one run; what they open stays open until the ``stack`` is closed."""
+    """The checks of one run; the store and the cluster stay open until ``stack`` is closed."""
 
     def __init__(self, run: RunConfig, limits: PreflightLimits, stack: ExitStack) -> None:
         self.run, self.limits, self.stack = run, limits, stack
@@ -53,7 +53,7 @@ class Preflight:
         self.joined = False
 
     def results(self) -> list[Result]:
-        """Run every check: store and cluster are opened in turn, the rest is looked at all at once."""
+        """Run every check: store and cluster are opened in turn, then all others run at once."""
         embedded, opened = self.run.store.endpoint is None, []
         if embedded:
             opened.append(run_check(Check("embedded store", self._open_store)))
@@ -87,7 +87,7 @@ class Preflight:
         return passed(f"its server starts, on {self.run.store.data_dir}")
 
     def _reach_ray(self) -> Finding:
-        """Join the cluster, or look at the machine that would start one."""
+        """Join the cluster, or describe the machine that would start one."""
         folder = self.run.run.output
         if self.cluster.address == LOCAL and not ray.is_initialized():
             self.view = machine_view(self.cluster, folder)
@@ -106,16 +106,16 @@ class Preflight:
         return self._authorised(f"{where}, dashboard {dashboard}" if dashboard else where)
 
     def _authorised(self, where: str) -> Finding:
-        """Say whom the cluster lets in; a submitted job has that from its cluster."""
+        """Warn of a cluster that asks for no token; a submitted job has its authentication from the cluster."""
         if submission() is not None or self.cluster.auth == TOKEN:
             return passed(where)
-        return warned(f"{where}; it lets in all who reach its ports", "set cluster.auth to 'token'")
+        return warned(f"{where}; it lets in anyone who reaches its ports", "set cluster.auth to 'token'")
 
     def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
-        return warned("not looked at: the store does not open", FIRST) if self.store is None else run(self.store)
+        return warned("not checked: the store does not open", FIRST) if self.store is None else run(self.store)
 
     def _of_view(self, run: Callable[[ClusterView], Finding]) -> Finding:
-        return warned("not looked at: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
+        return warned("not checked: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
 
     def _clocks(self, view: ClusterView) -> Finding:
         return self._of_store(lambda store: check_clocks(view.reports, store, self.limits))
@@ -131,7 +131,7 @@ class Preflight:
 
 
 def run(config: Path, limits: PreflightLimits) -> list[Result]:
-    """Check a run's config, and what it names when it is right."""
+    """Check a run's config and, when it is valid, everything that it names."""
     loaded: list[RunConfig] = []
 
     def load() -> Finding:
@@ -150,7 +150,7 @@ def run(config: Path, limits: PreflightLimits) -> list[Result]:
 
 
 def table(results: Sequence[Result], seconds: float) -> Table:
-    """Return the results as a table, with what to do about the bad ones."""
+    """Return the results as a table, with a fix for each bad one."""
     counts = {status: sum(result.finding.status is status for result in results) for status in Status}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items())
     shown = Table(title=f"preflight: {counted}, in {seconds:.0f} s", title_justify="left")
@@ -164,7 +164,7 @@ def table(results: Sequence[Result], seconds: float) -> Table:
 
 
 def report(console: Console, config: Path, limits: PreflightLimits) -> int:
-    """Look, print the table and return the exit code."""
+    """Run the checks, print the table and return the exit code."""
     started = time.monotonic()
     results = run(config, limits)
     console.print(table(results, time.monotonic() - started))
@@ -175,7 +175,7 @@ def report(console: Console, config: Path, limits: PreflightLimits) -> int:
 
 
 def main(config: ConfigOption) -> None:
-    """Say what stands in a run's way; ends with 2 when something fails."""
+    """Check whether a run can start; ends with 2 when a check fails."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     raise typer.Exit(report(make_console(), config, PreflightLimits()))
 

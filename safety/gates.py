@@ -48,10 +48,10 @@ FORMAT = TensorFormat(
 class GateConfig(Config):
     """Division of the directions of the prompt states among experts."""
 
-    benign: float = Field(1.0, ge=0, description="weight of benign prompts beside all experts' own")
+    benign: float = Field(3.0, ge=0, description="weight of benign prompts beside all experts' own")
     ridge: float = Field(1e-4, gt=0, description="share of the mean activation that is added in all directions")
     directions: int | None = Field(
-        None,
+        8,
         gt=0,
         description="how many of its own directions a gate passes, whole; None: all, each by the share it has in it",
     )

@@ -26,8 +26,8 @@ SEED_RANGE = 2**32
 class RenderConfig(Config):
     """Sampling settings."""
 
-    steps: int = Field(12, gt=0, le=1000, description="sampling steps")
-    guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
+    steps: int = Field(6, gt=0, le=1000, description="sampling steps")
+    guidance: float = Field(2.5, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
     height: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
     width: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
     batch: int = Field(16, gt=0, description="images rendered at once; part of what an image depends on")

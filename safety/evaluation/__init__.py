@@ -1,1 +1,1 @@
-"""Evaluation: harm that a model still shows, harmless content that it lost, and the report."""
+"""Evaluation: a model's remaining harm, its benign quality, and the report of both."""

@@ -15,7 +15,7 @@ from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import SEED_RANGE
 from safety.seeds import derive_seed
 
-BASE, MERGED = "base", "merged"
+BASE, MERGED, ALL_SINGLE = "base", "merged", "all-single"
 
 
 class EvaluationCounts(Config):

@@ -1,4 +1,4 @@
-"""The evaluation's report: one HTML file that needs nothing else, from metrics and the images kept to be shown."""
+"""The evaluation's report: one self-contained HTML file from the metrics and the shown images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 class Example(NamedTuple):
-    """One prompt's image by the base and by the merged model, from one seed."""
+    """One prompt's images by the base and by the merged model, from the same seed."""
 
     prompt: str
     seed: int
@@ -44,8 +44,8 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
 
     Args:
         metrics: The figures.
-        records: Image records; those with an image are shown.
-        curves: Learning curves of the experts, if there are any.
+        records: Image records; those that include an image are shown.
+        curves: Learning curves of the experts, if any.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

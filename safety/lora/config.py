@@ -13,5 +13,8 @@ class LoraConfig(Config):
     rank: int = Field(8, gt=0)
     alpha: float = Field(8.0, gt=0, description="the update is scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(
-        None, min_length=1, description="module name endings to adapt; None: those of the base model's family"
+        ("attn2.to_k", "attn2.to_v"),
+        min_length=1,
+        description="module name endings to adapt, by default the keys and values of the cross-attention alone: what the "
+        "prompt says is changed, not how it is drawn; None: those of the base model's family",
     )

@@ -1,4 +1,4 @@
-"""The preflight of a run on real Ray and real S3: what is wrong is told, and the rest is looked at all the same."""
+"""The preflight of a run on real Ray and real S3: a fault is reported, and everything else is checked all the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[
 
 @pytest.mark.ray
 @pytest.mark.s3
-def test_what_is_wrong_is_told_by_its_own_check_alone(
+def test_a_fault_is_reported_by_its_own_check_alone(
     ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def with_(**parts: dict[str, Any]) -> dict[str, Any]:
@@ -113,5 +113,5 @@ def test_a_cluster_that_refuses_the_token_fails_and_the_store_is_looked_at_all_t
     assert "refuses this user's token" in lines["Ray"]
     assert "pass" in lines["store"]
     assert "pass" in lines["conditional writes"]
-    assert "not looked at: Ray cannot be reached" in lines["resources"]
+    assert "not checked: Ray cannot be reached" in lines["resources"]
     assert said.splitlines()[-1].startswith("Ray: cluster.auth: the cluster at ")

@@ -17,6 +17,7 @@ from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining, load_adapter
 from safety.families import ModelConfig, load_model
 from safety.lora.weights import LoraWeights
+from tests.support.small_world import RECIPE
 
 STEPS = 4
 
@@ -26,6 +27,7 @@ def train_config(stage: int, accumulation: int = 1) -> TrainConfig:
         {
             "deepspeed": {"stage": stage},
             "expert": {
+                **RECIPE,
                 "steps": STEPS,
                 "rows": 4,
                 "benign_rows": 2,
@@ -35,7 +37,7 @@ def train_config(stage: int, accumulation: int = 1) -> TrainConfig:
                 "checkpoint_every": 2,
                 "validation_rows": 0,
                 "clip_norm": 0.01,
-                "lora": {"rank": 2},
+                "lora": {"rank": 2, "targets": None},
             },
         }
     )
