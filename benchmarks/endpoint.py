@@ -18,7 +18,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
@@ -29,14 +29,16 @@ import httpx
 import ray
 import torch
 import typer
+from ray.serve import Application
 
 # Ray's workers import the stub by its path from the repository's root.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.endpoint_load import PATH, bound_s, crowd, figures
-from benchmarks.stub_endpoint import SIDE, SleepingModel
-from cluster.session import ClusterConfig, worker_environment
+from benchmarks.stub_endpoint import SIDE, SleepingModel, build_batches, build_images
+from cluster.session import PROXY_CALLBACK, ClusterConfig, worker_environment
 from safety.rendering import RenderConfig, render
+from serve.admission import MIDDLEWARES
 from serve.deployment import deploy
 from serve.endpoint_config import EndpointConfig
 
@@ -59,10 +61,10 @@ class Proxy(StrEnum):
 @contextmanager
 def local_ray(proxy: Proxy) -> Iterator[None]:
     """Start a Ray of two CPUs whose Serve has the named proxy, and end it."""
-    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
+    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled"), MIDDLEWARES))
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy is Proxy.HAPROXY))
     if proxy is Proxy.DOORLESS:
-        del os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+        del os.environ[PROXY_CALLBACK]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
@@ -71,20 +73,20 @@ def local_ray(proxy: Proxy) -> Iterator[None]:
         ray.shutdown()
 
 
-def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
+def up(build: Callable[[dict[str, Any]], Application], **settings: Any) -> tuple[str, EndpointConfig]:
     """Deploy a stub and return where it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     document = {"serve": {"port": port, "num_cpus": 0.5, "app": "images", "retry_after_s": 1, **settings}}
     endpoint = EndpointConfig.model_validate(document["serve"])
-    return deploy(f"benchmarks.stub_endpoint:{builder}", document, endpoint), endpoint
+    return deploy(build(document), endpoint), endpoint
 
 
 def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dict[str, Any]]:
     """Return the figures of each concurrency behind a proxy."""
     rows = []
-    url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+    url, endpoint = up(build_batches, batch_size=8, max_queued_requests=32)
     for clients in concurrencies:
         asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
         started = time.perf_counter()
@@ -99,7 +101,7 @@ def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dic
 
 def overhead(batch: int, repeats: int) -> dict[str, float]:
     """Return what a request of ``batch`` images takes at the endpoint and in the bare pipeline."""
-    url, _ = up("build_images", batch_size=batch, max_images=batch)
+    url, _ = up(build_images, batch_size=batch, max_images=batch)
     body = {"prompt": "x", "n": batch, "seed": 0}
     model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
     served, bare = [], []

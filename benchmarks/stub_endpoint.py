@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from ray.serve import Application
 from torch import Tensor, nn
 
 from safety.errors import ConfigError
@@ -77,18 +78,18 @@ def load_images(config: ServeConfig) -> Engine:
     return _engine(config, 0.0, 0.5)
 
 
-def _build(document: Mapping[str, Any], loader: str) -> Any:
+def _build(document: Mapping[str, Any], load: Callable[[ServeConfig], Engine]) -> Application:
     config = parse_config(document)
     # There is no store to follow.
     endpoint = config.serve.model_copy(update={"reload_poll_s": None})
-    return application(config.model_copy(update={"serve": endpoint}), f"benchmarks.stub_endpoint:{loader}")
+    return application(config.model_copy(update={"serve": endpoint}), load)
 
 
-def build_batches(document: Mapping[str, Any]) -> Any:
+def build_batches(document: Mapping[str, Any]) -> Application:
     """Return the Serve application over ``load_batches``."""
-    return _build(document, "load_batches")
+    return _build(document, load_batches)
 
 
-def build_images(document: Mapping[str, Any]) -> Any:
+def build_images(document: Mapping[str, Any]) -> Application:
     """Return the Serve application over ``load_images``."""
-    return _build(document, "load_images")
+    return _build(document, load_images)

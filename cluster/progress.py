@@ -1,7 +1,8 @@
-"""Live progress of a run's stages: bars in a terminal, plain lines elsewhere."""
+"""Live progress of a run's stages: bars in a terminal, plain lines elsewhere; and how much Ray Data prints beside it."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,3 +96,10 @@ def timed(console: Console, title: str, seconds: dict[str, float]) -> Iterator[N
     yield
     seconds[title] = round(time.monotonic() - started, 1)
     console.print(f"{title} took {seconds[title]:.0f} s")
+
+
+def set_ray_data_console_level(level: int) -> None:
+    """Set the lowest level that Ray Data prints to the terminal; its log file keeps everything."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(level)

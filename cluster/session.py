@@ -24,8 +24,8 @@ from ray._private import auto_init_hook
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 from cluster.base import Config
-from cluster.data_log import set_ray_data_console_level
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
+from cluster.progress import set_ray_data_console_level
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
@@ -33,8 +33,8 @@ from cluster.submission import submission
 
 LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
-DOOR = "serve.admission:middlewares"
-"""What Serve is to put before its HTTP servers."""
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""The variable in which Serve's HTTP servers look up the function that returns their middlewares."""
 ROOT = Path(__file__).parent.parent
 DEVICES = Path("/dev")
 START_ONE = "start one with 'ray start --head'"
@@ -78,12 +78,21 @@ class Session:
     """A connected cluster and store."""
 
     store: ArtifactStore
-    store_config: StoreConfig
     dashboard: str | None
 
 
-def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[str, str]:
-    """Return the variables every process of the cluster needs."""
+def worker_environment(
+    store: Mapping[str, str], config: ClusterConfig, proxy_middlewares: str | None = None
+) -> dict[str, str]:
+    """Return the environment variables that every process of the cluster needs.
+
+    Args:
+        store: The variables that give access to the embedded store; none for another store.
+        config: The cluster.
+        proxy_middlewares: ``module:function`` that returns the ASGI middlewares of Serve's HTTP servers. Only a local
+            cluster gets it, whose nodes are known to have the code: elsewhere Serve's proxy would not start without it.
+    """
+    callback = {} if proxy_middlewares is None or config.address != LOCAL else {PROXY_CALLBACK: proxy_middlewares}
     return {
         **store,
         "RAY_AUTH_MODE": config.auth,
@@ -93,8 +102,7 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
-        # Only where each node is known to have the code: Serve's proxy does not start without it.
-        **({"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": DOOR} if config.address == LOCAL else {}),
+        **callback,
     }
 
 
@@ -135,7 +143,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
+def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None) -> Iterator[Session]:
     """Open the store and the cluster; close what this call opened, Ray first, then the embedded store server.
 
     A process that is connected to Ray already keeps that connection, and it stays open.
@@ -147,10 +155,10 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
     with open_store(store) as (artifacts, environment):
         artifacts.check()
         artifacts.probe_conditional_writes()
-        with connect_ray(cluster, worker_environment(environment, cluster)) as dashboard:
+        with connect_ray(cluster, worker_environment(environment, cluster, proxy_middlewares)) as dashboard:
             if environment:
                 _require_one_host()
-            yield Session(artifacts, artifacts.config, dashboard)
+            yield Session(artifacts, dashboard)
 
 
 def resolve_address(cluster: ClusterConfig) -> ClusterConfig:

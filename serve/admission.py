@@ -114,3 +114,7 @@ class LoadSheddingMiddleware:
 def middlewares() -> list[Middleware]:
     """Return what Serve puts before its HTTP servers."""
     return [Middleware(LoadSheddingMiddleware, observer=Observers([JsonLog(), RequestMetrics()]))]
+
+
+MIDDLEWARES = f"{middlewares.__module__}:{middlewares.__name__}"
+"""The import path that a cluster's environment gives to Serve's HTTP servers."""

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from serve.config import ServeConfig
+    from serve.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ GATEWAY_CPUS = 0.1
 START_ATTEMPTS = 2
 GATEWAY_SLOTS = 1000
 """Requests that a gateway handles at once: far over the renderers' queue, so that its refusals come in the envelope."""
-LOADER = "serve.loading:load_engine"
 DRAIN_GRACE_S = 5.0
 HEALTH_GRACE_S = 10.0
 ROUTER = {"initial_backoff_s": 0.01, "backoff_multiplier": 2, "max_backoff_s": 0.04}
@@ -49,15 +49,14 @@ SURGE_PERCENT = 1
 class Renderer:
     """Holds the models and renders batches of images."""
 
-    def __init__(self, document: dict[str, Any], loader: str) -> None:
+    def __init__(self, document: dict[str, Any], load: Callable[[ServeConfig], Engine]) -> None:
         """Load the releases that the config's pointers name, render once with each, and follow the pointers."""
         # Imported here so that the gateway, which imports this module, does without torch.
         from serve.config import parse_config
         from serve.release_watcher import ReleaseWatcher
 
         self._config = parse_config(document)
-        module, _, name = loader.partition(":")
-        self._engine = getattr(importlib.import_module(module), name)(self._config)
+        self._engine = load(self._config)
         self._engine.warm_up()
         endpoint = self._config.serve
         self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
@@ -66,9 +65,8 @@ class Renderer:
 
     async def check_health(self) -> None:
         """Raise when the models do not render; Serve asks again and again, and replaces a replica that fails."""
-        from serve.health import check_renders
-
-        await check_renders(self._engine, self._config.serve)
+        endpoint = self._config.serve
+        await self._engine.check_renders(endpoint.health_interval_s, endpoint.health_timeout_s)
 
     async def models(self) -> list[ModelInfo]:
         """Return what is served."""
@@ -103,7 +101,7 @@ class Gateway:
         return self._api
 
 
-def build(args: dict[str, Any]) -> Any:
+def build(args: dict[str, Any]) -> ray_serve.Application:
     """Return the Serve application.
 
     Args:
@@ -113,17 +111,21 @@ def build(args: dict[str, Any]) -> Any:
     Raises:
         ConfigError: A setting is wrong.
     """
+    # Imported here for their weight: they bring torch, which the gateway's process does without.
     from serve.config import load_config, parse_config
+    from serve.loading import load_engine
 
-    return application(load_config(Path(args["config"])) if "config" in args else parse_config(args))
+    config = load_config(Path(args["config"])) if "config" in args else parse_config(args)
+    return application(config, load_engine)
 
 
-def application(config: ServeConfig, loader: str = LOADER) -> Any:
+def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> ray_serve.Application:
     """Return the Serve application of a config.
 
     Args:
         config: The endpoint's settings.
-        loader: ``module:function`` that makes a renderer's engine from the config, in the renderer's process.
+        load: Makes a renderer's engine from the config, in the renderer's process. A function of an importable module,
+            as Ray sends it by name.
     """
     endpoint = config.serve
     if endpoint.keys is not None:
@@ -142,7 +144,7 @@ def application(config: ServeConfig, loader: str = LOADER) -> Any:
         graceful_shutdown_timeout_s=endpoint.request_timeout_s,
         # A batch may hold the trial render up, so its own limit says first that the renderer hangs.
         health_check_timeout_s=endpoint.health_timeout_s + HEALTH_GRACE_S,
-    ).bind(config.model_dump(mode="json"), loader)
+    ).bind(config.model_dump(mode="json"), load)
     return Gateway.options(  # type: ignore[attr-defined]
         max_surge_percent=SURGE_PERCENT,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},

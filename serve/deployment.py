@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from typing import Any
 
 from ray import serve
 
@@ -19,7 +16,6 @@ from serve.endpoint_config import EndpointConfig
 
 POLL_S = 0.25
 ANY_ADDRESS = ("0.0.0.0", "::")
-ERROR_NAMES = ("Error", "Exception", "Artifact", "Credentials", "Unreachable", "Bucket")
 PROXY_GRACE_S = 10.0
 """How much longer than the application's own time-out the proxy waits, so that the application's answer is seen."""
 
@@ -28,12 +24,11 @@ class DeploymentFailed(ClusterError):
     """The application does not come up; the message is the first cause."""
 
 
-def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConfig) -> str:
+def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
     """Deploy an application and return its URL once it answers.
 
     Args:
-        import_path: ``module:function`` of the builder, so that the caller need not import the application.
-        document: The builder's argument.
+        application: The Serve application, such as ``serve.app.build`` returns.
         endpoint: Where the application listens, under which name, and how long it may take to come up.
 
     Raises:
@@ -49,8 +44,6 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
     serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
-    module, _, function = import_path.partition(":")
-    application = getattr(importlib.import_module(module), function)(dict(document))
     serve.run_many(
         [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
         wait_for_ingress_deployment_creation=False,

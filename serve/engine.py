@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -95,6 +96,18 @@ class Engine:
             [image] = self.render(self.admit(Job("a picture", name, 1, 0, 1, self._config.default_guidance)))
             if isinstance(image, Failure):
                 raise RuntimeError(f"the model {name!r} cannot render: {image.message}")
+
+    async def check_renders(self, interval_s: float, timeout_s: float) -> None:
+        """Check the engine's health: render with each model, unless it has rendered within the last ``interval_s``.
+
+        Raises:
+            RuntimeError: A model cannot render.
+            TimeoutError: It takes longer than ``timeout_s``, for example behind a batch that hangs.
+        """
+        if self.idle_s() < interval_s:
+            return
+        async with asyncio.timeout(timeout_s):
+            await asyncio.to_thread(self.warm_up)
 
     def admit(self, job: Job) -> list[ImageTask]:
         """Split a job into its images; raise ApiError when no model of ours may or can render it."""

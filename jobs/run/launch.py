@@ -24,6 +24,7 @@ from jobs.run.links import links
 from jobs.run.ray_data import first_cause
 from jobs.run.stopping import stop_on_sigterm
 from safety.errors import SafetyError
+from serve.admission import MIDDLEWARES
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as jobs/configs/emoji.yaml")]
 EXIT_USER_ERROR, EXIT_FAULT, EXIT_STOPPED = 2, 1, 130
@@ -47,7 +48,7 @@ def opened(config: Path) -> Iterator[StageContext]:
         run = load_run(config)
         run.load_taxonomy()
         console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
-        with connect(run.cluster, run.store) as session:
+        with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # A submitted job's end is told here already: Ray may kill its process group as soon as its driver leaves the
             # cluster. Others tell it last, below what Ray has to say of the leaving.

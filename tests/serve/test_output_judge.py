@@ -35,7 +35,7 @@ def test_scores_and_flags_are_the_judges_own() -> None:
     assert output is not None
     judge = load_judge(JudgeConfig(), TAXON)
     expected = judge.score(images)
-    verdicts = output.poll(images)
+    verdicts = output.judge_images(images)
     assert list(verdicts[0].scores) == list(TAXON.categories)
     got = torch.tensor([list(verdict.scores.values()) for verdict in verdicts])
     assert torch.allclose(got, expected, atol=1e-4)
