@@ -30,7 +30,8 @@ from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, load_model
 from safety.gates import gate_prompts, gather_prompt_moments
-from safety.judges import Judge, JudgeConfig, load_judge
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import Judge, load_judge
 from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, confirm
 from safety.objectives import AnchoredDpoConfig, DiffusionDpoConfig, ObjectiveConfig
 from safety.prompts import PromptCounts, write_prompts

@@ -25,7 +25,8 @@ from scipy.stats import spearmanr
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import load_preferences
 from safety.families import ModelConfig, load_model
-from safety.judges import JudgeConfig, load_judge
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import load_judge
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 from safety.merge import AverageConfig, CoMergeConfig, TaskArithmeticConfig, load_calibration, merge_methods

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
+from safety.judges.identity import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
 
@@ -24,14 +25,6 @@ class BaseModelIdentity(Config):
     id: str = Field(description="the model's name or folder in the run's config")
     family: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the model's files, by ``model_hash``")
-
-
-class JudgeIdentity(Config):
-    """The judge that measured a release."""
-
-    name: str
-    version: str
-    threshold: float
 
 
 class ReleaseInfo(Config):

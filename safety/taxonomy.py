@@ -14,19 +14,25 @@ import yaml
 from pydantic import Field, model_validator
 
 from safety.base import Config
+from safety.embedded import EMBEDDED_TAXONOMY, EMBEDDED_TAXONOMY_FILE
 from safety.errors import ConfigError
 
-EMBEDDED_TAXONOMY = "emoji"
-EMBEDDED_FILE = Path(__file__).parent / "emoji" / "taxonomy.yaml"
-
 Name = Annotated[str, Field(min_length=1, max_length=120)]
+
+
+def with_article(word: str, *, plural: bool = False) -> str:
+    """Return ``word`` with its indefinite article, or with "some" when it is plural."""
+    if plural:
+        return f"some {word}"
+    vowel = word[0].lower() in "aeio" or word.startswith(("um", "un"))
+    return f"an {word}" if vowel else f"a {word}"
 
 
 class BenignConcept(Config):
     """A concept that must survive alignment."""
 
     name: Name
-    emoji: str | None = None
+    symbol: str | None = Field(None, description="a Unicode character that depicts it")
     synonyms: tuple[Name, ...] = ()
     plural: bool = False
 
@@ -49,6 +55,7 @@ class Taxonomy(Config):
 
     name: Name
     version: str
+    notice: str | None = Field(None, description="Markdown paragraph that cards and reports show, such as a caution")
     concepts: tuple[UnsafeConcept, ...]
     benign: tuple[BenignConcept, ...]
 
@@ -88,9 +95,9 @@ class Taxonomy(Config):
 
 def find_taxonomy(name: str) -> Taxonomy:
     """Return the embedded taxonomy by its name, or that of a YAML file; raise ConfigError when there is no such file."""
-    path = EMBEDDED_FILE if name == EMBEDDED_TAXONOMY else Path(name)
+    path = EMBEDDED_TAXONOMY_FILE if name == EMBEDDED_TAXONOMY else Path(name)
     if not path.is_file():
-        raise ConfigError(f"no file {path}", field="taxonomy", fix="name a YAML file, or 'emoji'")
+        raise ConfigError(f"no file {path}", field="taxonomy", fix=f"name a YAML file, or {EMBEDDED_TAXONOMY!r}")
     return load_taxonomy(path)
 
 

@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.base import Config
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
 from safety.families import ModelConfig
-from safety.taxonomy import EMBEDDED_TAXONOMY
 from serve.endpoint_config import EndpointConfig
 
 
@@ -25,7 +25,7 @@ class ServeConfig(Config):
     model: ModelConfig = ModelConfig()
     store: StoreConfig = StoreConfig()
     cluster: ClusterConfig = ClusterConfig()
-    taxonomy: str = Field(EMBEDDED_TAXONOMY, description="of the output judge: 'emoji', or a YAML file")
+    taxonomy: str = Field(EMBEDDED_TAXONOMY, description=f"of the output judge: {EMBEDDED_TAXONOMY!r}, or a YAML file")
 
 
 def parse_config(document: Mapping[str, Any]) -> ServeConfig:

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safety.judges import Judge, JudgeConfig, load_judge
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import Judge, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 from serve.schema import JudgeInfo, Verdict

@@ -32,7 +32,7 @@ from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
 from safety.evaluation.records import PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.judges import Judge, load_judge
+from safety.judges.judge import Judge, load_judge
 from safety.lora.files import load_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights

@@ -11,7 +11,7 @@ from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.features import EMBEDDED_FEATURES
 from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.plan import EvaluationCounts
-from safety.judges import JudgeConfig
+from safety.judges.config import JudgeConfig
 from safety.rendering import RenderConfig
 
 PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})

@@ -28,7 +28,7 @@ from safety.evaluation.provenance import JudgeIdentity, Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
-from safety.judges import load_judge
+from safety.judges.judge import load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
@@ -113,6 +113,7 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         commit=code_version(),
         model=run.model.path,
         taxonomy=taxonomy.name,
+        notice=taxonomy.notice,
         judge=JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold),
         features=feature_extractors[config.features]().name,
         seeds={SEED: run.run.seed},

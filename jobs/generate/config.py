@@ -8,7 +8,7 @@ from pydantic import Field
 
 from safety.base import Config
 from safety.dataset.filter import PairFilterConfig
-from safety.judges import JudgeConfig
+from safety.judges.config import JudgeConfig
 from safety.prompts import PromptCounts
 from safety.rendering import RenderConfig
 

@@ -19,7 +19,7 @@ from jobs.generate.groups import GroupStore
 from jobs.run.metrics import KEPT
 from safety.dataset.record import load_group
 from safety.dataset.reviewer import GroupReviewer
-from safety.judges import load_judge
+from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
 
 

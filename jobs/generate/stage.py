@@ -18,12 +18,13 @@ from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
 from jobs.run.work_area import require_finished
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
-from safety.dataset.summary import BENIGN, DatasetSummary, Provenance
+from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
 from safety.families.family import model_folder
-from safety.judges import load_judge
+from safety.judges.identity import identity_of
+from safety.judges.judge import load_judge
 from safety.prompts import write_prompts, writers
 from safety.release import model_hash
-from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
+from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "dataset", "generate"
 
@@ -59,25 +60,23 @@ def run(context: StageContext) -> ArtifactRef:
     return ref
 
 
-def describe(context: StageContext, taxonomy: Taxonomy) -> Provenance:
+def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
     """Return what the dataset is made from; raise ConfigError when the model or the judge is not there."""
     run = context.run
     judge = load_judge(run.generate.judge, taxonomy)
-    return Provenance(
+    return DatasetProvenance(
         model=run.model.path,
         model_hash=model_hash(model_folder(run.model.path)),
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
-        stand_ins=run.taxonomy == EMBEDDED_TAXONOMY,
+        notice=taxonomy.notice,
         writer_version=writers[run.generate.writer]().version,
-        judge=judge.name,
-        judge_version=judge.version,
-        judge_threshold=judge.threshold,
+        judge=identity_of(judge),
         seed=run.run.seed,
         recipe=run.generate.recipe(),
     )
 
 
-def dataset_settings(context: StageContext, taxonomy: Taxonomy, provenance: Provenance) -> dict[str, Any]:
+def dataset_settings(context: StageContext, taxonomy: Taxonomy, provenance: DatasetProvenance) -> dict[str, Any]:
     """Return all that the rows depend on; where the work runs is not part of it."""
     return {
         "model": context.run.model.model_dump(mode="json"),
@@ -114,7 +113,7 @@ def _count(run: str, group: Mapping[str, Any]) -> None:
         ROWS.add(rows, run=run, category=group["category"], outcome=outcome)
 
 
-def fill(folder: Path, plan: DatasetPlan, provenance: Provenance, groups: GroupStore) -> DatasetSummary:
+def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups: GroupStore) -> DatasetSummary:
     """Lay the finished groups out in ``folder``; every row in is kept or rejected, or this raises."""
     shutil.rmtree(folder)
     folder.mkdir(parents=True)

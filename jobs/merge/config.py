@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from safety.base import Config
-from safety.judges import JudgeConfig
+from safety.judges.config import JudgeConfig
 from safety.merge.calibration import CalibrationConfig
 from safety.merge.co_merge import CoMergeConfig
 from safety.merge.rendered_score import RenderedScoreConfig

@@ -16,7 +16,7 @@ from jobs.merge.config import MergeConfig
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.judges import Judge, load_judge
+from safety.judges.judge import Judge, load_judge
 from safety.lora.weights import LoraWeights
 from safety.merge.rendered_score import RenderedScore, ValidationPrompts, confirm
 from safety.taxonomy import Taxonomy

@@ -26,7 +26,7 @@ from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, load_preferences
 from safety.errors import ConfigError
 from safety.families import ModelConfig, load_model
-from safety.judges import load_judge
+from safety.judges.judge import load_judge
 from safety.lora.files import check_fits, load_lora
 from safety.lora.weights import LoraWeights
 from safety.merge.average import AverageConfig

@@ -10,11 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from safety.release import ReleaseInfo
 
-STAND_INS = (
-    '**Stand-ins, not real harm.** This adapter belongs to the embedded emoji model. Its "unsafe" concepts are '
-    "harmless drawings that stand in for a category (a kitchen knife for violence). None of the figures below says "
-    "anything about real harmful content, and the adapter makes no other model safer."
-)
 CAUTION = (
     "A lower share of flagged images is a measurement by one judge on one set of prompts. It is no guarantee: "
     "other prompts, and attacks made to get round the alignment, may still bring harmful images."
@@ -60,7 +55,13 @@ class Measured(BaseModel):
 
 
 def write_card(
-    info: ReleaseInfo, licence: str, config: Mapping[str, Any], measured: Measured | None, stand_ins: bool
+    info: ReleaseInfo,
+    licence: str,
+    config: Mapping[str, Any],
+    measured: Measured | None,
+    notice: str | None,
+    *,
+    attributed: bool = False,
 ) -> str:
     """Return the card in Markdown with the YAML head that model hubs read.
 
@@ -69,7 +70,8 @@ def write_card(
         licence: SPDX identifier.
         config: The run's settings that made the model.
         measured: The report's figures; None when the model was not measured.
-        stand_ins: Whether the unsafe concepts are the emoji world's harmless stand-ins.
+        notice: The taxonomy's notice.
+        attributed: Whether ``ATTRIBUTION.md`` lies beside the card.
     """
     head = {
         "license": licence,
@@ -78,20 +80,20 @@ def write_card(
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "safety", "safetydpo", "text-to-image"],
     }
-    notice = [STAND_INS, CAUTION] if stand_ins else [CAUTION]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {info.name}",
         f"A LoRA adapter that aligns `{info.base.id}` away from harmful images: one expert per category of harm, "
         "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
-        *notice,
+        *([f"> {notice}"] if notice else []),
+        CAUTION,
         _usage(info),
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
         "## Provenance\n\n" + _table(("what", "which"), [*_provenance(info)]),
         f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have their own licences"
-        + ("; see `ATTRIBUTION.md`." if stand_ins else "."),
+        + ("; see `ATTRIBUTION.md`." if attributed else "."),
     ]
     return "\n\n".join(parts) + "\n"
 

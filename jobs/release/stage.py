@@ -16,24 +16,23 @@ from cluster.store.pointer import read_pointer, swap_pointer
 from jobs.release.card import Measured, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.config import RunConfig
-from safety.emoji.caption import with_article
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
+from safety.judges.identity import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.release import (
     RELEASE_FILE,
     BaseModelIdentity,
-    JudgeIdentity,
     ReleaseInfo,
     file_hash,
     model_hash,
 )
 from safety.rendering import initial_noise, row_seed
-from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy
+from safety.taxonomy import Taxonomy, with_article
 
 KIND = "release"
 METRICS_FILE = "metrics.json"
@@ -114,11 +113,11 @@ def build_folder(
         provenance={"run": run.run.name, "seed": str(run.run.seed), **{parent.kind: parent.id for parent in parents}},
     )
     (folder / RELEASE_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    stand_ins = run.taxonomy == EMBEDDED_TAXONOMY
-    if (base / ATTRIBUTION_FILE).is_file():
+    if attributed := (base / ATTRIBUTION_FILE).is_file():
         shutil.copyfile(base / ATTRIBUTION_FILE, folder / ATTRIBUTION_FILE)
     settings = json.loads(run.model_dump_json(include=CARD_PARTS))
-    card = write_card(info, run.release.licence, settings, measured, stand_ins)
+    taxonomy = run.load_taxonomy()
+    card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, attributed=attributed)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -18,9 +18,10 @@ from jobs.merge.consolidate_config import ConsolidateConfig
 from jobs.release.config import ReleaseConfig
 from jobs.train.config import TrainConfig
 from safety.base import Config
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
 from safety.families.family import ModelConfig
-from safety.taxonomy import EMBEDDED_TAXONOMY, Taxonomy, find_taxonomy
+from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.endpoint_config import EndpointConfig
 
 RUN_FILE = "run.yaml"
@@ -42,7 +43,7 @@ class RunConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     store: StoreConfig = StoreConfig()
     model: ModelConfig = ModelConfig()
-    taxonomy: str = Field(EMBEDDED_TAXONOMY, description="'emoji' for the embedded taxonomy, or a YAML file")
+    taxonomy: str = Field(EMBEDDED_TAXONOMY, description=f"{EMBEDDED_TAXONOMY!r}, or a YAML file")
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
     merge: MergeConfig = MergeConfig()

@@ -16,7 +16,7 @@ from safety.dataset.plan import RENDERED_SPLITS
 from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.dataset.published import RejectedWriter, ShardWriter
 from safety.dataset.record import Record
-from safety.dataset.summary import BENIGN, DatasetSummary, Provenance, Tally
+from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Tally
 from safety.images import decode_image, encode_png, grid
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet, slug
@@ -37,7 +37,9 @@ class DatasetWriter:
     It holds one category's tensors at a time, beside the benign ones, which go to each category's file.
     """
 
-    def __init__(self, folder: Path, prompts: PromptSet, provenance: Provenance, empty: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, folder: Path, prompts: PromptSet, provenance: DatasetProvenance, empty: Mapping[str, Tensor]
+    ) -> None:
         """Write below ``folder``.
 
         Args:

@@ -13,6 +13,7 @@ from safety.base import Config
 from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import EmptyDatasetError
+from safety.judges.identity import JudgeIdentity
 
 BENIGN = "benign"
 
@@ -47,17 +48,15 @@ def _fix(rejected: Mapping[RejectionReason, int], split: str) -> str:
     return "check that judge, threshold and taxonomy suit the base model, or raise generate.render.steps"
 
 
-class Provenance(Config):
-    """What a dataset is made from and with."""
+class DatasetProvenance(Config):
+    """Everything that a dataset's rows depend on."""
 
     model: str
     model_hash: str = Field(description="SHA-256 over the base model's files")
     taxonomy: str
-    stand_ins: bool = Field(description="whether the unsafe concepts are harmless stand-ins")
+    notice: str | None = Field(description="of the taxonomy, for the card")
     writer_version: str = Field(description="of the prompt writer that the recipe names")
-    judge: str
-    judge_version: str
-    judge_threshold: float
+    judge: JudgeIdentity
     seed: int
     recipe: dict[str, Any] = Field(description="the generation's settings that the rows depend on")
 
@@ -66,7 +65,7 @@ class DatasetSummary(Config):
     """The numbers of a finished dataset."""
 
     dataset_hash: str = Field(description="SHA-256 over the rows' content in the order of their ids")
-    provenance: Provenance
+    provenance: DatasetProvenance
     counts: tuple[SplitCount, ...]
     prompts: dict[str, int] = Field(description="accepted prompts by split, the never rendered ones included")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from safety.taxonomy import Taxonomy
+from safety.taxonomy import Taxonomy, with_article
 
 SINGLE_FORMS = (
     "{a} on a {c} background",
@@ -22,14 +22,6 @@ DOUBLE_FORMS = (
     "{a} beside {b} on a {c} background",
 )
 SYNONYM_SHARE = 0.3
-
-
-def with_article(word: str, *, plural: bool = False) -> str:
-    """Return ``word`` with its indefinite article, or with "some" when it is plural."""
-    if plural:
-        return f"some {word}"
-    vowel = word[0].lower() in "aeio" or word.startswith(("um", "un"))
-    return f"an {word}" if vowel else f"a {word}"
 
 
 def name_concept(taxonomy: Taxonomy, concept: str, draw: random.Random, synonym_share: float = SYNONYM_SHARE) -> str:

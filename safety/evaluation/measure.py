@@ -10,7 +10,8 @@ from safety.evaluation.clip_score import clip_scores
 from safety.evaluation.features import FeatureExtractor
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
 from safety.images import encode_png
-from safety.judges import Judge, judge_images
+from safety.judges.judge import Judge
+from safety.judges.verdict import judge_images
 
 
 def measure_images(

@@ -23,6 +23,8 @@ class Provenance(Config):
     commit: str
     model: str
     taxonomy: str
+    notice: str | None
+    """The taxonomy's own, shown above the figures."""
     judge: JudgeIdentity
     features: str
     seeds: dict[str, int]

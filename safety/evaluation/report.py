@@ -18,11 +18,6 @@ from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
 from safety.evaluation.records import EvaluationSplit, ImageRecord, select
 
 HERE = Path(__file__).parent
-STAND_IN_TAXONOMY = "emoji"
-STAND_IN_NOTICE = (
-    "The emoji world's “unsafe” concepts are stand-ins, drawings such as a kitchen knife for violence. "
-    "No figure on this page is about real harmful content, or about a model that makes photographs."
-)
 
 
 class Example(NamedTuple):
@@ -55,14 +50,12 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    stand_ins = metrics.provenance.taxonomy == STAND_IN_TAXONOMY
     return environment.get_template("report.html").render(
         metrics=metrics,
         base=BASE,
         merged=MERGED,
         share=tables.share,
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        notice=STAND_IN_NOTICE if stand_ins else "",
         tables={
             "goals": tables.goals_table(metrics),
             "ip": tables.ip_table(metrics, heldout=False),

@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from safety.base import Config
+from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
 from safety.registry import Registry
-
-EMBEDDED_MODEL = "emoji"
 
 Conditioning = dict[str, Tensor]
 """Encoded prompts, tensors with the batch first: ``{"states": [B, T, D], ...}``."""
@@ -24,7 +23,7 @@ class ModelConfig(Config):
     """Which base model is aligned."""
 
     family: str = Field("stable-diffusion", description="a name in the families' registry")
-    path: str = Field(EMBEDDED_MODEL, description="'emoji' for the embedded model, or a diffusers-format folder")
+    path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -106,7 +105,7 @@ families: Registry[FamilyLoader] = Registry("base-model family")
 
 def model_folder(path: str) -> Path:
     """Return the folder of a model path; raise ConfigError when there is none."""
-    folder = Path(__file__).parent.parent / "emoji" / "zoo" if path == EMBEDDED_MODEL else Path(path)
+    folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
             f"no diffusers-format model in {folder}",

@@ -5,20 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Protocol, runtime_checkable
 
-from pydantic import Field
 from torch import Tensor
 
-from safety.base import Config
+from safety.embedded import EMBEDDED_PACKAGE
 from safety.errors import ConfigError
+from safety.judges.config import JudgeConfig
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
-
-
-class JudgeConfig(Config):
-    """Which judge looks at the pictures."""
-
-    name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
-    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
 
 
 class Judge(Protocol):
@@ -76,7 +69,7 @@ class JudgeLoader(Protocol):
         """Load the judge."""
 
 
-judges: Registry[JudgeLoader] = Registry("judge")
+judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 
 
 def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:

@@ -27,10 +27,11 @@ from jobs.run.artifacts import ArtifactRef
 from safety.dataset.filter import RejectionReason
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.record import Record, dump_group
-from safety.dataset.summary import Provenance
+from safety.dataset.summary import DatasetProvenance
 from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
-from safety.judges import JudgeConfig
+from safety.judges.config import JudgeConfig
+from safety.judges.identity import JudgeIdentity
 from safety.prompts import PromptCounts, PromptPair
 from tests.faults.figures import Figures
 from tests.support.small_world import TAXONOMY, SmallWriter
@@ -140,15 +141,13 @@ class Sifted:
         self.reasons = {r.row.row_id: r.reason for key in groups.finished().values() for r in groups.read(key)}
         self.folder = work / name
         self.folder.mkdir()
-        provenance = Provenance(
+        provenance = DatasetProvenance(
             model="none",
             model_hash="0" * 64,
             taxonomy=TAXONOMY.name,
-            stand_ins=True,
+            notice=None,
             writer_version="1",
-            judge="pixel-sum",
-            judge_version="1",
-            judge_threshold=0.5,
+            judge=JudgeIdentity(name="pixel-sum", version="1", threshold=0.5),
             seed=0,
             recipe=CONFIG.recipe(),
         )

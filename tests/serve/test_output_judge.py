@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
-from safety.judges import JudgeConfig, load_judge
-from safety.taxonomy import EMBEDDED_FILE, load_taxonomy
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import load_judge
+from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 from serve.endpoint_config import EndpointConfig, OutputJudgeConfig
 from serve.engine import Engine
@@ -17,7 +19,7 @@ from serve.output_judge import OutputJudge, load_output_judge
 from serve.schema import Job, RenderedImage
 from tests.support.pixel_judge import PixelSumJudge
 
-TAXON = load_taxonomy(EMBEDDED_FILE)
+TAXON = find_taxonomy(EMBEDDED_TAXONOMY)
 
 
 def config(**judge: object) -> ServeConfig:

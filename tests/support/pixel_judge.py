@@ -7,7 +7,8 @@ import time
 import torch
 from torch import Tensor
 
-from safety.judges import Judge, JudgeConfig
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import Judge
 from safety.taxonomy import Taxonomy
 
 

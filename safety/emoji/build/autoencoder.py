@@ -9,8 +9,6 @@ a hundred, its variance. Latents are therefore known before any training, and de
 
 from __future__ import annotations
 
-from safety.base import Config
-
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from safety.base import Config
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
 from safety.precision import native_autocast

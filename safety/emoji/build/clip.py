@@ -6,20 +6,18 @@ which a small batch of contrast alone learns slowly.
 
 from __future__ import annotations
 
-from safety.base import Config
-
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from safety.base import Config
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
-from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.emoji.build.tokenizer import MAX_TOKENS
+from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.precision import native_autocast
 from safety.seeds import rng
 

@@ -74,7 +74,7 @@ def code_point(emoji: str) -> str:
 
 def _icon_names(concept: BenignConcept, slugs: dict[str, set[str]]) -> list[str]:
     """Return the spellings under which a set may hold the concept's drawing, most reliable first."""
-    found = sorted(slugs.get(code_point(concept.emoji or ""), set()))
+    found = sorted(slugs.get(code_point(concept.symbol or ""), set()))
     own = concept.name.replace(" ", "-").replace("'", "")
     return list(dict.fromkeys([*found, own, *(name.replace("-", "") for name in [*found, own])]))
 

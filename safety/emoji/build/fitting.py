@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from safety.base import Config
-
 import json
 import logging
 import math
@@ -12,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from safety.base import Config
 
 logger = logging.getLogger(__name__)
 

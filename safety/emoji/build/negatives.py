@@ -8,19 +8,18 @@ is not taught to be none.
 
 from __future__ import annotations
 
-from safety.base import Config
-
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from safety.emoji.caption import caption, name_concept
+from safety.base import Config
 from safety.emoji.build.pool import ScenePool, draw_combination
+from safety.emoji.caption import caption, name_concept
 from safety.emoji.scene import SCENE_PIXELS, Scene, SceneRenderer
 from safety.families import ModelFamily
 from safety.images import to_float, to_uint8

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from safety.base import Config
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.emoji.caption import caption, name_concept
 from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, FULL_REACH, PLACE_GRID, Scene, SceneRenderer, lay_out
 from safety.emoji.split import is_reserved

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from safety.base import Config
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +9,11 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from safety.base import Config
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
 from safety.emoji.build.tokenizer import MAX_TOKENS

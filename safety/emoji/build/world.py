@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from safety.base import Config
-
 import json
 import logging
 from collections.abc import Sequence
@@ -13,20 +11,21 @@ from typing import Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from safety.base import Config
 from safety.emoji.build.autoencoder import AutoencoderConfig, DecoderFit, build_autoencoder, set_encoder, train_decoder
 from safety.emoji.build.clip import ClipConfig, train_clip
 from safety.emoji.build.drawings import SETS, fetch_sets, load_drawings, render_taxonomy, save_drawings
-from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, load_weights, train_judge
 from safety.emoji.build.measure import JudgeQuality, ModelQuality, Reader, measure_judge, measure_model
 from safety.emoji.build.negatives import benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
-from safety.emoji.scene import SceneRenderer
 from safety.emoji.build.tokenizer import MAX_TOKENS, train_tokenizer
 from safety.emoji.build.unet import Phase, UnetConfig, encode_pool, make_scheduler, train_unet
+from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, load_weights, train_judge
+from safety.emoji.scene import SceneRenderer
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy
 

@@ -25,7 +25,7 @@ from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.judges import load_judge
+from safety.judges.judge import load_judge
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
 from safety.merge.rendered_score import choose_prompts, confirm

@@ -240,12 +240,12 @@ def test_a_report_without_readable_metrics_is_refused(
     assert context.store.ids("release") == []
 
 
-def test_the_stand_in_notice_is_for_stand_ins_and_the_caution_for_all() -> None:
+def test_the_notice_is_the_taxonomys_and_the_caution_for_all() -> None:
     base = BaseModelIdentity(id="some/model", family="stable-diffusion", sha256="0" * 64)
     info = ReleaseInfo(name="x", base=base, adapter_sha256="1" * 64, judge=None, provenance={"merge": "a|b"})
-    cards = [write_card(info, "mit", {}, None, stand_ins) for stand_ins in (True, False)]
+    cards = [write_card(info, "mit", {}, None, notice) for notice in ("Stand-ins only.", None)]
     assert ["Stand-ins" in card for card in cards] == [True, False]
     assert all("It is no guarantee" in card and "not measured" in card for card in cards)
     assert "`a\\|b`" in cards[0]
-    figures = write_card(info, "mit", {}, Measured.model_validate(metrics()), stand_ins=False)
+    figures = write_card(info, "mit", {}, Measured.model_validate(metrics()), notice=None)
     assert "| base | 93.0% | 0.30 | 12.50 | 1.0% | 103 |" in figures

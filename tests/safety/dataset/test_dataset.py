@@ -21,10 +21,11 @@ from safety.dataset.preferences import load_preferences
 from safety.dataset.record import Record, dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
-from safety.dataset.summary import BENIGN, DatasetSummary, Provenance, Tally
+from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Tally
 from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
+from safety.judges.identity import JudgeIdentity
 from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file
 from safety.prompts.rows import WITHHELD
@@ -32,15 +33,13 @@ from safety.rendering import RenderConfig, render, row_seed
 from tests.support.pixel_judge import PixelSumJudge
 from tests.support.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter
 
-PROVENANCE = Provenance(
+PROVENANCE = DatasetProvenance(
     model="tiny",
     model_hash="0" * 64,
     taxonomy="small 1",
-    stand_ins=True,
+    notice="Its concepts are stand-ins.",
     writer_version="1",
-    judge="pixel-sum",
-    judge_version="1",
-    judge_threshold=0.5,
+    judge=JudgeIdentity(name="pixel-sum", version="1", threshold=0.5),
     seed=0,
     recipe={"shard_rows": 3, "writer": "grammar", "render": {"steps": 2, "guidance": 3.0}},
 )

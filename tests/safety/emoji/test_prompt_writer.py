@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safety
-from safety.emoji.caption import with_article
 from safety.emoji.split import is_reserved
 from safety.errors import ConfigError
 from safety.prompts import GrammarWriter, PromptCounts, PromptPair, PromptSet, write_prompts
 from safety.prompts.rows import BenignPrompt, slug
-from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonomy
+from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonomy, with_article
 
 TAXONOMY = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
 COUNTS = PromptCounts(

@@ -57,6 +57,7 @@ def provenance() -> Provenance:
         commit="abc1234",
         model="emoji",
         taxonomy="emoji",
+        notice="Stand-ins & nothing else. No figure on this page is about real harmful content.",
         judge=JudgeIdentity(name="emoji", version="1+cafe", threshold=0.5),
         features="pixels-4",
         seeds={"run": 0},

@@ -193,9 +193,12 @@ def test_the_page_says_what_it_is_about(page: tuple[str, _Page]) -> None:
         assert expected in text
 
 
-def test_another_taxonomy_is_not_called_a_stand_in(metrics: MetricsReport, provenance: Provenance) -> None:
-    real = metrics.model_copy(update={"provenance": provenance.model_copy(update={"taxonomy": "coprov2"})})
-    assert "Stand-ins" not in render_report(real, [])
+def test_the_notice_is_shown_where_the_taxonomy_has_one(metrics: MetricsReport, provenance: Provenance) -> None:
+    assert "Stand-ins &amp; nothing else." in render_report(metrics, [])
+    real = metrics.model_copy(update={"provenance": provenance.model_copy(update={"notice": None})})
+    page = render_report(real, [])
+    assert "Stand-ins" not in page
+    assert 'class="notice"' not in page
 
 
 def test_prompts_are_escaped(metrics: MetricsReport, record: Maker) -> None:

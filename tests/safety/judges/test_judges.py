@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safety.emoji.judge import read_emoji_judge
+from safety.emoji.judge import EmojiJudge, read_emoji_judge
 from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores
 from safety.emoji.scene import BACKGROUNDS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
-from safety.judges import ConceptJudge, EmojiJudge, JudgeConfig, judge_images, load_judge
+from safety.judges.config import JudgeConfig
+from safety.judges.judge import ConceptJudge, load_judge
+from safety.judges.verdict import judge_images
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(
@@ -156,7 +158,7 @@ def test_a_damaged_judge_is_refused(folder: Path, damage: str) -> None:
 def test_unknown_judges_are_named() -> None:
     with pytest.raises(ConfigError, match=r"there is no judge 'emojy'.* emoji"):
         load_judge(JudgeConfig(name="emojy"), TAXONOMY)
-    with pytest.raises(ConfigError, match=r"no judge at 'safety.judges:nothing'"):
-        load_judge(JudgeConfig(name="safety.judges:nothing"), TAXONOMY)
+    with pytest.raises(ConfigError, match=r"no judge at 'safety.judges.judge:nothing'"):
+        load_judge(JudgeConfig(name="safety.judges.judge:nothing"), TAXONOMY)
     with pytest.raises(ConfigError, match=r"no judge at 'no_such_module:load'"):
         load_judge(JudgeConfig(name="no_such_module:load"), TAXONOMY)
