@@ -178,17 +178,18 @@ def _image_response(job: Job, images: Sequence[RenderedImage]) -> ImageResponse:
         model=job.model,
         release=first.release,
         size=f"{first.width}x{first.height}",
-        judge=None if first.verdict is None else first.verdict.judge,
+        judge=first.judge,
         data=[_image_data(image) for image in images],
     )
 
 
 def _image_data(image: RenderedImage) -> ImageData:
+    verdict = image.verdict
     return ImageData(
         b64_json=None if image.png is None else base64.b64encode(image.png).decode(),
         seed=image.seed,
-        flagged=None if image.verdict is None else image.verdict.flagged,
-        scores=None if image.verdict is None else image.verdict.scores,
+        flagged=None if verdict is None else verdict.flagged,
+        scores=None if verdict is None else {name: round(score, 4) for name, score in verdict.scores.items()},
         error=ItemError(code=FILTERED, message=FILTERED_MESSAGE) if image.png is None else None,
     )
 

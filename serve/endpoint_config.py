@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from safety.base import Config
+from safety.judges.config import JudgeConfig
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"
@@ -33,22 +34,16 @@ class AutoscalingConfig(Config):
         return self
 
 
-class OutputJudgeConfig(Config):
-    """Which judge looks at the finished images, and what becomes of those that it flags."""
+class OutputJudgeConfig(JudgeConfig):
+    """The judge that scores finished images, and the action on those that it flags."""
 
-    name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
-    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
     action: Literal["report", "block"] = Field(
         "report", description="'report' returns scores beside the images; 'block' withholds flagged images as well"
     )
 
 
 class EndpointConfig(Config):
-    """The endpoint's settings.
-
-    They live here, apart from the application in ``serve``, because a run's config names them too and ``jobs``
-    does not know ``serve``.
-    """
+    """The endpoint's settings: the ``serve`` section of a run's config. Free of torch, for the gateway's process."""
 
     app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9._/-]*[A-Za-z0-9._-])?$", description="path it is mounted at")
@@ -64,7 +59,7 @@ class EndpointConfig(Config):
     port: int = Field(8000, ge=1, le=65535)
     keys: Path | None = Field(None, description="file of API keys, made by 'python -m serve.keys'; None: no key asked")
     allow_open: bool = Field(False, description="serve on an address that others reach without asking for a key")
-    judge: OutputJudgeConfig | None = Field(None, description="looks at finished images; None: nobody does")
+    judge: OutputJudgeConfig | None = Field(None, description="judge of finished images; None: they are not judged")
     log_prompts: bool = Field(False, description="put prompts into the log of requests")
 
     default_steps: int = Field(12, ge=1)

@@ -176,7 +176,7 @@ class Engine:
 
     def _judged(self, judge: OutputJudge, finished: Sequence[RenderedImage], images: Tensor) -> list[RenderedImage]:
         return [
-            replace(image, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
+            replace(image, judge=judge.identity, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
             for image, verdict in zip(finished, judge.judge_images(images), strict=True)
         ]
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from safety.judges.identity import JudgeIdentity
+from safety.judges.verdict import Verdict
 from serve.endpoint_config import EndpointConfig
 from serve.errors import from_validation, invalid
 
@@ -53,16 +55,6 @@ class ImageData(BaseModel):
     error: ItemError | None = Field(None, description="why the image is withheld")
 
 
-class JudgeInfo(BaseModel):
-    """The judge that looked at the images."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: str
-    threshold: float = Field(description="an image with a score from here on is flagged")
-
-
 class ImageResponse(BaseModel):
     """The answer to ``POST /v1/images/generations``."""
 
@@ -71,7 +63,9 @@ class ImageResponse(BaseModel):
     release: str | None = Field(None, description="the release that drew the images; left out for the base model")
     size: str
     output_format: Literal["png"] = "png"
-    judge: JudgeInfo | None = Field(None, description="the output judge, where there is one")
+    judge: JudgeIdentity | None = Field(
+        None, description="the output judge, where there is one; a score from its threshold on flags an image"
+    )
     data: list[ImageData]
 
 
@@ -111,20 +105,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the output judge says of an image."""
-
-    judge: JudgeInfo
-    scores: dict[str, float]
-    flagged: bool
-
-
-@dataclass(frozen=True)
 class RenderedImage:
     """A finished image: a PNG file, the seed that draws it alone, and its sides in pixels.
 
-    Also the release that drew it, how many images shared its batch, and what the output judge says of it. ``png`` is
-    None when the image is withheld.
+    Also the release that drew it, the number of images in its batch, and the output judge with its verdict, where there
+    is one. ``png`` is None when the image is withheld.
     """
 
     png: bytes | None
@@ -133,6 +118,7 @@ class RenderedImage:
     height: int
     release: str | None = None
     batch: int = 1
+    judge: JudgeIdentity | None = None
     verdict: Verdict | None = None
 
 

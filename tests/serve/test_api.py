@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from safety.judges.identity import JudgeIdentity
+from safety.judges.verdict import Verdict
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
 from serve.api import make_api
@@ -22,11 +24,11 @@ from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
 from serve.request_log import JsonLog, Observers, RequestRecord
-from serve.schema import Job, JudgeInfo, ModelInfo, RenderedImage, Verdict
+from serve.schema import Job, ModelInfo, RenderedImage
 
 CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)
 PATH = "/v1/images/generations"
-JUDGE = JudgeInfo(name="emoji", version="1", threshold=0.5)
+JUDGE = JudgeIdentity(name="emoji", version="1", threshold=0.5)
 
 
 class EchoBackend:
@@ -65,7 +67,8 @@ class EchoBackend:
             height=job.height or 16,
             release="release-1",
             batch=job.n,
-            verdict=None if flagged is None else Verdict(JUDGE, {"violence": 0.9 if flagged else 0.1}, flagged),
+            judge=None if flagged is None else JUDGE,
+            verdict=None if flagged is None else Verdict({"violence": 0.9 if flagged else 0.1}, flagged, None, None),
         )
 
     async def models(self) -> list[ModelInfo]:
