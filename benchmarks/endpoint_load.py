@@ -76,7 +76,7 @@ async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any], hea
 
 def bound_s(endpoint: EndpointConfig, batch_s: float) -> float:
     """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
-    return math.ceil(endpoint.places / endpoint.batch_size + 1) * (batch_s + endpoint.batch_wait_s)
+    return math.ceil(endpoint.max_requests / endpoint.batch_size + 1) * (batch_s + endpoint.batch_wait_s)
 
 
 def p(values: Sequence[float], percent: float) -> float:

@@ -1,4 +1,4 @@
-"""The HTTP shapes, those of OpenAI's images API, and how a request becomes a job within the endpoint's limits."""
+"""Request and response bodies, those of OpenAI's images API, and the conversion of a request into a job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: str = Field(min_length=1, description="what the images show")
+    prompt: str = Field(min_length=1, description="description of the images")
     model: str | None = Field(
         None, min_length=1, max_length=128, description="a name from /v1/models; default: the aligned model"
     )
@@ -39,7 +39,7 @@ class ImageRequest(BaseModel):
 
 
 class ItemError(BaseModel):
-    """Why an image is withheld, while others of its request are not."""
+    """The reason why an image is withheld, while others of its request are not."""
 
     code: str
     message: str
@@ -60,7 +60,7 @@ class ImageResponse(BaseModel):
 
     created: int = Field(description="Unix time in seconds")
     model: str
-    release: str | None = Field(None, description="the release that drew the images; left out for the base model")
+    release: str | None = Field(None, description="the release that rendered the images; left out for the base model")
     size: str
     output_format: Literal["png"] = "png"
     judge: JudgeIdentity | None = Field(
@@ -123,7 +123,7 @@ class RenderedImage:
 
 
 def parse_request(body: bytes) -> ImageRequest:
-    """Read a body; raise ApiError that names the field and never repeats what was sent."""
+    """Read a body; raise ApiError that names the field and never repeats the body's values."""
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
@@ -131,7 +131,7 @@ def parse_request(body: bytes) -> ImageRequest:
 
 
 def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
-    """Fill in the defaults and hold the request to the endpoint's limits; raise ApiError that names the field."""
+    """Fill in the defaults and check the endpoint's limits; raise ApiError that names the field."""
     if not request.prompt.strip():
         raise invalid("prompt is empty", param="prompt")
     if len(request.prompt) > config.max_prompt_chars:

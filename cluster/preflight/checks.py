@@ -79,7 +79,7 @@ def check_versions(reports: Sequence[NodeReport]) -> Finding:
 
 
 def check_clocks(reports: Sequence[NodeReport], store: ArtifactStore) -> Finding:
-    """Compare the clocks of the nodes and of the store with the driver's: a store rejects signatures of another time."""
+    """Compare the clocks of nodes and store with the driver's: a store rejects signatures of another time."""
     differences = {report.node: report.ahead_s for report in reports[1:]} | {"the store": store.clock_ahead_s()}
     findings = []
     for name, ahead_s in differences.items():

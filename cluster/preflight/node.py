@@ -151,7 +151,7 @@ def _store_error(store: StoreConfig) -> str | None:
 
 
 def _missing_middlewares() -> str | None:
-    """Return the import path of Serve's proxy middlewares that this environment names, where there is no such module."""
+    """Return the import path of the proxy middlewares that this environment names, if there is no such module."""
     path = os.environ.get(PROXY_CALLBACK)
     if not path:
         return None

@@ -43,7 +43,7 @@ class EchoBackend:
         self.block = False
         self.full = False
 
-    def require_room(self) -> None:
+    def require_capacity(self) -> None:
         if self.full:
             raise busy(3)
 
@@ -296,13 +296,13 @@ def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend:
 def test_who_is_let_in_is_told_of_the_room_whatever_the_answer(
     ask: Ask, backend: EchoBackend, guarded: Guarded
 ) -> None:
-    room = Capacity(CONFIG.places, CONFIG.retry_after_s).header()
-    assert CONFIG.places == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
+    capacity = Capacity(CONFIG.max_requests, CONFIG.retry_after_s).header()
+    assert CONFIG.max_requests == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
     answers = [ask(json={"prompt": "x"}), ask(json={})]
     backend.full = True
     answers.append(ask(json={"prompt": "x"}))
     assert [(answer.status_code, answer.headers[CAPACITY_HEADER]) for answer in answers] == [
-        (s, room) for s in (200, 400, 429)
+        (s, capacity) for s in (200, 400, 429)
     ]
     stranger = guarded(None)
     assert stranger.status_code == 401
