@@ -1,4 +1,4 @@
-"""Named registries: how one of several implementations is chosen by a config's string."""
+"""Named registries: one of several implementations, chosen by a config's string."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ from safety.errors import ConfigError
 
 T = TypeVar("T")
 
-EMBEDDED_WORLD = "safety.emoji"
-"""The package of the embedded world, whose judge, prompt writer and features are found beside the general ones."""
-
 
 class Registry(Generic[T], Mapping[str, T]):
     """Implementations of one protocol by name.
 
-    An implementation registers itself where it is defined: ``@objectives.register("diffusion-dpo")``. It is found
-    because its file lies in one of the registry's packages, all modules of which are imported at the first look-up, so
-    that adding an implementation touches no other file.
+    An implementation registers itself where it is defined: ``@objectives.register("diffusion-dpo")``. The first look-up
+    imports all modules of the registry's packages, so that a file there is enough to add an implementation.
     """
 
     def __init__(self, kind: str, *packages: str) -> None:
         """Make an empty registry.
 
         Args:
-            kind: What error messages call an entry ("objective", "judge"...).
+            kind: An entry's name in error messages ("objective", "judge"...).
             packages: Packages whose modules may register entries.
         """
         self.kind = kind
         self._entries: dict[str, T] = {}
-        self._unread = list(packages)
+        self._undiscovered = packages
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that enters its target as ``name``; raise ValueError when the name is taken."""
@@ -64,9 +60,14 @@ class Registry(Generic[T], Mapping[str, T]):
         return len(self._entries)
 
     def _discover(self) -> None:
-        """Import the modules of the registry's packages, once."""
-        while self._unread:
-            package = import_module(self._unread.pop())
+        """Import the modules of the registry's packages.
+
+        They count as imported only after the last: a look-up by another thread, or by one of the modules while it is
+        being imported, goes through them as well, and so finds all entries.
+        """
+        for name in self._undiscovered:
+            package = import_module(name)
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 if not module.ispkg:
                     import_module(module.name)
+        self._undiscovered = ()

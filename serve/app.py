@@ -1,6 +1,6 @@
 """The Ray Serve application: a light gateway that speaks HTTP, and renderers that hold the models.
 
-``serve run serve.app:build config=jobs/configs/emoji.yaml``, ``serve deploy`` and ``python -m serve`` start it.
+``serve run serve.app:build config=RUN.yaml``, ``serve deploy`` and ``python -m serve`` start it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def parse_config(document: Mapping[str, Any]) -> ServeConfig:
 def load_config(path: Path) -> ServeConfig:
     """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
     if not path.is_file():
-        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as jobs/configs/emoji.yaml")
+        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

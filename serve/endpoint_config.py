@@ -100,15 +100,7 @@ class EndpointConfig(Config):
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs that a replica reserves")
     threads: int | None = Field(None, ge=1, description="torch threads of a replica; None: as many as its CPUs")
     start_timeout_s: float = Field(300.0, gt=0.0, description="longest wait for the endpoint to start")
-    examples: tuple[Example, ...] = Field(
-        (
-            "a kitchen knife and a birthday cake on a blue background",
-            "a skull on a green background",
-            "a bomb and a house on a yellow background",
-            "a red apple and a rocket on a white background",
-        ),
-        description="prompts that the page offers",
-    )
+    examples: tuple[Example, ...] = Field((), description="prompts that the page offers")
 
     @model_validator(mode="after")
     def _defaults_are_allowed(self) -> EndpointConfig:

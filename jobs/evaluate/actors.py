@@ -27,11 +27,11 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef
 from jobs.run.ray_data import configure_data, within
 from safety.errors import ArtifactFormatError, ConfigError
-from safety.evaluation.features import FeatureExtractor, feature_extractors
 from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
 from safety.evaluation.records import PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
+from safety.features.extractor import FeatureExtractor, feature_extractors
 from safety.judges.judge import Judge, load_judge
 from safety.lora.files import load_lora
 from safety.lora.fuse import fused

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from safety.base import Config
+from safety.embedded import EMBEDDED_FEATURES
 from safety.evaluation.bootstrap import BootstrapConfig
-from safety.evaluation.features import EMBEDDED_FEATURES
 from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.plan import EvaluationCounts
 from safety.judges.config import JudgeConfig

@@ -20,7 +20,6 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
 from jobs.run.work_area import require_finished
 from safety.errors import ConfigError
-from safety.evaluation.features import feature_extractors
 from safety.evaluation.learning import Curves, read_curves
 from safety.evaluation.metrics import MetricsReport, compute_metrics
 from safety.evaluation.plan import MERGED, plan_evaluation
@@ -28,6 +27,7 @@ from safety.evaluation.provenance import JudgeIdentity, Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
+from safety.features.extractor import feature_extractors
 from safety.judges.judge import load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from safety.base import Config
 from safety.dataset.filter import PairFilterConfig
+from safety.embedded import EMBEDDED_WRITER
 from safety.judges.config import JudgeConfig
-from safety.prompts import PromptCounts
+from safety.prompts.writer import PromptCounts
 from safety.rendering import RenderConfig
 
 PLACEMENT = frozenset(
@@ -21,7 +22,7 @@ PLACEMENT = frozenset(
 class GenerateConfig(Config):
     """How prompts become a dataset of judged image pairs."""
 
-    writer: str = Field("grammar", description="a name in the prompt writers' registry")
+    writer: str = Field(EMBEDDED_WRITER, description="a name in the prompt writers' registry")
     counts: PromptCounts = PromptCounts()
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()

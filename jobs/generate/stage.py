@@ -22,7 +22,7 @@ from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
 from safety.families.family import model_folder
 from safety.judges.identity import identity_of
 from safety.judges.judge import load_judge
-from safety.prompts import write_prompts, writers
+from safety.prompts.writer import write_prompts, writers
 from safety.release import model_hash
 from safety.taxonomy import Taxonomy
 

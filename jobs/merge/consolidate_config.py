@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from jobs.train.config import TrainConfig
 from safety.base import Config
 from safety.lora.config import LoraConfig
-from safety.objectives import AnchoredDpoConfig, ObjectiveConfig
+from safety.objectives.anchored_dpo import AnchoredDpoConfig
+from safety.objectives.config import ObjectiveConfig
 
 
 class ConsolidateConfig(Config):

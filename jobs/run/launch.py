@@ -26,7 +26,7 @@ from jobs.run.stopping import stop_on_sigterm
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as jobs/configs/emoji.yaml")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
 EXIT_USER_ERROR, EXIT_FAULT, EXIT_STOPPED = 2, 1, 130
 STOPPED = "stopped; run it again to go on"
 LOG_WIDTH = 120

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from safety.emoji import NAME, ZOO
 from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores, load_weights
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.errors import ArtifactFormatError, ConfigError
@@ -20,7 +21,6 @@ from safety.judges.config import JudgeConfig
 from safety.judges.judge import Judge, judges
 from safety.taxonomy import Taxonomy
 
-FOLDER = Path(__file__).parent.parent / "emoji" / "zoo" / "judge"
 BORDER_PIXELS = 2
 BATCH = 64
 
@@ -98,10 +98,10 @@ class EmojiJudge:
         return [names[index] for index in away.argmin(dim=1).tolist()]
 
 
-@judges.register("emoji")
+@judges.register(NAME)
 def load_emoji_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     """Load the embedded judge."""
-    return read_emoji_judge(FOLDER, taxonomy, config.threshold)
+    return read_emoji_judge(ZOO / "judge", taxonomy, config.threshold)
 
 
 def read_emoji_judge(folder: Path, taxonomy: Taxonomy, threshold: float | None = None) -> EmojiJudge:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from safety.emoji import WRITER
 from safety.emoji.caption import DOUBLE_FORMS, SINGLE_FORMS, caption, name_concept
 from safety.emoji.scene import BACKGROUNDS
 from safety.emoji.split import is_reserved
@@ -21,7 +22,6 @@ from safety.prompts.writer import PromptCounts, writers
 from safety.seeds import rng, uniform
 from safety.taxonomy import Taxonomy, UnsafeConcept
 
-WRITER = "grammar"
 Place = Literal["alone", "after", "before"]
 VALIDATION_SHARE = 0.25
 WORDINGS = 5 * max(len(SINGLE_FORMS), len(DOUBLE_FORMS))

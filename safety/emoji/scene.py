@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safety.emoji.build.drawings import KEY_SEPARATOR
 from safety.images import to_uint8
 from safety.seeds import rng
 
+KEY_SEPARATOR = "|"
+"""Between concept and set in the key of a drawing."""
 SCENE_PIXELS = 64
 PLACE_GRID = 8
 DRAWN_PIXELS = 32

@@ -1,17 +1,28 @@
-"""Measures rendered images: what the judge sees in them, and how well they fit their prompts."""
+"""Measurement of rendered images: the judge's verdict and CLIPScore, one record per image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from safety.evaluation.clip_score import clip_scores
-from safety.evaluation.features import FeatureExtractor
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
+from safety.features.extractor import FeatureExtractor
 from safety.images import encode_png
 from safety.judges.judge import Judge
 from safety.judges.verdict import judge_images
+
+CLIP_SCORE_WEIGHT = 100.0
+
+
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """Return each pair's CLIPScore, fp32 [B] in [0, 100], of image and text features [B, D].
+
+    Hessel et al. 2021 (arXiv:2104.08718) with the weight 100 that most reports use, in place of their 2.5:
+    100 * max(cos, 0).
+    """
+    return CLIP_SCORE_WEIGHT * F.cosine_similarity(images.float(), texts.float(), dim=-1).clamp(min=0.0)
 
 
 def measure_images(
@@ -21,7 +32,7 @@ def measure_images(
     if len(planned) != len(images):
         raise ValueError(f"{len(images)} images for {len(planned)} prompts")
     embedded = features.images(images)
-    fits = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
+    scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
     records = []
     for index, (row, verdict) in enumerate(zip(planned, judge_images(judge, images), strict=True)):
         benign = row.part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
@@ -32,7 +43,7 @@ def measure_images(
                 scores=tuple(verdict.scores.values()),
                 present=None if verdict.shown is None else tuple(name for name in row.objects if name in verdict.shown),
                 seen_background=verdict.background,
-                clip_score=fits[index],
+                clip_score=scores[index],
                 features=tuple(embedded[index].tolist()) if benign else (),
                 image=encode_png(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
             )

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safety.embedded import EMBEDDED_MOMENTS_FILE
 from safety.errors import EmptyDatasetError
 from safety.tensor_format import Head, TensorFormat, Tensors
 
@@ -21,7 +22,6 @@ FORMAT = TensorFormat(
     field="evaluate.features",
     fix="build them again",
 )
-EMBEDDED_MOMENTS = Path(__file__).parent.parent / "emoji" / "zoo" / "fid" / "benign.safetensors"
 Array = NDArray[np.float64]
 
 
@@ -76,7 +76,7 @@ def _build(head: Head, tensors: Tensors) -> Moments:
 @cache
 def real_moments(features: str) -> Moments | None:
     """Return the moments of real benign images for these features, or None where there are none."""
-    if not EMBEDDED_MOMENTS.is_file():
+    if not EMBEDDED_MOMENTS_FILE.is_file():
         return None
-    found = load_moments(EMBEDDED_MOMENTS)
+    found = load_moments(EMBEDDED_MOMENTS_FILE)
     return found if found.features == features else None

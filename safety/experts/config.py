@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from safety.base import Config
 from safety.experts.health import HealthConfig
 from safety.lora.config import LoraConfig
-from safety.objectives import AnchoredDpoConfig, ObjectiveConfig
+from safety.objectives.anchored_dpo import AnchoredDpoConfig
+from safety.objectives.config import ObjectiveConfig
 
 
 class ExpertConfig(Config):

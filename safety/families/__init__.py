@@ -1,6 +1,5 @@
-"""Base-model families: what the rest of the science needs to know of a text-to-image model."""
+"""Base-model families: one view of a text-to-image model, whatever its architecture."""
 
 from safety.families.family import Conditioning, ModelConfig, ModelFamily, families, load_model
-from safety.families.stable_diffusion import StableDiffusion
 
-__all__ = ["Conditioning", "ModelConfig", "ModelFamily", "StableDiffusion", "families", "load_model"]
+__all__ = ["Conditioning", "ModelConfig", "ModelFamily", "families", "load_model"]

@@ -100,7 +100,7 @@ class FamilyLoader(Protocol):
         """Load the model in ``path``, a diffusers-format folder of safetensors."""
 
 
-families: Registry[FamilyLoader] = Registry("base-model family")
+families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 
 
 def model_folder(path: str) -> Path:

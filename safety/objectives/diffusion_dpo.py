@@ -1,22 +1,21 @@
-"""Diffusion-DPO: the preference for the winner, as the gap between how well policy and reference denoise both.
+"""Diffusion-DPO: a preference for the winner, measured by how well policy and reference denoise both images.
 
 Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization, https://arxiv.org/abs/2311.12908
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from safety.base import Config
-from safety.objectives.objective import ObjectiveValue, PreferenceErrors, objectives
+from safety.objectives.objective import ObjectiveParameters, ObjectiveValue, PreferenceErrors, objectives
 
 
-class DiffusionDpoConfig(Config):
+class DiffusionDpoConfig(ObjectiveParameters):
     """The strength of the preference."""
 
     name: Literal["diffusion-dpo"] = "diffusion-dpo"
@@ -38,13 +37,13 @@ def preference_logits(errors: PreferenceErrors, beta: float) -> Tensor:
 
 
 def preference_metrics(errors: PreferenceErrors, logits: Tensor, dpo_loss: Tensor) -> dict[str, Tensor]:
-    """Return the figures that every preference objective logs, as detached scalars."""
+    """Return the metrics common to all preference objectives, as detached scalars."""
     with torch.no_grad():
-        # A margin of exactly zero, as at the first step, is a guess: half right.
-        right = (logits > 0).float() + 0.5 * (logits == 0).float()
+        # A margin of exactly zero, as at the first step, counts as half correct.
+        correct = (logits > 0).float() + 0.5 * (logits == 0).float()
         return {
             "dpo_loss": dpo_loss.detach(),
-            "implicit_accuracy": right.mean(),
+            "implicit_accuracy": correct.mean(),
             "margin": logits.mean(),
             "winner_error": errors.winner.mean(),
             "loser_error": errors.loser.mean(),
@@ -57,6 +56,7 @@ def preference_metrics(errors: PreferenceErrors, logits: Tensor, dpo_loss: Tenso
 class DiffusionDpo:
     """L = -log sigmoid(logits), averaged over the batch; ln 2 where the policy is the reference."""
 
+    config_type: ClassVar = DiffusionDpoConfig
     needs_benign = False
 
     def __init__(self, config: DiffusionDpoConfig) -> None:

@@ -6,46 +6,57 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from safety.base import Config
 from safety.registry import Registry
 
 
 class PreferenceErrors(NamedTuple):
-    """What policy and reference make of a batch; fp32 whatever the networks computed in."""
+    """Denoising errors of policy and reference on a batch, in fp32 whatever the networks computed in."""
 
     winner: Tensor
     """The policy's error on the preferred images, [B]: mean over C, h, w of (prediction - target)^2."""
     loser: Tensor
-    """The same on the others, [B], with the winner's noise and timestep."""
+    """The policy's error on the rejected images, [B], with the winner's noise and timestep."""
     reference_winner: Tensor
     """The reference's error on the preferred images, [B], without gradient."""
     reference_loser: Tensor
-    """The reference's error on the others, [B], without gradient."""
+    """The reference's error on the rejected images, [B], without gradient."""
     drift: Tensor
     """Mean over C, h, w of (policy - reference)^2 on benign rows, [M]; M is 0 where there are none."""
 
 
 class ObjectiveValue(NamedTuple):
-    """A batch's loss, with a gradient, and named figures without one, all scalars."""
+    """A batch's loss, with gradient, and named metrics without; all scalars."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
+class ObjectiveParameters(Config):
+    """The config of one objective. A subclass narrows ``name`` to the literal that selects it in YAML."""
+
+    name: str
+
+
 class Objective(Protocol):
-    """What an expert minimises."""
+    """The loss that an expert minimises."""
 
     needs_benign: bool
-    """Whether it reads ``PreferenceErrors.drift``; benign rows are left out where it does not."""
+    """Whether it reads ``PreferenceErrors.drift``; batches hold no benign rows where it does not."""
 
     def __call__(self, errors: PreferenceErrors) -> ObjectiveValue:
         """Return the mean loss over a batch, and its metrics."""
 
 
 class ObjectiveType(Protocol):
-    """What the registry holds: an objective's class, built from its own config."""
+    """An objective's class, as the registry holds it."""
+
+    @property
+    def config_type(self) -> type[ObjectiveParameters]:
+        """Return the config that the class is built from."""
 
     def __call__(self, config: Any, /) -> Objective:
         """Return the configured objective."""
 
 
-objectives: Registry[ObjectiveType] = Registry("objective")
+objectives: Registry[ObjectiveType] = Registry("objective", __package__)

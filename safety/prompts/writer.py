@@ -8,6 +8,7 @@ from typing import Protocol
 from pydantic import Field
 
 from safety.base import Config
+from safety.embedded import EMBEDDED_PACKAGE
 from safety.prompts.rows import PromptSet
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
@@ -36,7 +37,7 @@ class PromptWriter(Protocol):
         """Return the prompts; raise ConfigError when the writer cannot make as many distinct ones."""
 
 
-writers: Registry[Callable[[], PromptWriter]] = Registry("prompt writer")
+writers: Registry[Callable[[], PromptWriter]] = Registry("prompt writer", __package__, EMBEDDED_PACKAGE)
 
 
 def write_prompts(name: str, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:

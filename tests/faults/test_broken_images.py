@@ -32,7 +32,8 @@ from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
 from safety.judges.config import JudgeConfig
 from safety.judges.identity import JudgeIdentity
-from safety.prompts import PromptCounts, PromptPair
+from safety.prompts.rows import PromptPair
+from safety.prompts.writer import PromptCounts
 from tests.faults.figures import Figures
 from tests.support.small_world import TAXONOMY, SmallWriter
 

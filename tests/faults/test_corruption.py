@@ -28,7 +28,7 @@ from safety.experts.checkpoint import Checkpoint
 from safety.lora.files import LORA_FILE, load_lora, save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.search import Trial
-from safety.prompts import BenignPrompt
+from safety.prompts.rows import BenignPrompt
 from tests.faults import damage
 from tests.faults.figures import Figures
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.store.server import RunningServer
 from jobs.run.config import RunConfig
 from safety.dataset.plan import plan_dataset
-from safety.prompts import write_prompts
+from safety.prompts.writer import write_prompts
 from tests.conftest import fresh_store
 from tests.faults.figures import Figures
 from tests.faults.nodes import Job, pico, several_nodes

@@ -89,7 +89,7 @@ def test_a_failure_ends_with_two_and_its_cause_in_the_last_line(tmp_path: Path) 
     console = Console(record=True, width=160, quiet=False, file=(tmp_path / "log").open("w"))
     assert report(console, tmp_path / "none.yaml") == 2
     last = console.export_text().strip().splitlines()[-1]
-    assert last == f"config: no file {tmp_path / 'none.yaml'}. Fix: name a run's YAML, such as jobs/configs/emoji.yaml"
+    assert last == f"config: no file {tmp_path / 'none.yaml'}. Fix: name a run's YAML, such as one of jobs/configs"
 
 
 @pytest.mark.ray

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safety.prompts import BenignPrompt, PromptCounts, PromptPair, PromptSet, writers
-from safety.prompts.rows import BenignSplit, PairSplit
+from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet
+from safety.prompts.writer import PromptCounts, writers
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(

@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safety.emoji.scene import KEY_SEPARATOR
 from safety.taxonomy import BenignConcept, Taxonomy
 
 RENDERED_PIXELS = 64
-KEY_SEPARATOR = "|"
 
 
 class EmojiSet(NamedTuple):

@@ -33,7 +33,7 @@ class FitConfig(Config):
     seed: int = 0
 
 
-def learning_rate_at(step: int, config: FitConfig) -> float:
+def warmup_cosine_rate(step: int, config: FitConfig) -> float:
     """Return the rate at ``step``: linear warm-up, then half a cosine down to 2% of the peak."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
@@ -60,7 +60,7 @@ class Fit:
         config, started, first = self.config, time.monotonic(), self.step
         for step in range(self.step, config.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, config)
+                group["lr"] = warmup_cosine_rate(step, config)
             value, metrics = loss(step)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} at step {step} in {self.folder.name}")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from safety.emoji.build.pool import Combination, PoolConfig, compose
+from safety.emoji.features import EmojiClip
 from safety.emoji.scene import BACKGROUNDS, SceneRenderer
-from safety.evaluation.features import EmojiClip
 from safety.evaluation.moments import Moments, moments_of
 from safety.taxonomy import Taxonomy
 

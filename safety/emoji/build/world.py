@@ -19,12 +19,13 @@ from safety.base import Config
 from safety.emoji.build.autoencoder import AutoencoderConfig, DecoderFit, build_autoencoder, set_encoder, train_decoder
 from safety.emoji.build.clip import ClipConfig, train_clip
 from safety.emoji.build.drawings import SETS, fetch_sets, load_drawings, render_taxonomy, save_drawings
+from safety.emoji.build.judge_training import JudgeTrainingConfig, train_judge
 from safety.emoji.build.measure import JudgeQuality, ModelQuality, Reader, measure_judge, measure_model
 from safety.emoji.build.negatives import benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
 from safety.emoji.build.tokenizer import MAX_TOKENS, train_tokenizer
 from safety.emoji.build.unet import Phase, UnetConfig, encode_pool, make_scheduler, train_unet
-from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, load_weights, train_judge
+from safety.emoji.judge_net import JudgeNet, load_weights
 from safety.emoji.scene import SceneRenderer
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy
@@ -56,7 +57,7 @@ class WorldConfig(Config):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     decoder: DecoderFit = DecoderFit()
     unet: UnetConfig = UnetConfig()
-    judge: JudgeNetConfig = JudgeNetConfig()
+    judge: JudgeTrainingConfig = JudgeTrainingConfig()
     judge_threshold: float = Field(0.5, gt=0, lt=1)
     judge_temperature: float = Field(1.0, gt=0)
     steps: int = Field(12, gt=0, description="denoising steps of the measurement")
@@ -168,7 +169,7 @@ def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, taxonomy: Tax
         "name": "emoji-judge",
         "version": "1",
         "concepts": list(taxonomy.names),
-        "net": json.loads(config.judge.model_dump_json(include={"widths", "dropout", "noise"})),
+        "net": json.loads(config.judge.model_dump_json(include={"widths", "dropout"})),
         "temperature": config.judge_temperature,
         "threshold": config.judge_threshold,
         "trained_on_sets": list(config.judge_pool.sets),

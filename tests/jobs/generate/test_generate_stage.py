@@ -29,7 +29,7 @@ from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
 from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
-from safety.prompts import BenignPrompt
+from safety.prompts.rows import BenignPrompt
 from tests.conftest import written
 from tests.support.prometheus import wait_for
 from tests.support.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY

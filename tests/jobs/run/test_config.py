@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from jobs.run.config import load_run
+from safety.emoji import ZOO
 from safety.emoji.build.world import WorldConfig
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
-ZOO = Path(__file__).parents[3] / "safety" / "emoji" / "zoo"
 
 
 def test_the_full_report_asks_for_the_demos_own_dataset_experts_and_merges() -> None:

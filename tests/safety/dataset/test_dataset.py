@@ -26,9 +26,8 @@ from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
 from safety.judges.identity import JudgeIdentity
-from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file
-from safety.prompts.rows import WITHHELD
+from safety.prompts.rows import WITHHELD, BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
 from tests.support.pixel_judge import PixelSumJudge
 from tests.support.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY, SmallWriter

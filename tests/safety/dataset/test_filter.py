@@ -11,7 +11,7 @@ from safety.dataset.filter import PairFilterConfig, RejectionReason, reject_beni
 from safety.errors import ConfigError
 from safety.families import ModelConfig, load_model
 from safety.judges.verdict import Verdict
-from safety.prompts import BenignPrompt, PromptPair
+from safety.prompts.rows import BenignPrompt, PromptPair
 
 PAIR = PromptPair(
     pair_id="p",

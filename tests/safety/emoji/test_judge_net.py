@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from safety.emoji.build.fitting import FitConfig
+from safety.emoji.build.judge_training import IGNORED, JudgeTrainingConfig, cell_targets, train_judge
 from safety.emoji.build.measure import calibration_error
 from safety.emoji.build.negatives import Negatives
 from safety.emoji.build.pool import ScenePool
-from safety.emoji.judge_net import IGNORED, JudgeNetConfig, cell_targets, concept_scores, train_judge
+from safety.emoji.judge_net import concept_scores
 
 
 def test_cell_targets_follow_the_distance_to_each_drawing(pool: ScenePool) -> None:
@@ -48,7 +49,7 @@ def test_a_perfectly_calibrated_score_has_no_error_and_an_overconfident_one_has(
 
 
 def test_the_judge_learns_and_a_stopped_training_goes_on_to_the_same_weights(pool: ScenePool, tmp_path: Path) -> None:
-    config = JudgeNetConfig(
+    config = JudgeTrainingConfig(
         widths=(8, 8, 16), fit=FitConfig(steps=40, batch=16, learning_rate=5e-3, checkpoint_every=20)
     )
     whole = train_judge(pool, config, tmp_path / "whole")
@@ -71,14 +72,14 @@ def test_a_judge_goes_on_from_kept_weights_and_learns_that_faint_drawings_show_n
     pool: ScenePool, tmp_path: Path
 ) -> None:
     fit = FitConfig(steps=60, batch=16, learning_rate=5e-3, checkpoint_every=60, warmup=5)
-    first = train_judge(pool, JudgeNetConfig(widths=(8, 8, 16), fit=fit), tmp_path / "first")
+    first = train_judge(pool, JudgeTrainingConfig(widths=(8, 8, 16), fit=fit), tmp_path / "first")
     save_file({name: value.contiguous() for name, value in first.state_dict().items()}, tmp_path / "judge.safetensors")
     red = torch.tensor(["red square" in scene.concepts for scene in pool.scenes])
     whole = pool.pixels[red].float()
     corner = whole[:, :, :1, :1]
     faint = Negatives((corner + 0.4 * (whole - corner)).round().to(torch.uint8), 1)
     rows = range(len(faint.pixels))
-    config = JudgeNetConfig(widths=(8, 8, 16), start=tmp_path / "judge.safetensors", fit=fit)
+    config = JudgeTrainingConfig(widths=(8, 8, 16), start=tmp_path / "judge.safetensors", fit=fit)
     second = train_judge(pool, config, tmp_path / "second", [(faint, 16)])
     with torch.no_grad():
         before, after = (concept_scores(net(faint.images(rows)))[:, 0].mean() for net in (first, second))

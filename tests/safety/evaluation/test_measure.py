@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety.evaluation.measure import measure_images
+from safety.evaluation.measure import clip_scores, measure_images
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
 from safety.images import decode_image
 
@@ -94,3 +94,9 @@ def test_a_judge_that_cannot_name_objects_leaves_them_open(planned: list[Planned
 def test_images_and_prompts_must_be_as_many(planned: list[PlannedImage]) -> None:
     with pytest.raises(ValueError, match="1 images for 3 prompts"):
         measure_images(planned, flat((0, 0, 0)), BlindJudge(), MeanColours())
+
+
+def test_clip_score_is_a_clamped_cosine_of_a_hundred() -> None:
+    image = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    text = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert clip_scores(image, text).tolist() == pytest.approx([100.0, 100.0 / 2**0.5, 0.0])

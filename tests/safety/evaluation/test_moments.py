@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from safety.errors import ArtifactFormatError
-from safety.evaluation.features import feature_extractors
 from safety.evaluation.fid import frechet
 from safety.evaluation.moments import load_moments, moments_of, real_moments, save_moments
+from safety.features.extractor import feature_extractors
 
 
 def rows(seed: int, count: int = 40) -> torch.Tensor:

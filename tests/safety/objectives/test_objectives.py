@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safety.errors import ConfigError
-from safety.objectives import (
-    AnchoredDpo,
-    AnchoredDpoConfig,
-    DiffusionDpo,
-    DiffusionDpoConfig,
-    PreferenceErrors,
-    objectives,
-)
+from safety.objectives import PreferenceErrors, objectives
+from safety.objectives.anchored_dpo import AnchoredDpo, AnchoredDpoConfig
+from safety.objectives.diffusion_dpo import DiffusionDpo, DiffusionDpoConfig
 
 
 def draw(rows: int = 6, benign: int = 4, seed: int = 0) -> PreferenceErrors:

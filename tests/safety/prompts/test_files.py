@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from safety.errors import ArtifactFormatError
-from safety.prompts import BenignPrompt, PromptPair, PromptSet
 from safety.prompts.files import read_prompt_file, write_prompt_file
+from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 
 PROMPTS = PromptSet(
     pairs=(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from safety.emoji import ZOO
 from safety.emoji.build.pool import PoolConfig
 from safety.emoji.build.reference import real_scene_moments
+from safety.emoji.features import load_emoji_clip
 from safety.emoji.scene import BACKGROUNDS, SceneRenderer, lay_out
-from safety.evaluation.features import ZOO, load_emoji_clip
 from safety.seeds import rng
 from safety.taxonomy import Taxonomy
 

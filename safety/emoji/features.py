@@ -1,47 +1,21 @@
-"""Feature extractors: the image and text embeddings that FID and CLIPScore are computed on."""
+"""The emoji world's feature extractor: its own CLIP."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from safety.emoji import FEATURES, ZOO
 from safety.errors import ArtifactFormatError
+from safety.features.extractor import feature_extractors
 from safety.images import to_float
 from safety.quiet import no_progress_bars
-from safety.registry import Registry
-
-EMBEDDED_FEATURES = "emoji-clip"
-ZOO = Path(__file__).parent.parent / "emoji" / "zoo"
-
-
-class FeatureExtractor(Protocol):
-    """Embeds images and prompts in one space."""
-
-    name: str
-    """What reports call the features: network, layer and a hash of its weights."""
-    dimensions: int
-
-    def images(self, images: Tensor) -> Tensor:
-        """Return fp32 [B, D] of images uint8 [B, 3, H, W]."""
-
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Return fp32 [B, D] of prompts."""
-
-
-class FeatureLoader(Protocol):
-    """What the registry holds: a callable that loads an extractor onto a device."""
-
-    def __call__(self, *, device: str = "cpu") -> FeatureExtractor:
-        """Load the extractor."""
-
-
-feature_extractors: Registry[FeatureLoader] = Registry("feature extractor")
 
 
 class EmojiClip:
@@ -75,7 +49,7 @@ class EmojiClip:
         self._tokens = int(self._model.config.text_config.max_position_embeddings)
         self.dimensions = int(self._model.config.projection_dim)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
-        self.name = f"{EMBEDDED_FEATURES}/projection-{self.dimensions}@{digest}"
+        self.name = f"{FEATURES}/projection-{self.dimensions}@{digest}"
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -98,7 +72,7 @@ class EmojiClip:
         return projected.float().cpu()
 
 
-@feature_extractors.register(EMBEDDED_FEATURES)
+@feature_extractors.register(FEATURES)
 def load_emoji_clip(*, device: str = "cpu") -> EmojiClip:
     """Load the CLIP of the embedded zoo."""
     return EmojiClip(ZOO / "clip", ZOO / "tokenizer", device=device)

@@ -9,9 +9,10 @@ import torch
 
 from safety.emoji.build.clip import ClipConfig, build_clip
 from safety.emoji.build.tokenizer import train_tokenizer
+from safety.emoji.features import EmojiClip
 from safety.errors import ArtifactFormatError, ConfigError
-from safety.evaluation.clip_score import clip_scores
-from safety.evaluation.features import EmojiClip, feature_extractors
+from safety.evaluation.measure import clip_scores
+from safety.features.extractor import feature_extractors
 
 PROMPTS = ["a kitchen knife on a blue background", "a house and a car, pink background"]
 
@@ -68,12 +69,6 @@ def test_other_sizes_are_resized(clip_folder: Path) -> None:
     assert torch.allclose(
         features.images(flat), features.images(torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)), atol=1e-5
     )
-
-
-def test_clip_score_is_a_clamped_cosine_of_a_hundred() -> None:
-    image = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
-    text = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    assert clip_scores(image, text).tolist() == pytest.approx([100.0, 100.0 / 2**0.5, 0.0])
 
 
 def test_missing_weights_and_unknown_names_say_so(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""The protocol of a feature extractor, whose image and text embeddings FID and CLIPScore are computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from safety.embedded import EMBEDDED_PACKAGE
+from safety.registry import Registry
+
+
+class FeatureExtractor(Protocol):
+    """Embeds images and prompts in one space."""
+
+    name: str
+    """The features' name in reports: network, layer and a hash of its weights."""
+    dimensions: int
+
+    def images(self, images: Tensor) -> Tensor:
+        """Return fp32 [B, D] of images uint8 [B, 3, H, W]."""
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Return fp32 [B, D] of prompts."""
+
+
+class FeatureLoader(Protocol):
+    """A callable that loads an extractor onto a device, as the registry holds it."""
+
+    def __call__(self, *, device: str = "cpu") -> FeatureExtractor:
+        """Load the extractor."""
+
+
+feature_extractors: Registry[FeatureLoader] = Registry("feature extractor", __package__, EMBEDDED_PACKAGE)
