@@ -1,4 +1,4 @@
-"""The endpoint over a model that only sleeps: all of the serving, none of the drawing.
+"""The endpoint over a model that only sleeps: all of the serving, none of the rendering.
 
 ``benchmarks/endpoint.py`` and ``tests/faults`` deploy it; an image is a plain function of its seed.
 """
@@ -32,13 +32,13 @@ class SleepingModel:
     train_timesteps = 1000
 
     def __init__(self, batch_s: float, image_s: float) -> None:
-        """Take ``batch_s`` a batch and ``image_s`` for each of its images."""
+        """Take ``batch_s`` per batch and ``image_s`` for each of its images."""
         self.denoiser = nn.Linear(1, 1)
         self._batch_s, self._image_s = batch_s, image_s
 
     @property
     def device(self) -> torch.device:
-        """Return where it would be."""
+        """Return the CPU."""
         return torch.device("cpu")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -48,10 +48,10 @@ class SleepingModel:
         return CHANNELS, height // MULTIPLE, width // MULTIPLE
 
     def check_prompt(self, prompt: str) -> None:
-        """Take every prompt."""
+        """Accept every prompt."""
 
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
-        """Return nothing of the prompts."""
+        """Return empty states."""
         return {"states": torch.zeros(len(prompts), 1, 1)}
 
     def sample(self, _: Conditioning, noise: Tensor, **__: object) -> Tensor:
@@ -69,12 +69,12 @@ def _engine(config: ServeConfig, batch_s: float, image_s: float) -> Engine:
 
 
 def load_batches(config: ServeConfig) -> Engine:
-    """Return an engine that takes 200 ms a batch."""
+    """Return an engine that takes 200 ms per batch."""
     return _engine(config, 0.2, 0.0)
 
 
 def load_images(config: ServeConfig) -> Engine:
-    """Return an engine that takes half a second an image."""
+    """Return an engine that takes half a second per image."""
     return _engine(config, 0.0, 0.5)
 
 
