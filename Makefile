@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m jobs.pipeline --config $(CONFIG)
 
 serve: $(VENV)/.installed
-	$(RUN) -m serve.up --config $(CONFIG)
+	$(RUN) -m serve --config $(CONFIG)
 
 preflight: $(VENV)/.installed
 	$(RUN) -m jobs.preflight --config $(CONFIG)

@@ -23,6 +23,7 @@ from torch import Tensor
 from jobs.run.config import load_run
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, load_preferences
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import TrainingHealthError
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
@@ -39,10 +40,9 @@ from safety.objectives.diffusion_dpo import DiffusionDpoConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.rendering import RenderConfig
-from safety.taxonomy import load_taxonomy
+from safety.taxonomy import find_taxonomy
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "emoji.yaml"
-TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "peft")
 OBJECTIVES: dict[str, ObjectiveConfig] = {
     "plain, beta 2000": DiffusionDpoConfig(beta=2000.0),
@@ -114,7 +114,7 @@ def main(
     given = {"steps": steps, "learning_rate": learning_rate, "threads": threads}
     changed = {key: value for key, value in given.items() if value is not None}
     pairs = load_preferences(dataset / latents_file(category))
-    taxonomy = load_taxonomy(TAXONOMY)
+    taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     train = load_run(config).train
     gate = None
     if train.gate is not None:

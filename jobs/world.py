@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from safety.embedded import EMBEDDED_TAXONOMY_FILE
 from safety.emoji.build.measure import JudgeQuality, ModelQuality
 from safety.emoji.build.reference import real_scene_moments
 from safety.emoji.build.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
@@ -25,7 +26,6 @@ from safety.evaluation.moments import save_moments
 from safety.taxonomy import load_taxonomy
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "world.yaml"
-TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 
 
 def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) -> None:
@@ -69,7 +69,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     torch.set_float32_matmul_precision("high")
     settings = WorldConfig.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
-    builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
+    builder = WorldBuilder(settings, load_taxonomy(EMBEDDED_TAXONOMY_FILE), work)
     if not only_measure:
         builder.build(zoo, chosen_parts(part))
         moments = real_scene_moments(zoo, builder.taxonomy, builder.renderer, settings.unet_pool)

@@ -14,6 +14,7 @@ from cluster.session import ClusterConfig, Session, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import RunningServer, serve_store
+from serve.admission import MIDDLEWARES
 
 REGION = "us-east-1"
 TURNS = ("ray", "submit", "serve", "slow", "quick", "load")
@@ -146,7 +147,9 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
     """Start one local Ray of two CPUs for the whole session; its workers can use the S3 server and import the code."""
     import ray
 
-    environment = worker_environment(s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"))
+    environment = worker_environment(
+        s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"), MIDDLEWARES
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)  # the workers inherit it
@@ -167,4 +170,4 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
 def session(ray_cluster: None, s3_server: RunningServer) -> Session:
     """Return what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
     found = fresh_store(s3_server)
-    return Session(found, found.config, None)
+    return Session(found, None)

@@ -79,7 +79,7 @@ class RunConfig(Config):
 def load_run(path: Path) -> RunConfig:
     """Read and validate a run; raise ConfigError that names each wrong field and, for an unknown key, the right one."""
     if not path.is_file():
-        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as jobs/configs/emoji.yaml")
+        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -19,7 +19,6 @@ from safety.prompts.rows import PromptPair
 
 ROW_GROUP_PAIRS = 64
 DICTIONARY_BYTES = 1 << 30
-PICTURES = ("jpg_0", "jpg_1")
 PAIR_FIELDS: list[tuple[str, Any]] = [
     ("pair_id", pa.string()),
     ("category", pa.string()),

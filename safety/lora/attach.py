@@ -86,12 +86,6 @@ def target_layers(model: ModelFamily, targets: tuple[str, ...]) -> list[str]:
     return sorted(set(found))
 
 
-def detach(model: ModelFamily) -> None:
-    """Take every LoRA off the denoiser, whose own weights were never changed."""
-    denoiser: Any = model.denoiser
-    denoiser.unload_lora()
-
-
 @contextmanager
 def reference(model: ModelFamily) -> Iterator[None]:
     """Switch the LoRA off inside the context: the denoiser predicts as the base model does."""

@@ -95,14 +95,6 @@ def load_lora(path: Path) -> LoraWeights:
     return weights
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what ``save_lora`` was given as metadata."""
-    with safe_open(path / LORA_FILE if path.is_dir() else path, "pt") as handle:
-        metadata: dict[str, str] = handle.metadata() or {}
-    found: dict[str, Any] = json.loads(metadata.get(OWN_METADATA, "{}"))
-    return found
-
-
 def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
     """Raise ArtifactFormatError when the adapter is empty or is for another base model."""
     fix = "use the base model that the adapter was trained on"

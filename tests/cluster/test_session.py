@@ -54,15 +54,15 @@ def logs_with(secret):
 
 with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sys.argv[1]))) as found:
     logging.getLogger("ray.data.any").error("what a running stream says")
-    events.append(ray.get(work.remote(found.store_config)))
+    events.append(ray.get(work.remote(found.store.config)))
     events.append(found.store.keys("from"))
     events.append(urllib.request.urlopen(found.dashboard, timeout=30).status)
     events.append(found.dashboard)
     address = ray.get_runtime_context().gcs_address
-    join = subprocess.run([sys.executable, "-c", sys.argv[2], address, found.store_config.model_dump_json()],
+    join = subprocess.run([sys.executable, "-c", sys.argv[2], address, found.store.config.model_dump_json()],
                           capture_output=True, text=True)
     events.append(join.stdout.strip() or join.stderr[-2000:])
-    events.append(ray.get(work.remote(found.store_config))[0])
+    events.append(ray.get(work.remote(found.store.config))[0])
     events.append(logs_with(os.environ["AWS_SECRET_ACCESS_KEY"].encode()))
     events.append((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777)
 events.append(ray.is_initialized())

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.stub_endpoint import build_batches
 from serve.deployment import deploy
 from serve.endpoint_config import EndpointConfig
 
-BUILDER = "benchmarks.stub_endpoint:build_batches"
 REFUSAL_S = 0.25
 """Within which 99 of 100 refusals come, clients and endpoint on the same two cores with nothing else on them."""
 
@@ -30,6 +30,6 @@ def stub_endpoint(**settings: Any) -> Iterator[tuple[str, EndpointConfig]]:
     endpoint = EndpointConfig.model_validate(document["serve"])
     serve.shutdown()
     try:
-        yield deploy(BUILDER, document, endpoint), endpoint
+        yield deploy(build_batches(document), endpoint), endpoint
     finally:
         serve.shutdown()

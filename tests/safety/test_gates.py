@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import safety
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.gates import (
@@ -22,9 +22,7 @@ from safety.gates import (
     load_prompt_moments,
 )
 from safety.prompts.writer import PromptCounts, write_prompts
-from safety.taxonomy import load_taxonomy
-
-TAXONOMY = Path(safety.__file__).parent / "emoji" / "taxonomy.yaml"
+from safety.taxonomy import find_taxonomy
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,7 @@ def test_texts_are_training_prompts_alone() -> None:
     counts = PromptCounts(
         train=6, validation=2, test=2, heldout=1, benign_train=3, benign_validation=2, benign_test=2, benign_text_only=4
     )
-    prompts = write_prompts("grammar", load_taxonomy(TAXONOMY), counts, 0)
+    prompts = write_prompts("grammar", find_taxonomy(EMBEDDED_TAXONOMY), counts, 0)
     texts = gate_prompts(prompts, ["hate", "violence"])
     split = dict(prompts.prompts())
     assert [len(own) for own in texts.unsafe.values()] == [6, 6]

@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from cluster.session import ClusterConfig, worker_environment
-from serve.admission import CAPACITY_HEADER, MAX_KNOWN_CALLERS, Capacity, LoadSheddingMiddleware, parse_capacity
+from cluster.session import PROXY_CALLBACK, ClusterConfig, worker_environment
+from serve.admission import (
+    CAPACITY_HEADER,
+    MAX_KNOWN_CALLERS,
+    MIDDLEWARES,
+    Capacity,
+    LoadSheddingMiddleware,
+    parse_capacity,
+)
 from serve.request_log import RequestRecord
 
 pytestmark = pytest.mark.timeout(60)
@@ -285,10 +292,11 @@ def test_as_many_are_inside_as_by_a_plain_count(moves: list[Move]) -> None:
 
 
 def test_serve_finds_it_where_a_local_cluster_is_told_to_look() -> None:
-    path = worker_environment({}, ClusterConfig())["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    path = worker_environment({}, ClusterConfig(), MIDDLEWARES)[PROXY_CALLBACK]
     module, _, name = path.partition(":")
     [found] = getattr(importlib.import_module(module), name)()
     door: Any = found.cls(Gateway(), *found.args, **found.kwargs)
     assert isinstance(door, LoadSheddingMiddleware)
     # A joined cluster's nodes may not have this code, without which Serve's proxy would not start.
-    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in worker_environment({}, ClusterConfig(address="auto"))
+    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig(address="auto"), MIDDLEWARES)
+    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig())

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from safety.judges.identity import JudgeIdentity
+from safety.judges.verdict import Verdict
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
 from serve.api import make_api
@@ -22,11 +24,11 @@ from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
 from serve.request_log import JsonLog, Observers, RequestRecord
-from serve.schema import Job, JudgeInfo, ModelInfo, RenderedImage, Verdict
+from serve.schema import Job, ModelInfo, RenderedImage
 
 CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)
 PATH = "/v1/images/generations"
-JUDGE = JudgeInfo(name="emoji", version="1", threshold=0.5)
+JUDGE = JudgeIdentity(name="emoji", version="1", threshold=0.5)
 
 
 class EchoBackend:
@@ -41,7 +43,7 @@ class EchoBackend:
         self.block = False
         self.full = False
 
-    def require_room(self) -> None:
+    def require_capacity(self) -> None:
         if self.full:
             raise busy(3)
 
@@ -65,7 +67,8 @@ class EchoBackend:
             height=job.height or 16,
             release="release-1",
             batch=job.n,
-            verdict=None if flagged is None else Verdict(JUDGE, {"violence": 0.9 if flagged else 0.1}, flagged),
+            judge=None if flagged is None else JUDGE,
+            verdict=None if flagged is None else Verdict({"violence": 0.9 if flagged else 0.1}, flagged, None, None),
         )
 
     async def models(self) -> list[ModelInfo]:
@@ -293,13 +296,13 @@ def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend:
 def test_who_is_let_in_is_told_of_the_room_whatever_the_answer(
     ask: Ask, backend: EchoBackend, guarded: Guarded
 ) -> None:
-    room = Capacity(CONFIG.places, CONFIG.retry_after_s).header()
-    assert CONFIG.places == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
+    capacity = Capacity(CONFIG.max_requests, CONFIG.retry_after_s).header()
+    assert CONFIG.max_requests == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
     answers = [ask(json={"prompt": "x"}), ask(json={})]
     backend.full = True
     answers.append(ask(json={"prompt": "x"}))
     assert [(answer.status_code, answer.headers[CAPACITY_HEADER]) for answer in answers] == [
-        (s, room) for s in (200, 400, 429)
+        (s, capacity) for s in (200, 400, 429)
     ]
     stranger = guarded(None)
     assert stranger.status_code == 401

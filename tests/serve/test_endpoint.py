@@ -24,6 +24,7 @@ from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
 from serve.admission import CAPACITY_HEADER
+from serve.app import build
 from serve.config import parse_config
 from serve.deployment import DeploymentFailed, deploy
 from tests.faults.endpoint_stub import free_port
@@ -50,7 +51,7 @@ def release(
     (folder / "release.json").write_text(info.model_dump_json())
     session.store.put("release", "release-tiny", folder, config={}, seed=0)
     swap_pointer(session.store, "aligned", None, "release-tiny")
-    return session.store_config
+    return session.store.config
 
 
 Deploy = Callable[..., str]
@@ -69,7 +70,7 @@ def deployed(release: StoreConfig, tiny_model_dir: Path) -> Iterator[Deploy]:
             "model": {"path": str(tiny_model_dir)},
             "store": release.model_dump(mode="json"),
         }
-        return deploy("serve.app:build", document, parse_config(document).serve)
+        return deploy(build(document), parse_config(document).serve)
 
     yield up
     serve.shutdown()

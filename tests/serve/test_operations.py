@@ -15,6 +15,7 @@ import ray
 
 from cluster.session import Session
 from safety.lora.weights import LoraWeights
+from serve.app import build
 from serve.config import parse_config
 from serve.deployment import deploy
 from serve.keys import new_key, revoke_key
@@ -49,9 +50,9 @@ class Endpoint:
                 "judge": {"name": "tests.support.pixel_judge:load_pixel_judge", "action": "report"},
             },
             "model": {"path": str(model_dir)},
-            "store": session.store_config.model_dump(mode="json"),
+            "store": session.store.config.model_dump(mode="json"),
         }
-        self.url = deploy("serve.app:build", document, parse_config(document).serve)
+        self.url = deploy(build(document), parse_config(document).serve)
 
     def publish(self, release: str, factor: float) -> str:
         return publish(self.store, release, scaled(self.lora, factor), self.model_dir)

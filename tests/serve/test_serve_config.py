@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -66,6 +68,14 @@ def test_the_builder_takes_a_document_or_the_path_of_a_run(tmp_path: Path) -> No
     assert isinstance(build({"config": str(path)}), Application)
     with pytest.raises(ConfigError, match=r"serve\.prot"):
         build({"serve": {"prot": 1}})
+
+
+def test_the_gateways_process_does_without_torch() -> None:
+    check = (
+        "import sys, serve.app; print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
 class Links(HTMLParser):

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from jobs.run.config import RENAMED, load_run
+from safety.emoji import ZOO
 from safety.emoji.build.world import WorldConfig
 from safety.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
-ZOO = Path(__file__).parents[3] / "safety" / "emoji" / "zoo"
 
 
 def test_the_full_report_asks_for_the_demos_own_dataset_experts_and_merges() -> None:

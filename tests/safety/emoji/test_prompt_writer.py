@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import safety
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.emoji.prompt_writer import GrammarWriter
 from safety.emoji.split import is_reserved
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet, slug
 from safety.prompts.writer import PromptCounts, write_prompts
-from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonomy, with_article
+from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, find_taxonomy, with_article
 
-TAXONOMY = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
+TAXONOMY = find_taxonomy(EMBEDDED_TAXONOMY)
 COUNTS = PromptCounts(
     train=23,
     validation=7,

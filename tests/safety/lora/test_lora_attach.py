@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
-from safety.lora.attach import attach, detach, extract, reference, set_weights, trainable
+from safety.lora.attach import attach, extract, reference, set_weights, trainable
 from safety.lora.config import LoraConfig
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
@@ -41,6 +41,10 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trainable(model: ModelFa
     assert attentions > 0
 
 
+def detach(model: ModelFamily) -> None:
+    model.denoiser.unload_lora()
+
+
 def test_the_start_depends_on_the_seed_only(model: ModelFamily) -> None:
     starts = []
     for seed in (1, 1, 2):
@@ -67,7 +71,7 @@ def test_reference_is_the_base_model_and_the_policy_comes_back(model: ModelFamil
     assert torch.equal(predict(model), policy)
 
 
-def test_detach_gives_the_base_model_back(model: ModelFamily) -> None:
+def test_attaching_leaves_the_base_models_weights_alone(model: ModelFamily) -> None:
     base, names = predict(model), [name for name, _ in model.denoiser.named_modules()]
     state = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
     attach(model, LoraConfig(rank=2, targets=None), seed=1)
