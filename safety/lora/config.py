@@ -1,4 +1,4 @@
-"""The size of an expert's LoRA."""
+"""The config of an expert's LoRA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safety.base import Config
 
 
 class LoraConfig(Config):
-    """How an expert adapts the denoiser: dW = (alpha / rank) * B @ A on every target layer."""
+    """Size and place of a LoRA: dW = (alpha / rank) * B @ A on every target layer."""
 
     rank: int = Field(8, gt=0)
     alpha: float = Field(8.0, gt=0, description="the update is scaled by alpha / rank")

@@ -93,7 +93,7 @@ def honest_bomb(_: bytes) -> bytes:
 
 
 BREAKS: dict[Callable[[bytes], bytes], RejectionReason] = {
-    cut: RejectionReason.IMAGE_DAMAGED,
+    cut: RejectionReason.IMAGE_CORRUPT,
     (lambda _: b""): RejectionReason.IMAGE_EMPTY,
     wrong_magic: RejectionReason.IMAGE_UNKNOWN_FORMAT,
     animation: RejectionReason.IMAGE_UNKNOWN_FORMAT,
