@@ -62,7 +62,7 @@ def test_the_run_loads_and_joins_the_cluster_and_its_store(overlay: str, tmp_pat
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_that_may_have_serves_proxy_has_the_door_before_it(overlay: str) -> None:
+def test_every_pod_that_may_have_serves_proxy_has_the_middleware_before_it(overlay: str) -> None:
     images = [found for found in pods(render(overlay)) if found.labels.get("app.kubernetes.io/component") == "images"]
     assert len(images) >= 2
     for found in images:

@@ -176,11 +176,11 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
     assert [(a.status_code, a.text[:500]) for a in refused if a.status_code != 429] == []
     for answer in refused:
         assert 2 <= int(answer.headers["retry-after"]) <= 6
-        assert CAPACITY_HEADER not in answer.headers, "the door that takes it out stands before Serve's proxy"
+        assert CAPACITY_HEADER not in answer.headers, "the middleware in front of Serve's proxy removes it"
         # Serve's proxy, when it is the one that refuses, answers in plain text.
         if answer.headers["content-type"].startswith("application/json"):
             assert answer.json()["error"]["code"] == "queue_full"
-    # What may wait is served, whatever comes beside it.
+    # Requests that the queue accepted are answered, whatever else arrives.
     assert len(answers) - len(refused) >= 8
     assert httpx.post(url + PATH, json={"prompt": "a house"}, timeout=240).status_code == 200
 

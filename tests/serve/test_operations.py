@@ -163,7 +163,7 @@ def test_releases_change_under_load_without_a_failure(endpoint: Endpoint) -> Non
         drawn.setdefault(answer.json()["release"], set()).add(answer.json()["data"][0]["b64_json"])
     assert set(drawn) == {"release-1", "release-2", "release-3"}
     assert endpoint.releases() == {"aligned": "release-3", "strict": "release-1"}
-    # One seed and one prompt: the pictures of two releases have none in common.
+    # One seed and one prompt: two releases have no image in common.
     assert sum(len(found) for found in drawn.values()) == len(set().union(*drawn.values()))
 
 

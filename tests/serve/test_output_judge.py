@@ -61,7 +61,7 @@ def test_an_unknown_judge_or_taxonomy_is_named() -> None:
 
 
 @pytest.mark.parametrize(("action", "withheld"), [("report", False), ("block", True)])
-def test_the_engine_withholds_flagged_images_only_when_told_to(engine: Engine, action: str, withheld: bool) -> None:
+def test_the_engine_withholds_flagged_images_only_with_block(engine: Engine, action: str, withheld: bool) -> None:
     chosen = load_output_judge(config(name="tests.support.pixel_judge:load_pixel_judge", action=action))
     assert chosen is not None
     judging = judging_engine(engine, chosen)

@@ -1,4 +1,4 @@
-"""The endpoint's part of a run's config, its page, and the builder that Serve calls."""
+"""The endpoint's part of a run's config, its page, and the application's builder."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_page_asks_for_a_key_only_where_one_is_needed() -> None:
     assert "/secret" not in with_key
 
 
-def test_the_page_has_a_picture_for_every_model() -> None:
+def test_the_page_has_an_image_for_every_model() -> None:
     html = render_page(EndpointConfig(models=("strict", "mild"), serve_base=True))
     assert re.findall(r'data-model="(\w+)"', html) == ["base", "aligned", "strict", "mild"]
 

@@ -78,7 +78,7 @@ def test_a_node_with_another_version_fails_and_is_named(driver: NodeReport) -> N
     ("ahead_s", "status", "said"),
     [(0.0, "pass", ""), (-5.0, "warn", "10.0.0.2 is 5 s behind"), (400.0, "fail", "10.0.0.2 is 400 s ahead")],
 )
-def test_a_clock_that_differs_is_told(
+def test_a_clock_that_differs_is_reported(
     driver: NodeReport, store: ArtifactStore, ahead_s: float, status: str, said: str
 ) -> None:
     found = check_clocks([driver, other(driver, ahead_s=ahead_s)], store)
@@ -137,7 +137,7 @@ def test_the_embedded_store_needs_one_machine(driver: NodeReport) -> None:
     assert check_one_host(ClusterView([one, Node("b", "10.0.0.2", {})], [driver], [])).status is Status.FAIL
 
 
-def test_a_node_without_the_code_is_told_how_to_get_it(driver: NodeReport) -> None:
+def test_a_node_without_the_code_is_reported_with_the_fix(driver: NodeReport) -> None:
     silent = UnresponsiveNode("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
     found = check_nodes(ClusterView([], [driver], [silent]))
     assert found.status is Status.FAIL
@@ -155,7 +155,7 @@ def test_middlewares_that_a_node_cannot_import_fail_with_their_new_name(
     assert (f"{PROXY_CALLBACK}={MIDDLEWARES}" in found.fix) == missing
 
 
-def test_a_local_cluster_is_looked_at_before_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_is_checked_before_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(node_module, "DEVICES", tmp_path)
     view = machine_view(ClusterConfig(num_cpus=3), tmp_path)

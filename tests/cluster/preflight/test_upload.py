@@ -1,4 +1,4 @@
-"""What a submission uploads, against the package that Ray itself makes."""
+"""The files that a submission uploads, against the package that Ray itself makes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_this_repository_is_well_under_the_limit() -> None:
 @pytest.mark.parametrize(("mib", "status"), [(20, "pass"), (60, "warn"), (101, "fail")])
 def test_a_large_file_is_named(tree: Path, mib: int, status: str) -> None:
     with (tree / "weights.safetensors").open("wb") as file:
-        file.truncate(mib * 2**20)  # sparse: it takes no room
+        file.truncate(mib * 2**20)  # sparse: it takes no space
     found = check_upload(tree)
     assert str(found.status) == status
     assert ("weights.safetensors" in found.found) == (status != "pass")
