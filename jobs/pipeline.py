@@ -26,9 +26,9 @@ from safety.evaluation.metrics import METRICS_FILE
 from safety.evaluation.plan import BASE, MERGED
 from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from serve.app import build
 from serve.deployment import deploy, undeploy
 
-APPLICATION = "serve.app:build"
 GRID_FILE = "endpoint.png"
 
 
@@ -67,7 +67,7 @@ def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
         "model": run.model.model_dump(mode="json"),
         "store": context.store.config.model_dump(mode="json"),
     }
-    url = deploy(APPLICATION, document, endpoint)
+    url = deploy(build(document), endpoint)
     context.console.print(f"endpoint {url}/v1/images/generations")
     try:
         with httpx.Client(base_url=url, timeout=endpoint.request_timeout_s) as client:

@@ -25,6 +25,7 @@ from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
 from jobs.run.config import RunConfig, load_run
 from jobs.run.ray_data import first_cause
 from safety.errors import SafetyError
+from serve.admission import MIDDLEWARES
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
 EXIT_USER_ERROR, EXIT_FAULT, EXIT_STOPPED = 2, 1, 130
@@ -48,7 +49,7 @@ def opened(config: Path) -> Iterator[StageContext]:
         run = load_run(config)
         run.load_taxonomy()
         console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
-        with connect(run.cluster, run.store) as session:
+        with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
             # jobs report it last, below Ray's own lines on disconnecting.

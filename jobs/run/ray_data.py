@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import ray
 
-from cluster.data_log import set_ray_data_console_level
 from cluster.errors import ClusterError
+from cluster.progress import set_ray_data_console_level
 from cluster.resources import timeout_error
 from safety.errors import ConfigError, SafetyError
 

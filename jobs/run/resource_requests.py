@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.preflight.resources import ResourceRequest
+from cluster.preflight.checks import ResourceRequest
 from jobs.run.config import RunConfig
 
 

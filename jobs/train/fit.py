@@ -61,6 +61,7 @@ def fit(plan: FitPlan) -> None:
 
 
 def _loop(config: dict[str, Any]) -> None:
+    # Imported in the worker, for its weight: the driver does without the training libraries.
     from jobs.train.worker import train_expert
 
     train_expert(pickle.loads(config["task"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,7 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("report.html").render(
         metrics=metrics,
         base=BASE,
@@ -103,6 +105,11 @@ def _examples(shown: Sequence[ImageRecord], part: EvaluationSplit, category: str
         for before in select(shown, model=BASE, part=part, category=category)
         if before.prompt_id in after
     )
+
+
+def unbroken(cell: str) -> str:
+    """Return a cell's text without a line break inside an interval such as "[2.6, 6.2]"."""
+    return re.sub(r"(?<=,) (?=-?[\d.]+\])", "\N{NO-BREAK SPACE}", cell)
 
 
 def data_uri(png: bytes) -> str:

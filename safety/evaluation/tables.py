@@ -205,7 +205,7 @@ def _images_note(counts: Sequence[int]) -> str:
     if not counts:
         return ""
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{spread} images a category and model; share flagged [interval]."
+    return f"{spread} images per category and model; share flagged [interval]."
 
 
 def _count(count: tuple[int, int] | None) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from safety.embedded import EMBEDDED_PACKAGE
 from safety.errors import ConfigError
 from safety.judges.config import JudgeConfig
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    # A web server reads judges' verdicts without torch.
+    from torch import Tensor
 
 
 class Judge(Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from safety.judges.judge import ConceptJudge, Judge
+
+if TYPE_CHECKING:
+    # A web server reads verdicts without torch.
+    from torch import Tensor
 
 
 class Verdict(NamedTuple):

@@ -24,7 +24,9 @@ class PromptCounts(Config):
     benign_train: int = Field(640, ge=1)
     benign_validation: int = Field(80, ge=1)
     benign_test: int = Field(500, ge=0, description="never rendered by generation")
-    benign_text_only: int = Field(2000, ge=0, description="never rendered; only their text embeddings are used, to protect them from the merge")
+    benign_text_only: int = Field(
+        2000, ge=0, description="never rendered; only their text embeddings are used, to protect them from the merge"
+    )
 
 
 class PromptWriter(Protocol):

@@ -145,7 +145,11 @@ def _text_encoder(clip: CLIPModel) -> CLIPTextModel:
 def save_zoo(
     folder: Path, tokenizer: CLIPTokenizer, clip: CLIPModel, autoencoder: AutoencoderKL, unet: UNet2DConditionModel
 ) -> None:
-    """Write the models in half precision: a stock diffusers folder, with the whole CLIP beside it."""
+    """Write the models: a stock diffusers folder, with the whole CLIP beside it.
+
+    Every value is rounded to half precision. The text encoder's are stored as fp32, since transformers loads a model
+    in the precision of its file where diffusers loads fp32: a stock pipeline would mix the two and fail.
+    """
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=_text_encoder(clip),
@@ -156,7 +160,9 @@ def save_zoo(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipeline.to(dtype=torch.float16)
+    pipeline.text_encoder.float()
+    pipeline.save_pretrained(folder, safe_serialization=True)
     clip.half().save_pretrained(folder / "clip", safe_serialization=True)
 
 

@@ -185,7 +185,7 @@ def test_the_report_and_its_figures_are_published_and_delivered(
     assert metrics["seconds"]["evaluate"] > 0
     assert metrics["provenance"]["seeds"] == {"run": 3}
     assert metrics["provenance"]["artifacts"]["merged"] == "adapter-merged"
-    assert "No figure on this page" in (output / REPORT_FILE).read_text()
+    assert "No figure measured on them says anything about real harmful content" in (output / REPORT_FILE).read_text()
     assert context.store.keys(f"work/{report.kind}/{report.id}/") == []
     said = context.console.file.getvalue()  # type: ignore[attr-defined]
     assert "IP on test prompts" in said

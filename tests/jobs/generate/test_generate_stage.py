@@ -65,7 +65,7 @@ def make_context(
 
     def make(prefix: str, *, model: dict[str, Any] | None = None, **settings: Any) -> StageContext:
         work = tmp_path_factory.mktemp("work")
-        store = session.store_config.model_copy(update={"prefix": f"{session.store_config.prefix}-{prefix}"})
+        store = session.store.config.model_copy(update={"prefix": f"{session.store.config.prefix}-{prefix}"})
         document = {
             "run": {"name": f"test-{prefix}", "output": str(work / "out")},
             "store": store.model_dump(mode="json"),

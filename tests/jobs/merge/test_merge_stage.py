@@ -33,10 +33,12 @@ from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import load_calibration
 from safety.merge.methods.co_merge import CoMerge, CoMergeConfig
+from safety.merge.names import merge_label
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import SearchSpace, Trial
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet
+from tests.support.merge_method_file import LABEL, NAME, add_method
 from tests.support.prometheus import wait_for
 from tests.support.small_sets import preferences, random_lora
 from tests.support.small_world import knife_prompts
@@ -241,6 +243,27 @@ def test_a_recorded_point_is_not_scored_again(context: StageContext) -> None:
     records.write("trials", space.start, trial)
     # There is nothing to score with: only the record can answer.
     assert TrialScorer(None, records).score(space.start) == trial  # type: ignore[arg-type]
+
+
+def test_a_method_in_a_file_of_its_own_is_merged_by_its_name(
+    context: StageContext,
+    dataset: ArtifactRef,
+    experts: dict[str, ArtifactRef],
+    merges: dict[str, ArtifactRef],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_method(tmp_path, monkeypatch)
+    found = merge.run(changed(context, baselines=[{"name": NAME, "scale": 0.5}]), dataset, experts)
+    # The searched merge and its start do not depend on what they are compared with.
+    assert {name: ref for name, ref in found.items() if name != NAME} == {
+        name: merges[name] for name in ("co-merge", "co-merge-default")
+    }
+    first = load_lora(context.folder(experts[CATEGORIES[0]]))
+    assert_same(load_lora(context.folder(found[NAME])), first.scaled(0.5))
+    recipe = yaml.safe_load((context.folder(found[NAME]) / RECIPE_FILE).read_text())
+    assert (recipe["method"], recipe["parameters"], recipe["calibration"]) == (NAME, {"scale": 0.5}, None)
+    assert merge_label(NAME) == LABEL
 
 
 def test_wrong_experts_and_resources_are_named(
