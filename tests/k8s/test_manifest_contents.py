@@ -93,7 +93,7 @@ def test_the_runs_are_the_demos_but_for_the_places(tmp_path: Path) -> None:
     gpu = load_run(run_file("gpu", tmp_path))
     assert gpu.generate.recipe() == demo.generate.recipe()
     assert gpu.train.recipe("violence") == demo.train.recipe("violence")
-    assert gpu.merge.recipe("co-merge") == demo.merge.recipe("co-merge")
+    assert gpu.merge.recipe(gpu.merge.co_merge) == demo.merge.recipe(demo.merge.co_merge)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
