@@ -46,10 +46,6 @@ class FinishedGroups(NumberedGroups[RecordTable]):
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
         super().__init__(store, ref, RecordTable.to_parquet, RecordTable.from_parquet)
 
-    def read_all(self) -> dict[int, RecordTable]:
-        """Return the finished groups by number, without corrupt ones."""
-        return dict(self.all())
-
 
 @dataclass(frozen=True)
 class EvaluationInputs:

@@ -18,7 +18,6 @@ from jobs.evaluate.actors import EvaluationInputs, FinishedGroups, evaluate_grou
 from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
-from jobs.run.work_area import require_finished
 from safety.errors import ConfigError
 from safety.evaluation.learning import Curves, read_curves
 from safety.evaluation.metrics import METRICS_FILE, MetricsReport, compute_metrics
@@ -138,7 +137,7 @@ def render_all(
     experts = {name for name in adapters if name in taxonomy.categories}
     plan = plan_evaluation(prompts, taxonomy.categories, list(adapters), experts, config.counts, context.run.run.seed)
     wanted = plan.groups(config.group_size)
-    done = groups.read_all()
+    done = groups.verified()
     missing = [group for group in wanted if group.number not in done]
     if done:
         context.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} groups are finished already")
@@ -150,10 +149,9 @@ def render_all(
                 IMAGES.add(row["images"], run=context.run.run.name, stage=STAGE)
                 GROUP_SECONDS.observe(row["seconds"], run=context.run.run.name, stage=STAGE)
                 progress.advance(int(row["images"]), str(row["model"]))
-        done = groups.read_all()
-    require_finished([group.number for group in wanted], done, groups.place)
-    records = [record for group in wanted for record in done[group.number].records]
-    return RecordTable(records=tuple(records), seconds=sum(done[group.number].seconds for group in wanted))
+    tables = [groups.read(group.number) for group in wanted]
+    records = tuple(record for table in tables for record in table.records)
+    return RecordTable(records=records, seconds=sum(table.seconds for table in tables))
 
 
 def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curves) -> None:

@@ -25,7 +25,7 @@ class GroupStore(NumberedGroups[list[Record]]):
 
         Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
         """
-        found = {number for number, _ in self.all()}
+        found = super().verified()
         if self.area.read(EMPTY) is None:
             found.discard(max(found, default=-1))
         return found

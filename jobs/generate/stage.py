@@ -15,7 +15,6 @@ from jobs.generate.groups import GroupStore
 from jobs.generate.stream import stream_groups
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
-from jobs.run.work_area import require_finished
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
@@ -118,7 +117,6 @@ def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups:
     shutil.rmtree(folder)
     folder.mkdir(parents=True)
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
-    require_finished([group.index for group in plan.groups], groups.numbers(), groups.place)
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))
         for group in plan.groups:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Actors and workers import this module, and need no run's wh
     from jobs.run.config import RunConfig
 
 EXPERTS_FOLDER, SEARCH_FOLDER = "tensorboard/experts", "logs"
-"""Where the experts' curves and the merge search's logs lie in a run's output folder."""
+"""Folders of the experts' curves and of the merge search's logs in a run's output folder."""
 
 
 class ArtifactRef(NamedTuple):

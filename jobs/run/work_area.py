@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -118,6 +118,10 @@ class NumberedGroups(Generic[Group]):
             if (found := self._read(_group_name(number))) is not None:
                 yield number, found
 
+    def verified(self) -> set[int]:
+        """Return the numbers of the finished groups that are not corrupt."""
+        return {number for number, _ in self.all()}
+
     def clear(self) -> None:
         """Delete everything: the artifact is published."""
         self.area.clear()
@@ -129,13 +133,6 @@ class NumberedGroups(Generic[Group]):
         except ArtifactFormatError as error:
             logger.warning("%s%s cannot be read and counts as missing: %s", self.place, name, error)
             return None
-
-
-def require_finished(wanted: Iterable[int], there: Container[int], place: str) -> None:
-    """Raise CorruptArtifact when finished groups have gone from ``place`` before they were put together."""
-    gone = [number for number in wanted if number not in there]
-    if gone:
-        raise CorruptArtifact(f"{len(gone)} finished groups are gone, the first is {gone[0]}", field=place, fix=RERUN)
 
 
 class Records:

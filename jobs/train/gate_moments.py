@@ -28,7 +28,7 @@ class GateMomentsTask:
     seed: int
     store: ArtifactStore
     work: Path
-    """Where a node keeps its copies of artifacts."""
+    """The folder of a node's copies of artifacts."""
 
     def dataset_folder(self) -> Path:
         """Return a local, verified copy of the dataset."""

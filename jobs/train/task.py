@@ -46,7 +46,7 @@ class ExpertTask:
     store: ArtifactStore
     settings: dict[str, Any]
     logs: Path
-    """Where TensorBoard's events go."""
+    """The folder of TensorBoard's events."""
     start: ArtifactRef | None = None
     """The artifact whose adapter training goes on from; None starts from no change."""
 
@@ -115,7 +115,7 @@ def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
 
 
 def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
-    """Return the pairs an expert learns."""
+    """Return an expert's training pairs, those of several categories combined."""
     own = [sets[category] for category in task.categories]
     return combine(own, task.name) if task.name in JOINT else own[0]
 

@@ -1,4 +1,4 @@
-"""What the fault tests share: full or reduced counts, and the figures they reach, kept in ``docs/faults``."""
+"""Fixtures of the fault tests: full or reduced counts, and their figures, kept in ``docs/faults``."""
 
 from __future__ import annotations
 

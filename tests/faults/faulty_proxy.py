@@ -25,7 +25,7 @@ RESET = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Faults:
-    """How often a request meets which fault; the shares add up to at most 1."""
+    """Shares of requests that meet each fault; they add up to at most 1."""
 
     busy: float = 0.0
     """Answered by 503."""

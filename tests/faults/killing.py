@@ -18,7 +18,7 @@ LIMIT_S = 500.0
 
 
 class Kill(NamedTuple):
-    """Who was killed, when, and after how many writes of the watched kind."""
+    """A killed process, the time, and the number of writes of the watched kind before."""
 
     pid: int
     at: float

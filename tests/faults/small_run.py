@@ -112,7 +112,7 @@ def context_of(model: Path, store: ArtifactStore, folder: Path, **sections: Any)
 
 
 class Made(NamedTuple):
-    """What a small run has made, by the hashes that the store holds."""
+    """A small run's artifacts and the hashes of their files in the store."""
 
     store: ArtifactStore
     dataset: ArtifactRef

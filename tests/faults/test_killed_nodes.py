@@ -33,7 +33,7 @@ WORK = {
     "merge": "work/merge/",
     "evaluate": "work/report/",
 }
-"""Where a stage's first finished piece of work shows."""
+"""Keys under which a stage's first finished piece of work appears."""
 LONG = 16
 """Steps of an expert that is to be seen at two sizes."""
 

@@ -1,4 +1,4 @@
-"""What could run code, leave its folder or spoil a model is refused before it is taken apart."""
+"""Files that could run code, leave their folder or spoil a model are refused before they are read."""
 
 from __future__ import annotations
 

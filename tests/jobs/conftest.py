@@ -34,10 +34,10 @@ class RunningCluster(NamedTuple):
     """A head node that asks for a token."""
 
     address: str
-    """Where a driver joins it."""
+    """The address at which a driver joins it."""
     dashboard: str
     environment: dict[str, str]
-    """What a user of it has set; its nodes have the S3 server's credentials too."""
+    """A user's environment variables; its nodes have the S3 server's credentials too."""
 
     def ray(self, *command: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
         """Run ``ray ...`` in the repository's root, as a user would."""

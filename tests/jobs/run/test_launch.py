@@ -1,4 +1,4 @@
-"""How a job ends: its exit code and its last line."""
+"""The end of a job: its exit code and its last line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run asks of the cluster, as the preflight asks it."""
+"""A run's requests of the cluster, as the preflight checks them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from jobs.run.artifacts import ArtifactRef
-from jobs.run.work_area import NumberedGroups, Records, WorkArea, require_finished
+from jobs.run.work_area import NumberedGroups, Records, WorkArea
 from safety.errors import ArtifactFormatError
 
 pytestmark = pytest.mark.s3
@@ -99,6 +99,7 @@ def test_a_group_that_is_corrupt_or_unreadable_is_rebuilt(groups: NumberedGroups
     groups.area.write("groups/000003.parquet", b"\xff of another version")
     assert groups.numbers() == [0, 3, 12]
     assert dict(groups.all()) == {12: "group 12"}
+    assert groups.verified() == {12}
     for number in (0, 3, 7):
         with pytest.raises(CorruptArtifact, match=rf"00000{number}\.parquet.*missing or corrupt.*run the job again"):
             groups.read(number)
@@ -114,12 +115,6 @@ def test_an_unknown_key_stops_nothing_and_is_named(
     with caplog.at_level(logging.WARNING):
         assert dict(groups.all()) == {0: "group 0", 12: "group 12"}
     assert f"groups/{name} is not a group and is ignored" in caplog.text
-
-
-def test_groups_that_have_gone_are_an_error() -> None:
-    require_finished([1, 2], {1, 2, 3}, "work/x/")
-    with pytest.raises(CorruptArtifact, match="work/x/: 2 finished groups are gone, the first is 4"):
-        require_finished([1, 4, 5], [1, 2], "work/x/")
 
 
 def test_records_are_found_by_their_parameters(store: ArtifactStore) -> None:
