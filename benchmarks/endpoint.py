@@ -1,9 +1,10 @@
-"""How does the endpoint hold under load, and what does it cost over the bare pipeline?
+"""Benchmark of the endpoint: latency under load, and overhead over the bare pipeline.
 
     python benchmarks/endpoint.py
 
-Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms a batch for the load at
-several concurrencies, behind each of Serve's two proxies and without the door; half a second an image for the overhead.
+Deploys the endpoint on a local Ray over a model that sleeps (``stub_endpoint.py``): 200 ms per batch for the load at
+several concurrencies, behind each of Serve's two proxies and without the load-shedding middleware; half a second per
+image for the overhead.
 The bare pipeline is ``safety.rendering.render`` on the same batch in this process; the endpoint adds HTTP, queues,
 batching, PNG and base64.
 """
@@ -18,7 +19,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
@@ -29,14 +30,16 @@ import httpx
 import ray
 import torch
 import typer
+from ray.serve import Application
 
 # Ray's workers import the stub by its path from the repository's root.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.endpoint_load import PATH, bound_s, crowd, figures
-from benchmarks.stub_endpoint import SIDE, SleepingModel
-from cluster.session import ClusterConfig, worker_environment
+from benchmarks.stub_endpoint import SIDE, SleepingModel, build_batches, build_images
+from cluster.session import PROXY_CALLBACK, ClusterConfig, worker_environment
 from safety.rendering import RenderConfig, render
+from serve.admission import MIDDLEWARES
 from serve.deployment import deploy
 from serve.endpoint_config import EndpointConfig
 
@@ -46,23 +49,23 @@ CONCURRENCIES = (8, 32, 128)
 
 
 class Proxy(StrEnum):
-    """What speaks HTTP in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures.
+    """The HTTP server in front of the endpoint: Serve's own proxy, or HAProxy, which Serve starts and configures.
 
-    ``serve/admission.py`` stands before each, but for the first.
+    The middleware of ``serve/admission.py`` stands in front of each, except the first.
     """
 
-    DOORLESS = "python, no door"
+    UNPROTECTED = "python, no load shedding"
     PYTHON = "python"
     HAPROXY = "haproxy"
 
 
 @contextmanager
 def local_ray(proxy: Proxy) -> Iterator[None]:
-    """Start a Ray of two CPUs whose Serve has the named proxy, and end it."""
-    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled")))
+    """Run a local Ray of two CPUs whose Serve uses the given proxy."""
+    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled"), MIDDLEWARES))
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy is Proxy.HAPROXY))
-    if proxy is Proxy.DOORLESS:
-        del os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    if proxy is Proxy.UNPROTECTED:
+        del os.environ[PROXY_CALLBACK]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
@@ -71,20 +74,20 @@ def local_ray(proxy: Proxy) -> Iterator[None]:
         ray.shutdown()
 
 
-def up(builder: str, **settings: Any) -> tuple[str, EndpointConfig]:
-    """Deploy a stub and return where it answers."""
+def up(build: Callable[[dict[str, Any]], Application], **settings: Any) -> tuple[str, EndpointConfig]:
+    """Deploy a stub; return its URL and settings."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     document = {"serve": {"port": port, "num_cpus": 0.5, "app": "images", "retry_after_s": 1, **settings}}
     endpoint = EndpointConfig.model_validate(document["serve"])
-    return deploy(f"benchmarks.stub_endpoint:{builder}", document, endpoint), endpoint
+    return deploy(build(document), endpoint), endpoint
 
 
 def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dict[str, Any]]:
     """Return the figures of each concurrency behind a proxy."""
     rows = []
-    url, endpoint = up("build_batches", batch_size=8, max_queued_requests=32)
+    url, endpoint = up(build_batches, batch_size=8, max_queued_requests=32)
     for clients in concurrencies:
         asyncio.run(crowd(url, clients, range(2 * clients), lambda i: {"prompt": "x", "seed": i}))
         started = time.perf_counter()
@@ -98,8 +101,8 @@ def load(proxy: Proxy, seconds: float, concurrencies: Sequence[int]) -> list[dic
 
 
 def overhead(batch: int, repeats: int) -> dict[str, float]:
-    """Return what a request of ``batch`` images takes at the endpoint and in the bare pipeline."""
-    url, _ = up("build_images", batch_size=batch, max_images=batch)
+    """Return the seconds of a request of ``batch`` images, at the endpoint and in the bare pipeline."""
+    url, _ = up(build_images, batch_size=batch, max_images=batch)
     body = {"prompt": "x", "n": batch, "seed": 0}
     model, config = SleepingModel(0.0, IMAGE_S), RenderConfig(batch=batch, height=SIDE, width=SIDE)
     served, bare = [], []
@@ -118,13 +121,13 @@ def overhead(batch: int, repeats: int) -> dict[str, float]:
 
 def main(
     seconds: Annotated[float, typer.Option(help="of load at each concurrency")] = 20.0,
-    clients: Annotated[list[int] | None, typer.Option(help="concurrencies; all where none is named")] = None,
-    proxies: Annotated[list[Proxy] | None, typer.Option(help="all where none is named")] = None,
-    batch: Annotated[int, typer.Option(help="images a request, for the overhead")] = 4,
+    clients: Annotated[list[int] | None, typer.Option(help="concurrencies; default: all")] = None,
+    proxies: Annotated[list[Proxy] | None, typer.Option(help="default: all")] = None,
+    batch: Annotated[int, typer.Option(help="images per request, for the overhead")] = 4,
     repeats: Annotated[int, typer.Option(help="requests, for the overhead; 0 leaves it out")] = 15,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
 ) -> None:
-    """Measure both, print the figures and write them down."""
+    """Measure both, print the figures and write them to the output."""
     rows, cost = [], None
     for proxy in proxies or Proxy:
         with local_ray(proxy):

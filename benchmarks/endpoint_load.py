@@ -1,7 +1,7 @@
-"""A crowd of clients that each ask, wait for the answer, and ask again; what they saw, in figures.
+"""Load from many clients that each send a request, wait for the answer and send the next; with its figures.
 
-By aiohttp, whose client costs a fraction of httpx's time: on the endpoint's own machine the crowd must not be what is
-measured.
+It uses aiohttp, whose client costs a fraction of httpx's time: on the endpoint's own machine the clients must not
+dominate the measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HANG_S = 60.0
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as its client saw it, begun at ``time.monotonic()``; status 0: no answer came."""
+    """One request as its client saw it, begun at ``time.monotonic()``; status 0: there was no answer."""
 
     status: int
     started: float
@@ -41,7 +41,7 @@ async def crowd(
     body: Callable[[int], dict[str, Any]],
     headers: dict[str, str] | None = None,
 ) -> list[Seen]:
-    """Ask once for each number, ``clients`` at a time; who is refused waits for a while as Retry-After asks."""
+    """Send one request per number, ``clients`` at a time; a rejected client waits as Retry-After asks."""
     seen: list[Seen] = []
     numbers = iter(requests)
 
@@ -53,7 +53,7 @@ async def crowd(
                 await asyncio.sleep(float(answer.retry_after))
 
     async def alone() -> None:
-        # A connection of its own, as apart clients have: in one pool they wait for each other, unfairly.
+        # Its own connection, as with separate clients: in one pool they would wait for each other, unfairly.
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HANG_S)) as client:
             await one(client)
 
@@ -62,7 +62,7 @@ async def crowd(
 
 
 async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any], headers: dict[str, str] | None) -> Seen:
-    """Ask once."""
+    """Send one request."""
     started = time.monotonic()
     try:
         async with client.post(url, json=body, headers=headers) as answer:
@@ -75,18 +75,18 @@ async def ask(client: aiohttp.ClientSession, url: str, body: dict[str, Any], hea
 
 
 def bound_s(endpoint: EndpointConfig, batch_s: float) -> float:
-    """Return the longest that an accepted image may take by the queue's own sizes: all before it, batch by batch."""
-    return math.ceil(endpoint.places / endpoint.batch_size + 1) * (batch_s + endpoint.batch_wait_s)
+    """Return the longest time of an accepted image by the queue's sizes: all images before it, batch by batch."""
+    return math.ceil(endpoint.max_requests / endpoint.batch_size + 1) * (batch_s + endpoint.batch_wait_s)
 
 
 def p(values: Sequence[float], percent: float) -> float:
-    """Return a percentile, the value at or above which few lie; 0 where there is none."""
+    """Return a percentile of the values; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
 
 
 def figures(seen: Sequence[Seen], seconds: float) -> dict[str, Any]:
-    """Return how many were accepted and refused, how fast, and how many hung."""
+    """Return the numbers of accepted, rejected and hung requests, and their latencies."""
     accepted = [s.seconds for s in seen if s.status == 200]
     refused = [s for s in seen if s.status == 429]
     return {

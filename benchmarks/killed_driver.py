@@ -1,10 +1,10 @@
-"""Does a run survive the death of its driver in every stage? Kills one again and again, beside one left in peace.
+"""Benchmark of resumption: a run whose driver is killed in every stage, against an undisturbed run.
 
     python benchmarks/killed_driver.py --config jobs/configs/pico.yaml
 
 Runs the config once undisturbed and once with SIGKILL to the driver some seconds into each stage, started again each
-time. Prints what each new start found finished, and whether both runs ended with the same
-dataset and the same adapters, byte for byte. The search may differ: its proposals depend on which trial ends first.
+time. Prints the work that each new start found finished, and whether both runs ended with the same dataset and the same
+adapters, byte for byte. The search may differ: its proposals depend on the order in which trials end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIMIT_S = 3600.0
 
 
 def prepare(config: Path, folder: Path, port: int) -> Path:
-    """Write the config for a run of its own in ``folder`` and return its path."""
+    """Write a config that runs in ``folder`` alone, and return its path."""
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document["run"]["output"] = str(folder / "out")
     document["store"] = {"data_dir": str(folder / "store")}
@@ -45,7 +45,7 @@ def prepare(config: Path, folder: Path, port: int) -> Path:
 
 
 def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a pipeline in a session of its own, its words going to ``log``."""
+    """Start a pipeline in its own session, with its output in ``log``."""
     command = [sys.executable, "-m", "jobs.pipeline", "--config", str(config)]
     with log.open("wb") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -61,7 +61,7 @@ def finish(config: Path, log: Path) -> float:
 
 
 def kill_in(stage: str, after_s: float, config: Path, log: Path) -> bool:
-    """Start a pipeline and kill its driver ``after_s`` seconds into a stage; say whether it was there to be killed."""
+    """Start a pipeline and kill its driver ``after_s`` seconds into a stage; return whether it was still running."""
     process = start(config, log)
     deadline = time.monotonic() + LIMIT_S
     while f"{stage} ──" not in log.read_text(errors="replace"):
@@ -75,8 +75,8 @@ def kill_in(stage: str, after_s: float, config: Path, log: Path) -> bool:
     return alive
 
 
-def said(log: Path) -> list[str]:
-    """Return the lines in which a start tells what it found finished."""
+def found_finished(log: Path) -> list[str]:
+    """Return the log lines about work that a start found finished."""
     return [line.strip() for line in log.read_text(errors="replace").splitlines() if FOUND.search(line)]
 
 
@@ -98,21 +98,21 @@ def main(
     after_s: Annotated[float, typer.Option(help="seconds into a stage at which its driver is killed")] = 12.0,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
 ) -> None:
-    """Run undisturbed and disturbed, and compare."""
-    peace = prepare(config, work / "peace", 8401)
-    figures: dict[str, Any] = {"undisturbed_s": finish(peace, work / "peace" / "log")}
+    """Run both and compare them."""
+    undisturbed = prepare(config, work / "undisturbed", 8401)
+    figures: dict[str, Any] = {"undisturbed_s": finish(undisturbed, work / "undisturbed" / "log")}
     print(f"undisturbed: {figures['undisturbed_s']:.0f} s", flush=True)
     killed = prepare(config, work / "killed", 8402)
     figures["kills"] = []
     for stage in STAGES:
         log = work / "killed" / f"{stage}.log"
         alive = kill_in(stage, after_s, killed, log)
-        figures["kills"].append({"stage": stage, "killed": alive, "found_finished": said(log)})
+        figures["kills"].append({"stage": stage, "killed": alive, "found_finished": found_finished(log)})
         print(f"{stage}: {'killed' if alive else 'was over before it could be killed'}; it had found", flush=True)
-        print("\n".join(f"    {line}" for line in said(log)), flush=True)
+        print("\n".join(f"    {line}" for line in found_finished(log)), flush=True)
     figures["last_start_s"] = finish(killed, work / "killed" / "last.log")
-    figures["last_found_finished"] = said(work / "killed" / "last.log")
-    one, other = hashes(work / "peace"), hashes(work / "killed")
+    figures["last_found_finished"] = found_finished(work / "killed" / "last.log")
+    one, other = hashes(work / "undisturbed"), hashes(work / "killed")
     figures["same"] = {kind: bool(one[kind]) and one[kind] == other[kind] for kind in one}
     figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     figures["versions"] = {package: version(package) for package in PACKAGES}

@@ -1,9 +1,9 @@
-"""Which objective trains the better expert? Trains one category's expert by each, and renders what it has become.
+"""A comparison of objectives: trains one category's expert by each, and renders with it.
 
     python benchmarks/objectives.py out/demo/work/dataset/<id> --category violence
 
 Takes a published dataset, trains an expert on its training pairs with each objective (same rows, noise and steps),
-renders validation prompts with it, and prints what the judge sees: IP of the expert's own category, the share of its
+renders validation prompts with it, and prints the judge's findings: IP of the expert's own category, the share of its
 images that lost their context, the share of benign images that fail, and the winner's error against the base's.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from jobs.run.config import load_run
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, load_preferences
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import TrainingHealthError
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
@@ -39,10 +40,9 @@ from safety.objectives.diffusion_dpo import DiffusionDpoConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.rendering import RenderConfig
-from safety.taxonomy import load_taxonomy
+from safety.taxonomy import find_taxonomy
 
 CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "emoji.yaml"
-TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "peft")
 OBJECTIVES: dict[str, ObjectiveConfig] = {
     "plain, beta 2000": DiffusionDpoConfig(beta=2000.0),
@@ -71,7 +71,7 @@ def study(
     try:
         training.run()
     except TrainingHealthError as error:
-        # A finding, too: the expert is measured as it was when its training could not go on.
+        # A result too: the expert is measured as it was when its training failed.
         stopped = error.message
     history = training.history[-LAST:]
     seconds = time.perf_counter() - started
@@ -114,7 +114,7 @@ def main(
     given = {"steps": steps, "learning_rate": learning_rate, "threads": threads}
     changed = {key: value for key, value in given.items() if value is not None}
     pairs = load_preferences(dataset / latents_file(category))
-    taxonomy = load_taxonomy(TAXONOMY)
+    taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     train = load_run(config).train
     gate = None
     if train.gate is not None:

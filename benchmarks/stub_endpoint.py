@@ -1,4 +1,4 @@
-"""The endpoint over a model that only sleeps: all of the serving, none of the drawing.
+"""The endpoint over a model that only sleeps: all of the serving, none of the rendering.
 
 ``benchmarks/endpoint.py`` and ``tests/faults`` deploy it; an image is a plain function of its seed.
 """
@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from ray.serve import Application
 from torch import Tensor, nn
 
 from safety.errors import ConfigError
@@ -31,13 +32,13 @@ class SleepingModel:
     train_timesteps = 1000
 
     def __init__(self, batch_s: float, image_s: float) -> None:
-        """Take ``batch_s`` a batch and ``image_s`` for each of its images."""
+        """Take ``batch_s`` per batch and ``image_s`` for each of its images."""
         self.denoiser = nn.Linear(1, 1)
         self._batch_s, self._image_s = batch_s, image_s
 
     @property
     def device(self) -> torch.device:
-        """Return where it would be."""
+        """Return the CPU."""
         return torch.device("cpu")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -47,10 +48,10 @@ class SleepingModel:
         return CHANNELS, height // MULTIPLE, width // MULTIPLE
 
     def check_prompt(self, prompt: str) -> None:
-        """Take every prompt."""
+        """Accept every prompt."""
 
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
-        """Return nothing of the prompts."""
+        """Return empty states."""
         return {"states": torch.zeros(len(prompts), 1, 1)}
 
     def sample(self, _: Conditioning, noise: Tensor, **__: object) -> Tensor:
@@ -68,27 +69,27 @@ def _engine(config: ServeConfig, batch_s: float, image_s: float) -> Engine:
 
 
 def load_batches(config: ServeConfig) -> Engine:
-    """Return an engine that takes 200 ms a batch."""
+    """Return an engine that takes 200 ms per batch."""
     return _engine(config, 0.2, 0.0)
 
 
 def load_images(config: ServeConfig) -> Engine:
-    """Return an engine that takes half a second an image."""
+    """Return an engine that takes half a second per image."""
     return _engine(config, 0.0, 0.5)
 
 
-def _build(document: Mapping[str, Any], loader: str) -> Any:
+def _build(document: Mapping[str, Any], load: Callable[[ServeConfig], Engine]) -> Application:
     config = parse_config(document)
     # There is no store to follow.
     endpoint = config.serve.model_copy(update={"reload_poll_s": None})
-    return application(config.model_copy(update={"serve": endpoint}), f"benchmarks.stub_endpoint:{loader}")
+    return application(config.model_copy(update={"serve": endpoint}), load)
 
 
-def build_batches(document: Mapping[str, Any]) -> Any:
+def build_batches(document: Mapping[str, Any]) -> Application:
     """Return the Serve application over ``load_batches``."""
-    return _build(document, "load_batches")
+    return _build(document, load_batches)
 
 
-def build_images(document: Mapping[str, Any]) -> Any:
+def build_images(document: Mapping[str, Any]) -> Application:
     """Return the Serve application over ``load_images``."""
-    return _build(document, "load_images")
+    return _build(document, load_images)

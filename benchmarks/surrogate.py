@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import load_preferences
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.families import ModelConfig, load_model
 from safety.judges.config import JudgeConfig
 from safety.judges.judge import load_judge
@@ -38,11 +39,10 @@ from safety.merge.search import SearchConfig, SearchSpace
 from safety.merge.surrogate import Surrogate, SurrogateConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
-from safety.taxonomy import load_taxonomy
+from safety.taxonomy import find_taxonomy
 
 RENDERED = RenderedScoreConfig()
 """The counts of images with which the search itself scores a candidate."""
-TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 PACKAGES = ("torch", "diffusers", "optuna", "scipy")
 
 
@@ -75,7 +75,7 @@ def main(
     dataset = work / "dataset" / recipe["dataset"]
     sets = {name: load_preferences(dataset / latents_file(name)) for name in experts}
     model = load_model(ModelConfig(path=recipe["base_model"]))
-    judge = load_judge(JudgeConfig(), load_taxonomy(TAXONOMY))
+    judge = load_judge(JudgeConfig(), find_taxonomy(EMBEDDED_TAXONOMY))
     config = SurrogateConfig()
     probes = gather_probes(sets, "validation", config.pairs_per_category, config.benign)
     counts = RenderedScoreConfig(pairs_per_category=pairs, benign=benign)

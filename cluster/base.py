@@ -1,4 +1,4 @@
-"""The base of configs and of what is written as JSON; ``safety.base`` is its twin, as neither room knows the other."""
+"""The base model of configs and of stored JSON; ``safety.base`` is its twin, as neither package imports the other."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Errors of the cluster and the store that a user can mend: each names the field and the fix.
+"""Errors of the cluster and the store that a user can fix: each names the field and the fix.
 
 ClusterError
 +-- StoreUnreachable     nothing answers at the endpoint in time
 +-- WrongCredentials     the store refuses the key or its signature
-+-- MissingBucket        the bucket is not there
++-- MissingBucket        the bucket does not exist
 +-- StoreRefused         the store answers with an error of another kind
 +-- UnsafeStore          the store does not honour conditional writes
-+-- InvalidArtifactFolder          a folder cannot be published
++-- InvalidArtifactFolder  a folder cannot be published
 +-- CorruptArtifact      a file does not match its manifest
 +-- AlreadyPublished     another publisher won with other content
-+-- PointerMoved         a pointer is not what was expected
++-- PointerMoved         a pointer names something unexpected
 +-- RunLocked            another live process holds the run's id
-+-- ImpossibleResources  the cluster can never satisfy what is asked
++-- ImpossibleResources  the cluster can never satisfy a request
 +-- ClusterUnreachable   no Ray cluster answers in time
 +-- WrongToken           the Ray cluster refuses the user's token
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class ClusterError(Exception):
-    """A fault with a known cause: ``field`` is what is wrong, ``fix`` is what to do."""
+    """A fault with a known cause: ``field`` names the setting or object at fault, ``fix`` the remedy."""
 
     def __init__(self, message: str, *, field: str, fix: str) -> None:
         """Compose "field: message. Fix: fix"."""
@@ -45,23 +45,23 @@ class WrongCredentials(ClusterError):
 
 
 class MissingBucket(ClusterError):
-    """The bucket is not there."""
+    """The bucket does not exist."""
 
 
 class StoreRefused(ClusterError):
-    """The store answers with an error that is none of the others; its code is in the message."""
+    """The store answers with an error of another kind; its code is in the message."""
 
 
 class UnsafeStore(ClusterError):
-    """The store overwrites where a write was conditional, so publishing would not be atomic."""
+    """The store ignores the condition of a write and overwrites, so publishing would not be atomic."""
 
 
 class InvalidArtifactFolder(ClusterError):
-    """A folder cannot be published: it is empty, or holds a file whose name or format is refused."""
+    """A folder cannot be published: it is empty, or holds a file whose name or format is not allowed."""
 
 
 class CorruptArtifact(ClusterError):
-    """A file does not match its manifest, or the manifest is not one."""
+    """A file does not match its manifest, or the manifest itself is invalid."""
 
 
 class AlreadyPublished(ClusterError):
@@ -69,7 +69,7 @@ class AlreadyPublished(ClusterError):
 
 
 class PointerMoved(ClusterError):
-    """A pointer is not what was expected: someone else moved it."""
+    """A pointer does not name the expected release: another process moved it."""
 
 
 class RunLocked(ClusterError):
@@ -77,7 +77,7 @@ class RunLocked(ClusterError):
 
 
 class ImpossibleResources(ClusterError):
-    """The cluster can never satisfy what is asked."""
+    """The cluster can never satisfy a request for resources."""
 
 
 class ClusterUnreachable(ClusterError):

@@ -13,7 +13,7 @@ ID_DIGITS = 16
 
 
 def canonical_json(document: Any) -> bytes:
-    """Return a document's one spelling: sorted keys, no spaces, UTF-8; raise ValueError for NaN and infinities."""
+    """Return a document's canonical JSON: sorted keys, no spaces, UTF-8; raise ValueError for NaN and infinities."""
     if isinstance(document, BaseModel):
         document = document.model_dump(mode="json")
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -26,7 +26,7 @@ def config_hash(document: Any) -> str:
 
 
 def artifact_id(stage: str, config: Any, parents: Sequence[str], seed: int) -> str:
-    """Name what a stage makes from its config, its parents' ids and the run's seed: ``<stage>-<16 digits>``."""
+    """Return the id of a stage's artifact, ``<stage>-<16 digits>``, from its config, parents' ids and the run's seed."""
     if isinstance(config, BaseModel):
         config = config.model_dump(mode="json")
     document = {"stage": stage, "config": config, "parents": list(parents), "seed": seed}

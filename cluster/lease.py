@@ -1,4 +1,4 @@
-"""A lease on a run's id: a second live run of one id is refused, a dead one's lease is taken over."""
+"""A lease on a run's id: a second live run with the same id is refused, and a dead run's lease is taken over."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ STALE_S = 90.0
 
 
 class Holder(NamedTuple):
-    """Who holds a lease.
+    """The process that holds a lease.
 
     Attributes:
-        host: Its machine's name, to be read by people.
-        pid: Its process on that machine.
-        token: Its own, so that two leases of one process differ.
-        since: When it took the lease, in Unix seconds.
-        beat: When it last gave a sign of life, in Unix seconds by its own clock.
-        place: Which running system its pid belongs to: two containers or machines may share a host name.
-        born: When its process started, by that system's clock: a pid is used again.
+        host: Name of its machine, for people.
+        pid: Its process id on that machine.
+        token: Random, so that two leases of one process differ.
+        since: Time at which it took the lease, in Unix seconds.
+        last_heartbeat: Time of its last heartbeat, in Unix seconds by its own clock.
+        boot_id: The running system that its pid belongs to: two containers or machines may share a host name.
+        process_started: Start time of its process, by that system's clock: pids are reused.
     """
 
     host: str
@@ -50,7 +50,7 @@ class Holder(NamedTuple):
 
 @functools.cache
 def _boot_id() -> str:
-    """Return what names the running system whose pids this process sees: its boot and its pid namespace."""
+    """Return the id of the running system whose pids this process sees: its boot and its pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -59,7 +59,7 @@ def _boot_id() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """Return when a process of this system started ("" where that cannot be known), or None when it is gone."""
+    """Return the start time of a process of this system ("" where it cannot be known), or None when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
@@ -84,7 +84,7 @@ def _read(found: Versioned) -> Holder | None:
 
 
 def _alive(holder: Holder, age_s: float) -> bool:
-    """Say whether a holder may be at work, ``age_s`` after its last sign of life by the store's clock."""
+    """Return whether a holder may still run, ``age_s`` after its last heartbeat by the store's clock."""
     if holder.boot_id == _boot_id():
         process_started = _process_start(holder.pid)
         if process_started is None or process_started != holder.process_started:
@@ -106,14 +106,14 @@ def _acquire(store: ObjectStore, run: str, mine: Holder) -> None:
     except LostRace:
         found = store.read_versioned(_key(run))
         holder = None if found is None else _read(found)
-        if holder == mine:  # the first try had been heard, and only its answer was lost
+        if holder == mine:  # the first try succeeded, and only its answer was lost
             return
-    who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
+    other = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
     since = "" if holder is None else f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))}"
     raise RunLocked(
-        f"{run!r} is running in {who}{since}",
+        f"{run!r} is running in {other}{since}",
         field="run.name",
-        fix=f"wait for it, stop it, or give this run another name; a dead one lets go after {STALE_S:.0f} s",
+        fix=f"wait for it, stop it, or give this run another name; a dead one loses its lease after {STALE_S:.0f} s",
     )
 
 
@@ -132,25 +132,25 @@ def _beat(store: ObjectStore, run: str, mine: Holder, stop: threading.Event) -> 
 
 
 def _release(store: ObjectStore, run: str, mine: Holder) -> None:
-    """Give the lease back; a store that is gone by now must not hide the error that ended the run."""
+    """Give the lease back; an unreachable store must not hide the error that ended the run."""
     try:
         found = store.read_versioned(_key(run))
         if found is not None and (holder := _read(found)) is not None and holder.token == mine.token:
             store.delete(_key(run))
     except ClusterError as error:
-        logger.warning("the lease of run %s is not given back and goes stale: %s", run, error)
+        logger.warning("the lease of run %s is not given back and becomes stale: %s", run, error)
 
 
 @contextmanager
 def lease(store: ObjectStore, run: str) -> Iterator[None]:
     """Hold the lease of a run's id.
 
-    It goes to another when its process is gone from the same running system, or, elsewhere, when it gave no sign of
-    life for ``STALE_S`` seconds. A holder that slept so long finds its lease taken and says so in the log; what both
-    publish is safe, since artifacts and pointers have one winner.
+    Another process takes it over when the holder's process has ended on the same running system or, elsewhere, when its
+    last heartbeat is ``STALE_S`` seconds old. A holder that was suspended for so long finds its lease taken and logs
+    that; the artifacts and pointers that both publish stay valid, since each has one winner.
 
     Raises:
-        RunLocked: another live process holds it; the message says which and since when.
+        RunLocked: another live process holds it; the message names the process and the time.
     """
     now = time.time()
     pid = os.getpid()

@@ -1,7 +1,7 @@
-"""Metrics on Ray: declared once as values, made once a process, exported by each node's agent for Prometheus.
+"""Metrics on Ray: declared as values, created once per process, exported by each node's agent for Prometheus.
 
-The agent writes a metric's name with ``ray_`` before it. It gets them every ten seconds and at an orderly end, so a
-killed process loses what it did last.
+The agent exports each name with the prefix ``ray_``. A process sends its values every ten seconds and at an orderly
+end, so a killed process loses its last ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFRESH_S = 5.0
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name, what it says, and the tags that every value of it carries."""
+    """A metric's name, its description, and the tags that each of its values carries."""
 
     name: str
     description: str
@@ -28,39 +28,39 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """Return the name that Prometheus sees."""
+        """Return the name in Prometheus."""
         return f"ray_{self.name}"
 
 
 @dataclass(frozen=True)
 class Counter(Metric):
-    """What only grows, such as finished rows. Its name ends in ``_total``."""
+    """A count that only grows, such as finished rows. Its name ends in ``_total``."""
 
     def add(self, amount: float = 1.0, **tags: str) -> None:
-        """Add to it; nothing happens in a process without Ray, and 0 is nothing to add."""
+        """Add ``amount``; no effect without Ray in this process, or when ``amount`` is 0."""
         if ray.is_initialized() and amount > 0:
             _counter(self).inc(amount, tags)
 
 
 @dataclass(frozen=True)
 class Gauge(Metric):
-    """What is now so and so high, such as a loss. It is told until some twenty seconds after its process has ended."""
+    """A value that goes up and down, such as a loss. Ray keeps exporting it for about 20 s after its process ends."""
 
     def set(self, value: float, **tags: str) -> None:
-        """Set it; nothing happens in a process without Ray."""
+        """Set the value; no effect without Ray in this process."""
         if ray.is_initialized():
             _gauge(self).set(value, tags)
-            _keeper().keep(self, value, tags)
+            _refresher().keep(self, value, tags)
 
 
 @dataclass(frozen=True)
 class Histogram(Metric):
-    """How values are spread, such as seconds: a histogram with these upper bounds of its buckets."""
+    """A distribution of values, such as seconds, in buckets with the upper bounds ``bounds``."""
 
     bounds: tuple[float, ...]
 
     def observe(self, value: float, **tags: str) -> None:
-        """Count a value; nothing happens in a process without Ray."""
+        """Add a value; no effect without Ray in this process."""
         if ray.is_initialized():
             _histogram(self).observe(value, tags)
 
@@ -80,17 +80,17 @@ def _histogram(metric: Histogram) -> Any:
     return metrics.Histogram(metric.name, metric.description, list(metric.bounds), metric.tags)
 
 
-class _Keeper:
-    """Sets levels again and again: Ray forgets one that is not set for two of its intervals."""
+class _GaugeRefresher:
+    """Sets gauges again at intervals: Ray drops a gauge that is not set for two of its export intervals."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
         threading.Thread(target=self._run, daemon=True, name="metrics").start()
 
-    def keep(self, level: Gauge, value: float, tags: dict[str, str]) -> None:
+    def keep(self, gauge: Gauge, value: float, tags: dict[str, str]) -> None:
         with self._lock:
-            self._values[level, tuple(sorted(tags.items()))] = value
+            self._values[gauge, tuple(sorted(tags.items()))] = value
 
     def _run(self) -> None:
         while True:
@@ -98,10 +98,10 @@ class _Keeper:
             with self._lock:
                 if not ray.is_initialized():
                     self._values.clear()
-                for (level, tags), value in self._values.items():
-                    _gauge(level).set(value, dict(tags))
+                for (gauge, tags), value in self._values.items():
+                    _gauge(gauge).set(value, dict(tags))
 
 
 @cache
-def _keeper() -> _Keeper:
-    return _Keeper()
+def _refresher() -> _GaugeRefresher:
+    return _GaugeRefresher()

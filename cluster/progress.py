@@ -1,7 +1,8 @@
-"""Live progress of a run's stages: bars in a terminal, plain lines elsewhere."""
+"""Live progress of a run's stages: bars in a terminal, plain lines elsewhere; and the level of Ray Data's output."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +24,10 @@ PLAIN_INTERVAL_S = 15.0
 
 
 class StageProgress:
-    """Counts a stage's finished units, with the time it has taken and the time it has left."""
+    """Counts a stage's finished units, and shows the elapsed and the remaining time."""
 
     def __init__(self, console: Console, title: str, total: int, unit: str, done: int = 0) -> None:
-        """Prepare progress of ``total`` units called ``unit``; an earlier run finished ``done`` of them already."""
+        """Count ``total`` units called ``unit``, of which an earlier run has finished ``done``."""
         self.console, self.title, self.total, self.unit = console, title, total, unit
         self.done = self._earlier = done
         self._started = self._shown = time.monotonic()
@@ -73,7 +74,7 @@ class StageProgress:
             self.console.print(f"{counted}, {taken} taken, {self.left()} left {note}".rstrip())
 
     def left(self) -> str:
-        """Return the time left by the pace so far, such as "1:25"; "?" before the first unit."""
+        """Return the remaining time at the pace so far, such as "1:25"; "?" before the first unit."""
         paced = self.done - self._earlier
         if paced <= 0:
             return "?"
@@ -81,7 +82,7 @@ class StageProgress:
 
 
 def _clock(seconds: float) -> str:
-    """Return a span of time as minutes and seconds, "1:25", or with hours, "2:01:25"."""
+    """Return a duration as minutes and seconds, "1:25", or with hours, "2:01:25"."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -89,9 +90,16 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def timed(console: Console, title: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Announce a stage and note its wall-clock seconds in ``seconds``."""
+    """Announce a stage and store its wall-clock seconds in ``seconds``."""
     console.rule(f"[bold]{title}", align="left")
     started = time.monotonic()
     yield
     seconds[title] = round(time.monotonic() - started, 1)
     console.print(f"{title} took {seconds[title]:.0f} s")
+
+
+def set_ray_data_console_level(level: int) -> None:
+    """Set the lowest level that Ray Data prints to the terminal; its log file keeps everything."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(level)

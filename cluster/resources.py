@@ -1,4 +1,4 @@
-"""Says at once when the cluster can never satisfy what a stage asks for, and what is missing when a wait is over."""
+"""Checks that the cluster can satisfy a stage's resources, and describes its capacity when a wait times out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def require(resources: Mapping[str, float], field: str) -> None:
     """Check one actor's or worker's resources against the nodes of the connected cluster.
 
     Args:
-        resources: What one actor needs, such as ``{"CPU": 1.0, "GPU": 1.0}``.
-        field: The setting that asks for it; the error names it.
+        resources: Needs of one actor, such as ``{"CPU": 1.0, "GPU": 1.0}``.
+        field: The setting that asks for them; the error names it.
 
     Raises:
         ImpossibleResources: no single node has that much, whatever else runs.
@@ -38,22 +38,22 @@ def this_node() -> str:
 
 
 def timeout_error(what: str, timeout_s: float, field: str) -> ClusterError:
-    """Return the error of a wait that is over.
+    """Return the error of a wait that has timed out.
 
     Args:
-        what: What did not happen, such as "nothing was finished".
-        timeout_s: How long was waited.
+        what: The event that did not happen, such as "nothing was finished".
+        timeout_s: Length of the wait.
         field: The setting that holds the limit.
     """
     return ClusterError(
         f"{what} in {timeout_s:g} s; {describe_capacity()}",
         field=field,
-        fix="free or add what is missing (the cluster's dashboard shows what waits), or allow more time",
+        fix="free or add the missing resources (the cluster's dashboard shows what waits), or allow more time",
     )
 
 
 def describe_capacity() -> str:
-    """Return what the cluster has and has free, for the message of a wait that is over."""
+    """Return a text of the cluster's total and free resources, for a time-out's message."""
     if not ray.is_initialized():
         return "this process is connected to no cluster"
     nodes = ray.nodes()

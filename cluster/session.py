@@ -1,4 +1,4 @@
-"""Connecting to Ray (a local cluster or an existing one) and to the store, and letting go of both."""
+"""Connections to Ray (a local cluster or an existing one) and to the store, and their end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import ray
 from pydantic import Field
 from ray._private import auto_init_hook
 
-# Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must have it read again, or its own side
-# and its cluster's disagree: there is no public way, and this is Ray's own (authentication_token_setup.py).
+# Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must make Ray read it again, or the process
+# and its cluster disagree. There is no public way; Ray itself uses this one (authentication_token_setup.py).
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 from cluster.base import Config
-from cluster.data_log import set_ray_data_console_level
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
+from cluster.progress import set_ray_data_console_level
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
@@ -33,8 +33,8 @@ from cluster.submission import submission
 
 LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
-DOOR = "serve.admission:middlewares"
-"""What Serve is to put before its HTTP servers."""
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""The variable in which Serve's HTTP servers look up the function that returns their middlewares."""
 ROOT = Path(__file__).parent.parent
 DEVICES = Path("/dev")
 START_ONE = "start one with 'ray start --head'"
@@ -43,32 +43,32 @@ import sys, ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False)
 except Exception as error:
-    said = f"{type(error).__name__}: {error}"
-    # Ray says that it cannot connect, and wraps the traceback of why.
-    refused = "AuthenticationError" in f"{said} {error.__cause__}"
-    sys.exit("AuthenticationError" if refused else " ".join(said.split()))
+    text = f"{type(error).__name__}: {error}"
+    # Ray reports that it cannot connect, with the cause as a wrapped error.
+    refused = "AuthenticationError" in f"{text} {error.__cause__}"
+    sys.exit("AuthenticationError" if refused else " ".join(text.split()))
 """
 CLUSTER_PROVIDED_VARIABLES = ("RAY_AUTH_MODE", "PYTHONPATH")
-"""What a submitted job has from the cluster that runs it: whom it lets in, and where each node has unpacked the code."""
+"""Variables that a submitted job gets from its cluster: authentication, and the folder of the code on each node."""
 
 
 class ClusterConfig(Config):
-    """Which Ray cluster a run uses."""
+    """The Ray cluster that a run uses."""
 
     address: str = Field(
         LOCAL,
-        description="'local' starts one; 'auto' or host:port joins a running one. A job that was submitted to a cluster "
-        "runs on it, 'local' or not",
+        description="'local' starts one; 'auto' or host:port joins a running one. A submitted job always runs on the "
+        "cluster that it was submitted to",
     )
-    num_cpus: int | None = Field(None, ge=1, description="of a local cluster; none takes the machine's")
-    num_gpus: int | None = Field(None, ge=0)
+    num_cpus: int | None = Field(None, ge=1, description="of a local cluster; None: all of the machine's")
+    num_gpus: int | None = Field(None, ge=0, description="of a local cluster; None: all of the machine's")
     object_store_mb: int = Field(512, ge=100, description="of a local cluster")
     dashboard: bool = Field(True, description="serve Ray's dashboard on loopback")
     auth: str = Field(
         TOKEN,
         pattern="^(disabled|token)$",
-        description="who may use the cluster: holders of the token in ~/.ray/auth_token, or all who reach its ports, "
-        "which Ray opens on every network of the machine",
+        description="'token': only holders of the token in ~/.ray/auth_token may use the cluster; 'disabled': all who "
+        "reach its ports, which Ray opens on every network of the machine",
     )
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
 
@@ -78,12 +78,21 @@ class Session:
     """A connected cluster and store."""
 
     store: ArtifactStore
-    store_config: StoreConfig
     dashboard: str | None
 
 
-def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[str, str]:
-    """Return the variables every process of the cluster needs."""
+def worker_environment(
+    store: Mapping[str, str], config: ClusterConfig, proxy_middlewares: str | None = None
+) -> dict[str, str]:
+    """Return the environment variables that every process of the cluster needs.
+
+    Args:
+        store: The variables that give access to the embedded store; none for another store.
+        config: The cluster.
+        proxy_middlewares: ``module:function`` that returns the ASGI middlewares of Serve's HTTP servers. Only a local
+            cluster gets it, whose nodes are known to have the code: elsewhere Serve's proxy would not start without it.
+    """
+    callback = {} if proxy_middlewares is None or config.address != LOCAL else {PROXY_CALLBACK: proxy_middlewares}
     return {
         **store,
         "RAY_AUTH_MODE": config.auth,
@@ -93,8 +102,9 @@ def worker_environment(store: Mapping[str, str], config: ClusterConfig) -> dict[
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
-        # Only where each node is known to have the code: Serve's proxy does not start without it.
-        **({"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": DOOR} if config.address == LOCAL else {}),
+        # A run's drivers, controllers and idle workers outnumber a small machine's CPUs, of which Ray would warn.
+        **({"RAY_worker_maximum_startup_concurrency": "16"} if config.address == LOCAL else {}),
+        **callback,
     }
 
 
@@ -106,7 +116,7 @@ def _may_have_gpus(config: ClusterConfig) -> bool:
 
 @contextmanager
 def _exported(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process's environment, and put back what was there."""
+    """Set variables of this process's environment for the block, then restore the old values."""
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)
     try:
@@ -117,7 +127,7 @@ def _exported(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _ray_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables as ``_exported`` does, and have Ray read its own anew, on the way in and on the way out."""
+    """Set variables as ``_exported`` does, and make Ray read its own ones again, before the block and after it."""
     try:
         with _exported(variables):
             RayEnvironment.initialize("")
@@ -135,10 +145,15 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
-    """Open the store and the cluster; close what this call opened, Ray first, then the embedded store server.
+def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None) -> Iterator[Session]:
+    """Open the store and the cluster; at the end close what this call opened, Ray first, then the embedded server.
 
-    A process that is connected to Ray already keeps that connection, and it stays open.
+    A process that is already connected to Ray keeps that connection, and it stays open.
+
+    Args:
+        cluster: The cluster to start or join.
+        store: The artifact store.
+        proxy_middlewares: See ``worker_environment``.
 
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
@@ -147,14 +162,14 @@ def connect(cluster: ClusterConfig, store: StoreConfig) -> Iterator[Session]:
     with open_store(store) as (artifacts, environment):
         artifacts.check()
         artifacts.probe_conditional_writes()
-        with connect_ray(cluster, worker_environment(environment, cluster)) as dashboard:
+        with connect_ray(cluster, worker_environment(environment, cluster, proxy_middlewares)) as dashboard:
             if environment:
                 _require_one_host()
-            yield Session(artifacts, artifacts.config, dashboard)
+            yield Session(artifacts, dashboard)
 
 
 def resolve_address(cluster: ClusterConfig) -> ClusterConfig:
-    """Return the config as it holds here: a job that was submitted to a cluster runs on it, and starts none inside."""
+    """Return the config in force: a job that was submitted to a cluster joins it instead of starting another."""
     if cluster.address == LOCAL and submission() is not None:
         return cluster.model_copy(update={"address": AUTO})
     return cluster
@@ -162,10 +177,10 @@ def resolve_address(cluster: ClusterConfig) -> ClusterConfig:
 
 @contextmanager
 def open_store(store: StoreConfig) -> Iterator[tuple[ArtifactStore, dict[str, str]]]:
-    """Start the embedded store's server if it is meant.
+    """Open the store; without an endpoint, start the embedded server for it.
 
     Yields:
-        The store, and the variables that let other processes use the embedded server; none for another store.
+        The store, and the variables that give other processes access to the embedded server; none for another store.
 
     Raises:
         ClusterError: The embedded server cannot be used here.
@@ -184,27 +199,27 @@ def open_store(store: StoreConfig) -> Iterator[tuple[ArtifactStore, dict[str, st
 
 
 def _require_no_ray() -> None:
-    """Refuse to start the embedded store under a Ray whose workers could not have its credentials any more."""
+    """Refuse to start the embedded store under a running Ray, whose workers could not get its credentials."""
     if ray.is_initialized():
         raise ClusterError(
             "this process is connected to Ray already, so its workers cannot get the embedded store's credentials",
             field="store.endpoint",
-            fix="call ray.shutdown() first, or name the endpoint of a store that is up",
+            fix="call ray.shutdown() first, or name the endpoint of a running store",
         )
 
 
 def _require_lasting_data(store: StoreConfig) -> None:
-    """Refuse to keep artifacts in a submitted job's working folder, which Ray deletes when it is no longer used."""
+    """Refuse to keep artifacts in a submitted job's working folder, which Ray deletes after use."""
     if submission() is not None and not store.data_dir.is_absolute():
         raise ClusterError(
             f"{store.data_dir} lies in the submitted job's working folder, which Ray deletes when the job is over",
             field="store.data_dir",
-            fix="name the endpoint of a store that is up, or give store.data_dir an absolute path",
+            fix="name the endpoint of a running store, or give store.data_dir an absolute path",
         )
 
 
 def _require_one_host() -> None:
-    """Refuse the embedded store, which answers on loopback alone, under a cluster of several machines."""
+    """Refuse the embedded store, which answers on loopback alone, for a cluster of several machines."""
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(hosts) > 1:
         raise ClusterError(
@@ -216,25 +231,25 @@ def _require_one_host() -> None:
 
 @contextmanager
 def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterator[str | None]:
-    """Start or join a cluster whose processes have these variables; yield its dashboard's URL if it has one.
+    """Start or join a cluster whose processes have these variables; yield its dashboard's URL, or None without one.
 
     Raises:
         ClusterUnreachable: It does not start, or does not answer in time.
-        WrongToken: It asks for another token.
+        WrongToken: It requires another token.
     """
     if ray.is_initialized():
         yield None
         return
-    # A local cluster's processes inherit this one's environment. A runtime_env would do as well, but Ray writes it,
-    # the store's secret key with it, into logs that every user of the machine can read.
-    mine = ("RAY_", "DS_", "TUNE_")
+    # A local cluster's processes inherit this one's environment. A runtime_env would work too, but Ray writes it, with
+    # the store's secret key, into logs that every user of the machine can read.
+    prefixes = ("RAY_", "DS_", "TUNE_")
     job = submission()
     if job is not None:
-        # What both set, even to one value, Ray takes for a conflict.
+        # Ray treats a variable that both set as a conflict, even with equal values.
         environment = {n: v for n, v in environment.items() if n not in (*job.variables, *CLUSTER_PROVIDED_VARIABLES)}
-    exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(mine)}
+    exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(prefixes)}
     with _ray_environment(exported):
-        # A submitted job has its address from the cluster that runs it.
+        # A submitted job gets its address from its cluster.
         if config.address != LOCAL and not (job is not None and config.address == AUTO):
             _check_reachable(config)
         try:
@@ -244,17 +259,17 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
 
 
 def _leave() -> None:
-    """Leave the cluster, and the threads of Ray Data that a stop has left behind without a cluster or a voice."""
-    # They would join or start a cluster anew. The variable for this, RAY_ENABLE_AUTO_CONNECT, is read once, when ray is
-    # imported.
+    """Disconnect, so that threads of Ray Data that a stop left behind neither connect again nor print."""
+    # They would join or start a cluster again. The variable for this, RAY_ENABLE_AUTO_CONNECT, is read only once, when
+    # ray is imported.
     auto_init_hook.enable_auto_connect = False
-    # They would say that Ray has not been started, below the line that tells why the job ended.
+    # They would print that Ray has not been started, below the line that gives the reason for the job's end.
     set_ray_data_console_level(logging.CRITICAL + 1)
     ray.shutdown()
 
 
 def _start(config: ClusterConfig) -> str | None:
-    """Start a local cluster, and return its dashboard's URL if there is one."""
+    """Start a local cluster; return its dashboard's URL, or None without one."""
     if config.auth == TOKEN:
         _keep_token_private()
     try:
@@ -273,7 +288,7 @@ def _start(config: ClusterConfig) -> str | None:
 
 
 def _keep_token_private() -> None:
-    """Make the user's token before Ray does: Ray would let every user of the machine read it."""
+    """Create the user's token before Ray does: Ray's file would be readable by every user of the machine."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
@@ -288,7 +303,7 @@ def _keep_token_private() -> None:
 
 
 def _join(config: ClusterConfig, environment: Mapping[str, str]) -> str | None:
-    """Connect to a running cluster, and return its dashboard's URL if there is one."""
+    """Connect to a running cluster; return its dashboard's URL, or None without one."""
     try:
         return _init(address=config.address, runtime_env={"env_vars": dict(environment)})
     except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.AuthenticationError) as error:
@@ -305,8 +320,8 @@ def _init(**settings: object) -> str | None:
 def _check_reachable(config: ClusterConfig) -> None:
     """Fail within the time limit when no head node answers at the address.
 
-    ``ray.init`` waits for minutes, or ends the process, when what listens there is not a head node, so another
-    process tries it first; it inherits this one's authentication mode.
+    ``ray.init`` waits for minutes, or ends the process, when the listener there is not a head node. So a subprocess,
+    which inherits this process's authentication mode, tries it first.
     """
     deadline = time.monotonic() + config.start_timeout_s
     if config.address != AUTO:
@@ -321,7 +336,8 @@ def _check_reachable(config: ClusterConfig) -> None:
         subprocess.run(probe, capture_output=True, check=True, timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise _unreachable(
-            f"no Ray head node answers at {config.address!r} within cluster.start_timeout_s = {config.start_timeout_s:g}"
+            f"no Ray head node answers at {config.address!r} within "
+            f"cluster.start_timeout_s = {config.start_timeout_s:g}"
         ) from None
     except subprocess.CalledProcessError as error:
         last = "".join(error.stderr.decode(errors="replace").strip().splitlines()[-1:])
@@ -329,10 +345,12 @@ def _check_reachable(config: ClusterConfig) -> None:
             raise WrongToken(
                 f"the cluster at {config.address!r} refuses this user's token",
                 field="cluster.auth",
-                fix="set it to 'token', and give the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+                fix="set it to 'token', and put the cluster's own token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
             ) from None
         raise _unreachable(f"no Ray head node answers at {config.address!r}: {last}") from None
 
 
 def _unreachable(message: str) -> ClusterUnreachable:
-    return ClusterUnreachable(message, field="cluster.address", fix=f"check that it is up, {START_ONE}, or use 'local'")
+    return ClusterUnreachable(
+        message, field="cluster.address", fix=f"check that it is running, {START_ONE}, or use 'local'"
+    )

@@ -1,4 +1,4 @@
-"""Looks at everything a run stands on, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
+"""Checks everything that a run needs, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.preflight.check import Check, Finding, Result, Status, failed, passed, run_check, run_checks, warned
+from cluster.preflight.check import (
+    CHECK_TIMEOUT_S,
+    Check,
+    Finding,
+    Result,
+    Status,
+    failed,
+    passed,
+    run_check,
+    run_checks,
+    warned,
+)
 from cluster.preflight.checks import (
     check_clocks,
+    check_conditional_writes,
     check_disks,
     check_gpus,
     check_nodes,
     check_one_host,
+    check_proxy_middlewares,
+    check_resource_requests,
+    check_store,
     check_store_from_nodes,
     check_versions,
 )
-from cluster.preflight.limits import PreflightLimits
-from cluster.preflight.resources import check_resource_requests
-from cluster.preflight.store import check_conditional_writes, check_store
+from cluster.preflight.node import ClusterView, machine_view, running_view
 from cluster.preflight.upload import check_upload
-from cluster.preflight.view import ClusterView, machine_view, running_view
 from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, resolve_address, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
@@ -36,16 +48,19 @@ from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
+from serve.admission import MIDDLEWARES
 
 TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
-FIRST = "mend what stands above it first"
+FIRST = "fix what stands above it first"
+RAY_TIMEOUT_S = 30.0
+"""The longest wait until a running cluster answers."""
 
 
 class Preflight:
-    """The checks of one run; what they open stays open until the ``stack`` is closed."""
+    """Checks of one run; the store and the cluster that they open stay open until the ``stack`` is closed."""
 
-    def __init__(self, run: RunConfig, limits: PreflightLimits, stack: ExitStack) -> None:
-        self.run, self.limits, self.stack = run, limits, stack
+    def __init__(self, run: RunConfig, stack: ExitStack) -> None:
+        self.run, self.stack = run, stack
         self.cluster = resolve_address(run.cluster)
         self.environment: dict[str, str] = {}
         self.store: ArtifactStore | None = None
@@ -53,7 +68,7 @@ class Preflight:
         self.joined = False
 
     def results(self) -> list[Result]:
-        """Run every check: store and cluster are opened in turn, the rest is looked at all at once."""
+        """Run every check: store and cluster are opened in turn, then all other checks run at the same time."""
         embedded, opened = self.run.store.endpoint is None, []
         if embedded:
             opened.append(run_check(Check("embedded store", self._open_store)))
@@ -70,8 +85,8 @@ class Preflight:
             ),
             Check("GPUs", lambda: self._of_view(self._gpus)),
             Check("clocks", lambda: self._of_view(self._clocks)),
-            Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports, self.limits))),
-            Check("upload", lambda: check_upload(ROOT, self.limits)),
+            Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
+            Check("upload", lambda: check_upload(ROOT)),
         ]
         if embedded:
             checks.append(Check("one machine", lambda: self._of_view(check_one_host)))
@@ -80,14 +95,20 @@ class Preflight:
             checks.append(
                 Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports)))
             )
-        return opened + run_checks(checks, self.limits.check_s)
+            checks.append(
+                Check(
+                    "proxy middlewares",
+                    lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
+                )
+            )
+        return opened + run_checks(checks, CHECK_TIMEOUT_S)
 
     def _open_store(self) -> Finding:
         self.store, self.environment = self.stack.enter_context(open_store(self.run.store))
         return passed(f"its server starts, on {self.run.store.data_dir}")
 
     def _reach_ray(self) -> Finding:
-        """Join the cluster, or look at the machine that would start one."""
+        """Join the cluster, or report on the machine that would start one."""
         folder = self.run.run.output
         if self.cluster.address == LOCAL and not ray.is_initialized():
             self.view = machine_view(self.cluster, folder)
@@ -96,29 +117,29 @@ class Preflight:
                 f"a local cluster of {machine.resources['CPU']:g} CPU and {machine.resources['GPU']:g} GPU will start"
             )
             return self._authorised(where)
-        patience = min(self.cluster.start_timeout_s, self.limits.ray_s)
+        patience = min(self.cluster.start_timeout_s, RAY_TIMEOUT_S)
         cluster = self.cluster.model_copy(update={"start_timeout_s": patience})
         environment = worker_environment(self.environment, cluster)
         dashboard = self.stack.enter_context(connect_ray(cluster, environment))
         store = None if self.store is None else self.store.config
-        self.view, self.joined = running_view(folder, store, self.limits.check_s), True
+        self.view, self.joined = running_view(folder, store, CHECK_TIMEOUT_S), True
         where = f"{ray.get_runtime_context().gcs_address}, {len(self.view.nodes)} node(s)"
         return self._authorised(f"{where}, dashboard {dashboard}" if dashboard else where)
 
     def _authorised(self, where: str) -> Finding:
-        """Say whom the cluster lets in; a submitted job has that from its cluster."""
+        """Warn when the cluster asks for no token; a submitted job uses its cluster's setting."""
         if submission() is not None or self.cluster.auth == TOKEN:
             return passed(where)
-        return warned(f"{where}; it lets in all who reach its ports", "set cluster.auth to 'token'")
+        return warned(f"{where}; it lets in anyone who reaches its ports", "set cluster.auth to 'token'")
 
     def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
-        return warned("not looked at: the store does not open", FIRST) if self.store is None else run(self.store)
+        return warned("not checked: the store does not open", FIRST) if self.store is None else run(self.store)
 
     def _of_view(self, run: Callable[[ClusterView], Finding]) -> Finding:
-        return warned("not looked at: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
+        return warned("not checked: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
 
     def _clocks(self, view: ClusterView) -> Finding:
-        return self._of_store(lambda store: check_clocks(view.reports, store, self.limits))
+        return self._of_store(lambda store: check_clocks(view.reports, store))
 
     def _gpus(self, view: ClusterView) -> Finding:
         lacking = without_gpu(self.run)
@@ -130,8 +151,8 @@ class Preflight:
         return check_gpus(view, gpu_settings(self.run))
 
 
-def run(config: Path, limits: PreflightLimits) -> list[Result]:
-    """Check a run's config, and what it names when it is right."""
+def run(config: Path) -> list[Result]:
+    """Check a run's config and, when it is valid, everything that it names."""
     loaded: list[RunConfig] = []
 
     def load() -> Finding:
@@ -146,11 +167,11 @@ def run(config: Path, limits: PreflightLimits) -> list[Result]:
     if result.finding.status is Status.FAIL:
         return [result]
     with ExitStack() as stack:
-        return [result, *Preflight(loaded[0], limits, stack).results()]
+        return [result, *Preflight(loaded[0], stack).results()]
 
 
 def table(results: Sequence[Result], seconds: float) -> Table:
-    """Return the results as a table, with what to do about the bad ones."""
+    """Return the results as a table, each bad one with its fix."""
     counts = {status: sum(result.finding.status is status for result in results) for status in Status}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items())
     shown = Table(title=f"preflight: {counted}, in {seconds:.0f} s", title_justify="left")
@@ -163,10 +184,10 @@ def table(results: Sequence[Result], seconds: float) -> Table:
     return shown
 
 
-def report(console: Console, config: Path, limits: PreflightLimits) -> int:
-    """Look, print the table and return the exit code."""
+def report(console: Console, config: Path) -> int:
+    """Run the checks, print the table and return the exit code."""
     started = time.monotonic()
-    results = run(config, limits)
+    results = run(config)
     console.print(table(results, time.monotonic() - started))
     bad = [result for result in results if result.finding.status is Status.FAIL]
     for name, (_, found, fix), _ in bad[:1]:
@@ -175,9 +196,9 @@ def report(console: Console, config: Path, limits: PreflightLimits) -> int:
 
 
 def main(config: ConfigOption) -> None:
-    """Say what stands in a run's way; ends with 2 when something fails."""
+    """Check a run before any work; exit with 2 when a check fails."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    raise typer.Exit(report(make_console(), config, PreflightLimits()))
+    raise typer.Exit(report(make_console(), config))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from safety.embedded import EMBEDDED_TAXONOMY_FILE
 from safety.emoji.build.measure import JudgeQuality, ModelQuality
 from safety.emoji.build.reference import real_scene_moments
 from safety.emoji.build.world import PARTS, Part, WorldBuilder, WorldConfig, measure_world, write_cards
@@ -25,7 +26,6 @@ from safety.evaluation.moments import save_moments
 from safety.taxonomy import load_taxonomy
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "world.yaml"
-TAXONOMY = Path(__file__).parent.parent / "safety" / "emoji" / "taxonomy.yaml"
 
 
 def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) -> None:
@@ -47,7 +47,7 @@ def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) 
 
 
 def chosen_parts(names: list[str] | None) -> tuple[Part, ...]:
-    """Return the parts of these names, or all of them; raise BadParameter for a name that is none."""
+    """Return the parts of these names, or all of them; raise BadParameter for an unknown name."""
     unknown = [name for name in names or () if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"no part is called {unknown[0]!r}; use {', '.join(PARTS)}", param_hint="--part")
@@ -69,7 +69,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     torch.set_float32_matmul_precision("high")
     settings = WorldConfig.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
-    builder = WorldBuilder(settings, load_taxonomy(TAXONOMY), work)
+    builder = WorldBuilder(settings, load_taxonomy(EMBEDDED_TAXONOMY_FILE), work)
     if not only_measure:
         builder.build(zoo, chosen_parts(part))
         moments = real_scene_moments(zoo, builder.taxonomy, builder.renderer, settings.unet_pool)

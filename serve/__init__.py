@@ -2,5 +2,5 @@
 
 import os
 
-# At its import, transformers warns twice that it does without torchvision, which nothing here needs.
+# transformers warns on import when torchvision is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

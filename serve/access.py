@@ -1,4 +1,4 @@
-"""Who may ask for how much: keys, and what each of them may use a minute."""
+"""Access control: API keys, and rate limits per key and minute."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ MINUTE_S = 60.0
 
 
 class TokenBucket:
-    """Gives out so many a minute, at most a minute's worth at once."""
+    """A token bucket that refills at ``per_minute`` and holds a minute's worth at most."""
 
     def __init__(self, per_minute: int, now: float) -> None:
-        """Start full."""
         self.per_minute = per_minute
         self._level, self._since = float(per_minute), now
 
     def take(self, amount: int, now: float) -> float:
-        """Take an amount and return 0; or take nothing and return the seconds until there is enough."""
+        """Take an amount and return 0; with too little left, take nothing and return the seconds until there is enough."""
         rate = self.per_minute / MINUTE_S
         self._level = min(float(self.per_minute), self._level + (now - self._since) * rate)
         self._since = now
@@ -33,13 +32,13 @@ class TokenBucket:
         return (amount - self._level) / rate
 
     def give_back(self, amount: int) -> None:
-        """Return what was taken and not used."""
+        """Return an amount that was taken and not used."""
         self._level = min(float(self.per_minute), self._level + amount)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the entry of the key, or None where no key is asked for."""
+    """The sender of a request: its key's entry, or None where the endpoint asks for no key."""
 
     key: KeyEntry | None = None
 
@@ -50,19 +49,18 @@ class Caller:
 
 
 class Access:
-    """Checks keys and holds each to its limits.
+    """Checks keys and enforces their limits.
 
-    The limits are those of one process. The endpoint has one gateway, so that they are the endpoint's; they start
-    full again when it is replaced.
+    The limits hold per process. The endpoint has one gateway, so they hold for the whole endpoint; they start full
+    again when the gateway is replaced.
     """
 
     def __init__(self, ring: KeyRing | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Ask for the keys of a ring, or for none."""
         self._ring, self._clock = ring, clock
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
 
     def admit(self, authorization: str | None) -> Caller:
-        """Return who asks, and count the request; raise ApiError 401, 403 or 429."""
+        """Return the caller and count the request; raise ApiError 401, 403 or 429."""
         if self._ring is None:
             return Caller()
         key = self._ring.find(authorization)
@@ -70,15 +68,15 @@ class Access:
         return Caller(key)
 
     def charge_images(self, caller: Caller, count: int) -> None:
-        """Count images that are to be made; raise ApiError 429 when the key has no more of them this minute."""
+        """Count images before they are rendered; raise ApiError 429 when the key has too few left this minute."""
         if caller.key is None or caller.key.images_per_minute is None:
             return
         if count > caller.key.images_per_minute:
-            raise invalid(f"n is over this key's {caller.key.images_per_minute} images a minute", param="n")
+            raise invalid(f"n is over this key's {caller.key.images_per_minute} images per minute", param="n")
         self._take(caller.key, "images", caller.key.images_per_minute, count)
 
     def refund_images(self, caller: Caller, count: int) -> None:
-        """Return images that were counted and not made."""
+        """Return images that were counted and not rendered."""
         bucket = None if caller.key is None else self._buckets.get((caller.key.sha256, "images"))
         if bucket is not None:
             bucket.give_back(count)
@@ -86,15 +84,15 @@ class Access:
     def _take(self, key: KeyEntry, kind: str, per_minute: int | None, amount: int) -> None:
         if per_minute is None:
             return
-        now, place = self._clock(), (key.sha256, kind)
-        bucket = self._buckets.get(place)
+        now, name = self._clock(), (key.sha256, kind)
+        bucket = self._buckets.get(name)
         if bucket is None or bucket.per_minute != per_minute:
-            bucket = self._buckets[place] = TokenBucket(per_minute, now)
+            bucket = self._buckets[name] = TokenBucket(per_minute, now)
         wait_s = bucket.take(amount, now)
         if wait_s > 0.0:
             raise limited(kind, per_minute, max(1, math.ceil(wait_s)))
 
 
 def open_access(config: EndpointConfig) -> Access:
-    """Return the access that an endpoint's settings ask for; raise ConfigError when the key file is wrong."""
+    """Return the access control that an endpoint's settings name; raise ConfigError when the key file is wrong."""
     return Access(None if config.keys is None else KeyRing(config.keys))

@@ -1,7 +1,7 @@
-"""Turns requests away where they arrive, in the server that speaks HTTP, once as many are inside as there is room for.
+"""Admission control: rejects requests with 429 before they reach Serve's proxy, once the endpoint is at its capacity.
 
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.admission:middlewares`` in the environment of Ray's processes has Serve put
-it in front of its own proxy, or, behind HAProxy, in front of each gateway.
+With ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.admission:middlewares`` in the environment of Ray's processes,
+Serve puts the middleware in front of its own proxy or, behind HAProxy, in front of each gateway.
 """
 
 from __future__ import annotations
@@ -20,46 +20,47 @@ from serve.errors import busy
 from serve.metrics import RequestMetrics
 from serve.request_log import REQUEST_ID_HEADER, JsonLog, Observer, Observers, RequestRecord, given_id, new_id
 
-CAPACITY_HEADER = "x-endpoint-room"
+CAPACITY_HEADER = "x-endpoint-capacity"
 CAPACITY = re.compile(r"([0-9]{1,9});([0-9]{1,9})")
 MAX_KNOWN_CALLERS = 1024
+"""Callers with a verified key that are remembered; the one seen least recently is forgotten first."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many requests an endpoint takes in at once, and the least seconds after which a refused one may come back."""
+    """The number of requests an endpoint takes at once, and the least Retry-After of a rejected one in seconds."""
 
     max_requests: int
     retry_after_s: int
 
     def header(self) -> str:
-        """Return what the gateway tells the door of it."""
+        """Return the value of the header in which the gateway reports it to the middleware."""
         return f"{self.max_requests};{self.retry_after_s}"
 
 
 def parse_capacity(header: str | None) -> Capacity | None:
-    """Return the room that a gateway's header tells of; None where it tells of none."""
+    """Return the capacity that a gateway's header states; None where there is no such header."""
     found = CAPACITY.fullmatch(header or "")
     return Capacity(int(found[1]), int(found[2])) if found else None
 
 
 class LoadSheddingMiddleware:
-    """Counts the requests inside and refuses the next one by that number alone.
+    """ASGI middleware that counts the requests in flight and rejects one over the capacity by that number alone.
 
-    Behind it, Serve's proxy and the gateway take some 8 ms of CPU to refuse a request; with many at once that time adds
-    up, for those refused and for those who wait. It learns from the gateway's answers how much room there is, and who
-    was let in: a caller whose key has not been looked at is always sent on, so that strangers are told that they are
-    strangers and cannot take the places of guests. The gateway still has the last word, on what comes by several doors.
+    Behind it, Serve's proxy and the gateway take some 8 ms of CPU to reject a request. With many requests at once that
+    time adds up, for rejected and waiting requests alike. The middleware learns the capacity from the gateway's
+    answers. Callers with an unverified key are always forwarded, so they get 401 and never use up capacity. The gateway
+    still checks the capacity itself, since requests may arrive through several proxies.
     """
 
     def __init__(self, app: ASGIApp, observer: Observer) -> None:
-        """Stand before an application; the observer hears of who is turned away."""
+        """Wrap an application; ``observer`` gets the record of each rejected request."""
         self._app, self._observer = app, observer
         self._known_callers: OrderedDict[tuple[str, bytes], Capacity] = OrderedDict()
         self._in_flight: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send a request on, or answer it with 429 when its endpoint is known to be full."""
+        """Forward a request, or answer it with 429 when its endpoint is known to be full."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -78,7 +79,7 @@ class LoadSheddingMiddleware:
                 self._in_flight[path] -= 1
 
     def _learning(self, caller: tuple[str, bytes], send: Send) -> Send:
-        """Return a ``send`` that takes the gateway's word out of the answer and remembers it."""
+        """Return a ``send`` that takes the capacity header out of the answer and remembers its value."""
 
         async def listen(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -112,5 +113,9 @@ class LoadSheddingMiddleware:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve puts before its HTTP servers."""
+    """Return the middlewares that Serve puts in front of its HTTP servers."""
     return [Middleware(LoadSheddingMiddleware, observer=Observers([JsonLog(), RequestMetrics()]))]
+
+
+MIDDLEWARES = f"{middlewares.__module__}:{middlewares.__name__}"
+"""The import path that a cluster's environment gives to Serve's HTTP servers."""

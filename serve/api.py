@@ -53,26 +53,26 @@ REFUSALS = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 
 
 class Backend(Protocol):
-    """What renders for the application: replicas behind Ray Serve, or an engine in the same process in tests."""
+    """The renderer behind the application: replicas of Ray Serve, or in tests an engine in the same process."""
 
-    def require_room(self) -> None:
-        """Raise ApiError 429 when it is known that ``generate`` would; costs nothing."""
+    def require_capacity(self) -> None:
+        """Raise ApiError 429 when ``generate`` is known to raise it; costs nothing."""
 
     async def generate(self, job: Job) -> list[RenderedImage]:
         """Return a job's images in order; raise ApiError."""
 
     async def models(self) -> list[ModelInfo]:
-        """Return what is served; raise ApiError."""
+        """Return the models that are served; raise ApiError."""
 
     async def healthy(self) -> bool:
-        """Say whether renders can be expected to succeed."""
+        """Return whether renders can be expected to succeed."""
 
 
 Answer = Callable[[Request, RequestRecord, Caller], Awaitable[Response]]
 
 
 class ImagesApi:
-    """Answers requests, and tells an observer of each."""
+    """Answers requests, and passes a record of each to an observer."""
 
     def __init__(self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> None:
         self._config, self._backend, self._access, self._observer = config, backend, access, observer
@@ -80,15 +80,15 @@ class ImagesApi:
     async def answer(
         self, request: Request, answer: Answer, admitted_headers: Mapping[str, str] = MappingProxyType({})
     ) -> Response:
-        """Admit a request, return its answer or the envelope of what went wrong, and tell the observer.
+        """Admit a request, return its answer or the error envelope, and pass the record to the observer.
 
-        What is not the caller's business goes to the log. Whoever is admitted gets the headers of ``inside``, whatever
-        the answer.
+        Internal errors go to the log only. The answer to an admitted caller carries ``admitted_headers``, whatever its
+        status.
         """
         given = given_id(request.scope["headers"])
         record = RequestRecord(given or new_id(), request.url.path)
         started = time.perf_counter()
-        # A caller that hangs up cancels this, and nothing below is reached.
+        # A caller that hangs up cancels this coroutine, and these values stay.
         record.status, record.code = 499, GONE
         try:
             response = await self._answered(request, record, answer, admitted_headers)
@@ -119,7 +119,7 @@ class ImagesApi:
         return response
 
     async def models(self, *_: object) -> Response:
-        """Return what is served."""
+        """Answer with the models that are served."""
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 found = ModelList(data=await self._backend.models())
@@ -128,12 +128,12 @@ class ImagesApi:
         return JSONResponse(found.model_dump(), headers=API_HEADERS)
 
     async def generate(self, request: Request, record: RequestRecord, caller: Caller) -> Response:
-        """Return the images that a request asks for."""
+        """Answer with the images that a request asks for."""
         config = self._config
-        # Before the body is read: under load, what a refusal costs is taken from those who wait for an image.
-        self._backend.require_room()
+        # Before the body is read: under load, the cost of a rejection delays the requests that wait for an image.
+        self._backend.require_capacity()
         try:
-            # The body's arrival counts too: a sender who dawdles must not hold a slot.
+            # The body's arrival counts too: a slow sender must not hold a slot.
             async with asyncio.timeout(config.request_timeout_s):
                 job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
                 self._note_job(record, job)
@@ -147,7 +147,7 @@ class ImagesApi:
         return JSONResponse(body, headers=API_HEADERS)
 
     async def _rendered(self, job: Job, caller: Caller) -> list[RenderedImage]:
-        """Return a job's images; the key is charged for those that are made."""
+        """Return a job's images; the key is charged for those that are rendered."""
         self._access.charge_images(caller, job.n)
         try:
             return await self._backend.generate(job)
@@ -156,7 +156,7 @@ class ImagesApi:
             raise
 
     def _note_job(self, record: RequestRecord, job: Job) -> None:
-        # A caller can put anything into the model's name, so only those that are served are noted.
+        # A caller can put anything into the model's name, so only the names of served models are recorded.
         record.model = job.model if job.model in self._config.names else None
         record.n, record.seed, record.steps, record.guidance = job.n, job.seed, job.steps, job.guidance
         record.size = f"{job.width}x{job.height}" if job.width else None
@@ -178,17 +178,18 @@ def _image_response(job: Job, images: Sequence[RenderedImage]) -> ImageResponse:
         model=job.model,
         release=first.release,
         size=f"{first.width}x{first.height}",
-        judge=None if first.verdict is None else first.verdict.judge,
+        judge=first.judge,
         data=[_image_data(image) for image in images],
     )
 
 
 def _image_data(image: RenderedImage) -> ImageData:
+    verdict = image.verdict
     return ImageData(
         b64_json=None if image.png is None else base64.b64encode(image.png).decode(),
         seed=image.seed,
-        flagged=None if image.verdict is None else image.verdict.flagged,
-        scores=None if image.verdict is None else image.verdict.scores,
+        flagged=None if verdict is None else verdict.flagged,
+        scores=None if verdict is None else {name: round(score, 4) for name, score in verdict.scores.items()},
         error=ItemError(code=FILTERED, message=FILTERED_MESSAGE) if image.png is None else None,
     )
 
@@ -202,7 +203,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
     images = ImagesApi(config, backend, access, observer)
-    room = {CAPACITY_HEADER: Capacity(config.places, config.retry_after_s).header()}
+    capacity = {CAPACITY_HEADER: Capacity(config.max_requests, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
 
@@ -214,7 +215,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
         openapi_extra={"requestBody": body},
     )
     async def generate(request: Request) -> Response:
-        return await images.answer(request, images.generate, room)
+        return await images.answer(request, images.generate, capacity)
 
     @api.get("/v1/models", response_model=ModelList, responses=refusals)
     async def models(request: Request) -> Response:
@@ -237,10 +238,10 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body; raise ApiError 413 as soon as it is known to be over ``limit`` bytes, 415 for no JSON."""
+    """Return the body; raise ApiError 413 as soon as it is known to be over ``limit`` bytes, 415 when it is no JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # This also keeps other sites' plain forms from spending this machine's time.
+        # This also stops plain forms of other web sites from using this machine.
         raise invalid("the body must be sent as application/json", code="unsupported_media_type", status=415)
     too_large = invalid(f"the body is over {limit} bytes", code="body_too_large", status=413)
     declared = request.headers.get("content-length", "")
@@ -258,7 +259,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def _add_error_handlers(api: FastAPI) -> None:
-    """Put the framework's own refusals (no such path, wrong method) into the envelope."""
+    """Put the framework's own errors (no such path, wrong method) into the envelope."""
 
     async def refuse(_: Request, error: Any) -> Response:
         message = {404: "there is no such path", 405: "this path does not take that method"}.get(

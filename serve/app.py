@@ -1,13 +1,13 @@
 """The Ray Serve application: a light gateway that speaks HTTP, and renderers that hold the models.
 
-``serve run serve.app:build config=jobs/configs/emoji.yaml``, ``serve build`` and ``serve.up`` start it.
+``serve run serve.app:build config=RUN.yaml``, ``serve deploy`` and ``python -m serve`` start it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +19,28 @@ from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
 from serve.endpoint_config import EndpointConfig
 from serve.errors import ApiError, Failure
-from serve.metrics import RequestMetrics, tell_reload
+from serve.metrics import RequestMetrics, report_reload
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
 
 if TYPE_CHECKING:
-    # The gateway imports this module too and must stay small: torch comes only with the renderer.
+    # The gateway imports this module too and must stay small: only the renderer loads torch.
     from fastapi import FastAPI
 
     from serve.config import ServeConfig
+    from serve.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 GATEWAY_CPUS = 0.1
 START_ATTEMPTS = 2
 GATEWAY_SLOTS = 1000
-"""Requests that a gateway handles at once: far over the renderers' queue, so that its refusals come in the envelope."""
-LOADER = "serve.loading:load_engine"
+"""Requests that a gateway handles at once: far over the renderers' queue, so that rejections come in the envelope."""
 DRAIN_GRACE_S = 5.0
 HEALTH_GRACE_S = 10.0
 ROUTER = {"initial_backoff_s": 0.01, "backoff_multiplier": 2, "max_backoff_s": 0.04}
-"""How long the gateway waits before it offers a waiting request to a full renderer again: less than a batch takes, as
-Serve's own half a second would leave renderers idle under load."""
+"""How long the gateway waits before it offers a request to a full renderer again: less than a batch takes, because with
+Serve's default of half a second renderers would be idle under load."""
 SURGE_PERCENT = 1
 """Serve rounds up: one replica more at a time."""
 
@@ -49,34 +49,32 @@ SURGE_PERCENT = 1
 class Renderer:
     """Holds the models and renders batches of images."""
 
-    def __init__(self, document: dict[str, Any], loader: str) -> None:
+    def __init__(self, document: dict[str, Any], load: Callable[[ServeConfig], Engine]) -> None:
         """Load the releases that the config's pointers name, render once with each, and follow the pointers."""
-        # Imported here so that the gateway, which imports this module, does without torch.
+        # Imported here for their weight: they bring torch, which the gateway's process does without.
         from serve.config import parse_config
         from serve.release_watcher import ReleaseWatcher
 
         self._config = parse_config(document)
-        module, _, name = loader.partition(":")
-        self._engine = getattr(importlib.import_module(module), name)(self._config)
+        self._engine = load(self._config)
         self._engine.warm_up()
         endpoint = self._config.serve
         self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
         if endpoint.reload_poll_s is not None:
-            ReleaseWatcher(self._config, self._engine, tell_reload).start(endpoint.reload_poll_s)
+            ReleaseWatcher(self._config, self._engine, report_reload).start(endpoint.reload_poll_s)
 
     async def check_health(self) -> None:
-        """Raise when the models do not render; Serve asks again and again, and replaces a replica that fails."""
-        from serve.health import check_renders
-
-        await check_renders(self._engine, self._config.serve)
+        """Raise when the models do not render; Serve calls this at intervals and replaces a replica that fails."""
+        endpoint = self._config.serve
+        await self._engine.check_renders(endpoint.health_interval_s, endpoint.health_timeout_s)
 
     async def models(self) -> list[ModelInfo]:
-        """Return what is served."""
+        """Return the models that are served."""
         models: list[ModelInfo] = self._engine.models()
         return models
 
     async def generate(self, job: Job) -> list[RenderedImage] | Failure:
-        """Return a job's images, or why there are none."""
+        """Return a job's images, or the failure that prevented them."""
         try:
             tasks = self._engine.admit(job)
         except ApiError as error:
@@ -89,21 +87,21 @@ class Renderer:
 @ray_serve.deployment(name="gateway")
 @ray_serve.ingress()
 class Gateway:
-    """Speaks HTTP: checks keys and requests, passes them to the renderers and puts every refusal into the envelope."""
+    """Speaks HTTP: checks keys and requests, forwards them to the renderers and puts every error into the envelope."""
 
     def __init__(self, renderer: Any, settings: dict[str, Any]) -> None:
         config = EndpointConfig.model_validate(settings)
         if config.keys is None:
-            logger.warning("no API key is asked for: whoever reaches the endpoint may use it")
+            logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
         observers = Observers([JsonLog(), RequestMetrics()])
         self._api = make_api(config, RayBackend(renderer, config), open_access(config), observers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the HTTP application (asked for by Serve after construction)."""
+        """Return the HTTP application; Serve calls this after construction."""
         return self._api
 
 
-def build(args: dict[str, Any]) -> Any:
+def build(args: dict[str, Any]) -> ray_serve.Application:
     """Return the Serve application.
 
     Args:
@@ -113,21 +111,25 @@ def build(args: dict[str, Any]) -> Any:
     Raises:
         ConfigError: A setting is wrong.
     """
+    # Imported here for their weight: they bring torch, which the gateway's process does without.
     from serve.config import load_config, parse_config
+    from serve.loading import load_engine
 
-    return application(load_config(Path(args["config"])) if "config" in args else parse_config(args))
+    config = load_config(Path(args["config"])) if "config" in args else parse_config(args)
+    return application(config, load_engine)
 
 
-def application(config: ServeConfig, loader: str = LOADER) -> Any:
+def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> ray_serve.Application:
     """Return the Serve application of a config.
 
     Args:
         config: The endpoint's settings.
-        loader: ``module:function`` that makes a renderer's engine from the config, in the renderer's process.
+        load: Makes a renderer's engine from the config, in the renderer's process. A function of an importable module,
+            as Ray sends it by name.
     """
     endpoint = config.serve
     if endpoint.keys is not None:
-        # A replica runs in another folder than who deploys it.
+        # A replica runs in another folder than the process that deploys it.
         endpoint = endpoint.model_copy(update={"keys": endpoint.keys.absolute()})
     refusal = {"status_code": 429, "retry_after_s": float(endpoint.retry_after_s)}
     renderer = Renderer.options(  # type: ignore[attr-defined]
@@ -140,22 +142,22 @@ def application(config: ServeConfig, loader: str = LOADER) -> Any:
         request_router_config=ROUTER,
         max_constructor_retry_count=START_ATTEMPTS,
         graceful_shutdown_timeout_s=endpoint.request_timeout_s,
-        # A batch may hold the trial render up, so its own limit says first that the renderer hangs.
+        # A batch may delay the trial render, so the render's own limit must report first that the renderer hangs.
         health_check_timeout_s=endpoint.health_timeout_s + HEALTH_GRACE_S,
-    ).bind(config.model_dump(mode="json"), loader)
+    ).bind(config.model_dump(mode="json"), load)
     return Gateway.options(  # type: ignore[attr-defined]
         max_surge_percent=SURGE_PERCENT,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
         max_ongoing_requests=GATEWAY_SLOTS,
         max_queued_requests=endpoint.max_queued_requests,
         backpressure_config=refusal,
-        # What it has taken in, it answers before it goes.
+        # It answers the requests that it has accepted before it stops.
         graceful_shutdown_timeout_s=endpoint.request_timeout_s + DRAIN_GRACE_S,
     ).bind(renderer, endpoint.model_dump(mode="json"))
 
 
 def _scale(endpoint: EndpointConfig) -> dict[str, Any]:
-    """Return the options that say how many renderers there are."""
+    """Return the options for the number of renderers."""
     scaling = endpoint.autoscaling
     if scaling is None:
         return {"num_replicas": endpoint.replicas}

@@ -1,4 +1,4 @@
-"""The gateway's way to the renderers: calls through Ray Serve, and its errors in the endpoint's own terms."""
+"""Calls from the gateway to the renderers through Ray Serve, with Serve's errors turned into the endpoint's own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from serve.endpoint_config import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
-from serve.metrics import tell_waiting
+from serve.metrics import report_waiting
 from serve.request_queue import QueueFull, RequestQueue
 from serve.schema import Job, ModelInfo, RenderedImage
 
 RENDERER = "renderer"
 MODELS_KEPT_S = 5.0
 HEALTH_KEPT_S = 1.0
-"""How long answers that anybody may ask for are kept, so that asking often costs renderers and controller nothing."""
+"""How long answers that need no slot are cached, so that frequent requests cost renderers and controller nothing."""
 
 
 class RayBackend:
@@ -28,21 +28,21 @@ class RayBackend:
     def __init__(self, renderer: Any, config: EndpointConfig) -> None:
         self._renderer = renderer
         self._config = config
-        self._room = RequestQueue(config.slots, config.max_queued_requests, tell_waiting)
+        self._queue = RequestQueue(config.slots, config.max_queued_requests, report_waiting)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False
         self._healthy_until = float("-inf")
 
-    def require_room(self) -> None:
-        """Raise ApiError 429 when nothing more can wait."""
-        if self._room.full:
+    def require_capacity(self) -> None:
+        """Raise ApiError 429 when the queue is full."""
+        if self._queue.full:
             raise busy(self._config.retry_after_s)
 
     async def generate(self, job: Job) -> list[RenderedImage]:
         """Return a job's images in order; raise ApiError."""
         try:
-            async with self._room.slot():
+            async with self._queue.slot():
                 outcome = await self._call(self._renderer.generate.remote(job))
         except QueueFull:
             raise busy(self._config.retry_after_s) from None
@@ -52,7 +52,7 @@ class RayBackend:
         return images
 
     async def models(self) -> list[ModelInfo]:
-        """Return what is served, as a renderer said it within the last seconds, or longer ago while all are busy."""
+        """Return the models that are served; the answer is seconds old, or older while all renderers are busy."""
         if time.monotonic() > self._models_until:
             try:
                 self._models = await self._call(self._renderer.models.remote())
@@ -63,7 +63,7 @@ class RayBackend:
         return self._models
 
     async def healthy(self) -> bool:
-        """Say whether Serve's controller has a renderer running; asks it, so as not to wait in the renderers' queue."""
+        """Return whether Serve's controller has a running renderer; this does not wait in the renderers' queue."""
         if time.monotonic() > self._healthy_until:
             name = ray_serve.get_replica_context().app_name
             status = await asyncio.to_thread(ray_serve.status)
@@ -74,7 +74,7 @@ class RayBackend:
         return self._healthy
 
     async def _call(self, response: Any) -> Any:
-        """Wait for a renderer's answer; a caller that gives up takes its images out of the queue."""
+        """Wait for a renderer's answer; when the caller gives up, its images leave the queue."""
         try:
             return await response
         except asyncio.CancelledError:

@@ -1,8 +1,8 @@
-"""Gathers what waits into batches, each cut when the renderer is free for it.
+"""Dynamic batching: waiting tasks form a batch when the renderer is free for it.
 
-Serve's own ``@serve.batch`` cuts a batch some milliseconds after its first member came, whether or not the one before
-is still at work. Under load the small batches it cuts then stand in line and keep each other small: 48 waiting requests
-were rendered two by two. Here everything that has come while a batch was at work is there for the next one.
+Serve's own ``@serve.batch`` closes a batch some milliseconds after its first member arrived, even while the batch
+before is still running. Under load these small batches queue up and keep each other small: 48 waiting requests were
+rendered two by two. Here all tasks that arrive while a batch runs are available for the next one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Outcome = TypeVar("Outcome")
 
 
 class Batcher(Generic[Task, Outcome]):
-    """Runs a function on batches of at most a size, one batch at a time, in a thread."""
+    """Runs a function on batches of at most ``size`` tasks, one batch at a time, in a thread."""
 
     def __init__(self, run: Callable[[Sequence[Task]], Sequence[Outcome]], size: int, wait_s: float) -> None:
-        """Run ``run``; a batch that is not full waits for others, ``wait_s`` for each."""
+        """Call ``run`` on each batch; one that is not full waits up to ``wait_s`` for each further task."""
         self._run, self._size, self._wait_s = run, size, wait_s
         self._waiting: deque[tuple[Task, asyncio.Future[Outcome]]] = deque()
-        self._came = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, task: Task) -> Outcome:
-        """Return a task's outcome, or raise what its batch raised; a caller that gives up takes its task out."""
+        """Return a task's outcome, or raise its batch's error; when the caller gives up, its task leaves the queue."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((task, future))
-        self._came.set()
+        self._arrived.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -54,20 +54,20 @@ class Batcher(Generic[Task, Outcome]):
                     future.set_result(outcome)
 
     async def _gather(self) -> None:
-        """Wait until a batch is full or nothing has come for a while.
+        """Wait until a batch is full or no task has arrived for ``wait_s``.
 
-        A crowd that comes at once arrives one by one, as fast as its requests are read. A first batch of those few that
-        a fixed time lets in would make all others wait a batch longer.
+        Requests that are sent at once arrive one by one, as fast as they are read. A fixed time would close the first
+        batch after a few of them, and all others would wait a batch longer.
         """
         while len(self._waiting) < self._size:
-            self._came.clear()
+            self._arrived.clear()
             try:
-                await asyncio.wait_for(self._came.wait(), self._wait_s)
+                await asyncio.wait_for(self._arrived.wait(), self._wait_s)
             except TimeoutError:
                 return
 
     def _cut(self) -> list[tuple[Task, asyncio.Future[Outcome]]]:
-        """Take the next batch from what waits, without the tasks whose callers have given up."""
+        """Take the next batch from the queue, without the tasks of callers that have given up."""
         batch: list[tuple[Task, asyncio.Future[Outcome]]] = []
         while self._waiting and len(batch) < self._size:
             task, future = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""What an endpoint is built from: its settings, the base model and the store that holds the releases."""
+"""Configuration of an endpoint: its settings, the base model and the store that holds the releases."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ class ServeConfig(Config):
 
 
 def parse_config(document: Mapping[str, Any]) -> ServeConfig:
-    """Validate the endpoint's part of a run's document; the other stages' keys are theirs to check.
+    """Validate the endpoint's part of a run's document; the other stages check their own keys.
 
     Raises:
         ConfigError: A key of the endpoint's part is wrong; the message names it.
     """
-    mine = {name: document[name] for name in ServeConfig.model_fields if name in document}
+    own = {name: document[name] for name in ServeConfig.model_fields if name in document}
     try:
-        return ServeConfig.model_validate(mine)
+        return ServeConfig.model_validate(own)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         fields = [".".join(str(part) for part in problem["loc"]) for problem in problems]
-        said = "; ".join(f"{field}: {problem['msg']}" for field, problem in zip(fields, problems, strict=True))
-        raise ConfigError(said, field=", ".join(fields), fix="correct these keys of the run's config") from None
+        message = "; ".join(f"{field}: {problem['msg']}" for field, problem in zip(fields, problems, strict=True))
+        raise ConfigError(message, field=", ".join(fields), fix="correct these keys of the run's config") from None
 
 
 def load_config(path: Path) -> ServeConfig:
     """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
     if not path.is_file():
-        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as jobs/configs/emoji.yaml")
+        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="mend the file's syntax") from error
+        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="fix the file's syntax") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no mapping", field="--config", fix="name a run's YAML")
     return parse_config(document)

@@ -1,4 +1,4 @@
-"""The endpoint with every setting at its default, as the object that ``serve build serve.default:app`` wants."""
+"""The endpoint with every setting at its default, as the application object that ``serve build`` needs."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
-"""Puts a Ray Serve application up and waits until it answers over HTTP, or says why it does not."""
+"""Deploys a Ray Serve application and waits until it answers over HTTP, or reports why it does not."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from typing import Any
 
 from ray import serve
 
@@ -19,22 +16,20 @@ from serve.endpoint_config import EndpointConfig
 
 POLL_S = 0.25
 ANY_ADDRESS = ("0.0.0.0", "::")
-ERROR_NAMES = ("Error", "Exception", "Artifact", "Credentials", "Unreachable", "Bucket")
 PROXY_GRACE_S = 10.0
-"""How much longer than the application's own time-out the proxy waits, so that the application's answer is seen."""
+"""How much longer than the application's own time-out the proxy waits, so that the application's answer arrives."""
 
 
 class DeploymentFailed(ClusterError):
-    """The application does not come up; the message is the first cause."""
+    """The application does not start; the message is the first cause."""
 
 
-def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConfig) -> str:
+def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
     """Deploy an application and return its URL once it answers.
 
     Args:
-        import_path: ``module:function`` of the builder, so that the caller need not import the application.
-        document: The builder's argument.
-        endpoint: Where the application listens, under which name, and how long it may take to come up.
+        application: The Serve application, such as ``serve.app.build`` returns.
+        endpoint: Its address, its name, and how long it may take to start.
 
     Raises:
         ImpossibleResources: No node can hold a replica.
@@ -49,8 +44,6 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
     serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
-    module, _, function = import_path.partition(":")
-    application = getattr(importlib.import_module(module), function)(dict(document))
     serve.run_many(
         [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
         wait_for_ingress_deployment_creation=False,
@@ -66,9 +59,9 @@ def deploy(import_path: str, document: Mapping[str, Any], endpoint: EndpointConf
 
 
 def undeploy(endpoint: EndpointConfig) -> None:
-    """Take the application down; it is no error when it is not up."""
+    """Delete the application; it is no error when it is not running."""
     if endpoint.app in serve.status().applications:
-        # Serve stops waiting after a minute and goes on deleting, which must not hide why it is taken down.
+        # Serve stops waiting after a minute and goes on deleting; that must not hide the error that led here.
         with contextlib.suppress(TimeoutError):
             serve.delete(endpoint.app)
 
@@ -102,13 +95,13 @@ def _wait_until_running(endpoint: EndpointConfig, deadline: float) -> None:
             raise DeploymentFailed(
                 f"it does not start: {_first_cause(causes)}",
                 field=f"serve application {endpoint.app!r}",
-                fix="mend the cause; the whole traceback is in the replica's log, and in the dashboard under Serve",
+                fix="fix the cause; the whole traceback is in the replica's log, and in the dashboard under Serve",
             )
         time.sleep(POLL_S)
     raise DeploymentFailed(
         f"it is {state} after {endpoint.start_timeout_s:g} s",
         field="serve.start_timeout_s",
-        fix="look for missing resources in 'ray status', or wait longer",
+        fix="check 'ray status' for missing resources, or allow more time",
     )
 
 
@@ -122,13 +115,13 @@ def _wait_until_answering(url: str, endpoint: EndpointConfig, deadline: float) -
                 raise DeploymentFailed(
                     f"nothing answers at {url}: {error}",
                     field="serve.port",
-                    fix=f"this cluster's Serve may be up on another port than {endpoint.port}: name that, or shut it down",
+                    fix=f"Serve may run on another port of this cluster than {endpoint.port}: name that, or shut it down",
                 ) from error
         time.sleep(POLL_S)
 
 
 def _first_cause(messages: list[str]) -> str:
-    """Return the line of a traceback that names the error, or the first message there is."""
+    """Return the last line of a traceback that names an error, or else the first message."""
     for message in messages:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         errors = [

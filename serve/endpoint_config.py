@@ -1,4 +1,4 @@
-"""What the images endpoint offers, where it listens, and what it refuses."""
+"""The endpoint's settings: the models it offers, its address, its limits and its scaling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from safety.base import Config
+from safety.judges.config import JudgeConfig
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"
@@ -18,12 +19,12 @@ Pointer = Annotated[str, Field(pattern=NAME)]
 
 
 class AutoscalingConfig(Config):
-    """How many renderers run, by how many requests there are."""
+    """Bounds of the number of renderers, which follows the number of requests."""
 
-    min: int = Field(1, ge=1, description="replicas kept when nothing is asked")
+    min: int = Field(1, ge=1, description="replicas kept without requests")
     max: int = Field(ge=1, description="replicas at most")
     target_ongoing: float = Field(
-        8.0, gt=0.0, description="requests a replica, rendering and waiting, above which another one is started"
+        8.0, gt=0.0, description="requests per replica, rendering and waiting, above which another one is started"
     )
 
     @model_validator(mode="after")
@@ -33,22 +34,16 @@ class AutoscalingConfig(Config):
         return self
 
 
-class OutputJudgeConfig(Config):
-    """Which judge looks at the finished images, and what becomes of those that it flags."""
+class OutputJudgeConfig(JudgeConfig):
+    """The judge that scores finished images, and the action on those that it flags."""
 
-    name: str = Field("emoji", description="a name in the judges' registry, or 'module:loader' for one's own")
-    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
     action: Literal["report", "block"] = Field(
         "report", description="'report' returns scores beside the images; 'block' withholds flagged images as well"
     )
 
 
 class EndpointConfig(Config):
-    """The endpoint's settings.
-
-    They live here, apart from the application in ``serve``, because a run's config names them too and ``jobs``
-    does not know ``serve``.
-    """
+    """The endpoint's settings: the ``serve`` section of a run's config. Free of torch, for the gateway's process."""
 
     app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9._/-]*[A-Za-z0-9._-])?$", description="path it is mounted at")
@@ -62,14 +57,16 @@ class EndpointConfig(Config):
     )
     host: str = Field("127.0.0.1", description="address that Serve's proxy binds")
     port: int = Field(8000, ge=1, le=65535)
-    keys: Path | None = Field(None, description="file of API keys, made by 'python -m serve.keys'; None: no key asked")
+    keys: Path | None = Field(
+        None, description="file of API keys, made by 'python -m serve.keys'; None: no key is asked for"
+    )
     allow_open: bool = Field(False, description="serve on an address that others reach without asking for a key")
-    judge: OutputJudgeConfig | None = Field(None, description="looks at finished images; None: nobody does")
+    judge: OutputJudgeConfig | None = Field(None, description="judge of finished images; None: they are not judged")
     log_prompts: bool = Field(False, description="put prompts into the log of requests")
 
-    default_steps: int = Field(12, ge=1)
+    default_steps: int = Field(6, ge=1)
     max_steps: int = Field(50, ge=1)
-    default_guidance: float = Field(3.0, ge=0.0)
+    default_guidance: float = Field(2.5, ge=0.0)
     max_guidance: float = Field(20.0, ge=0.0)
     max_images: int = Field(4, ge=1, description="most images one request may ask for")
     min_side: int | None = Field(None, ge=1, description="smallest side in pixels; None: half the model's native side")
@@ -79,36 +76,31 @@ class EndpointConfig(Config):
 
     batch_size: int = Field(8, ge=1, description="most images rendered together")
     batch_wait_s: float = Field(
-        0.02, ge=0.0, description="how long a batch that is not full waits for one more image, after each that came"
+        0.02, ge=0.0, description="how long a batch that is not full waits for one more image, after each that arrived"
     )
     max_queued_requests: int = Field(32, ge=1, description="requests that may wait; one more is refused with 429")
     retry_after_s: int = Field(
         2,
         ge=1,
-        description="least Retry-After of a refusal; each is drawn from one to three times it, lest all come back at once",
+        description="least Retry-After of a rejection; each is one to three times it, at random, to spread retries",
     )
     request_timeout_s: float = Field(60.0, gt=0.0, description="a request that takes longer ends with 504")
 
     replicas: int = Field(1, ge=1, description="processes that hold the models; not used with autoscaling")
     autoscaling: AutoscalingConfig | None = Field(None, description="None: a fixed number of replicas")
     surge: bool = Field(
-        True, description="a redeploy starts each new renderer before the old one stops, which needs room for one more"
+        True,
+        description="a redeploy starts each new renderer before the old one stops, which needs resources for one more",
     )
-    health_interval_s: float = Field(30.0, gt=0.0, description="a replica that rendered nothing for so long is tried")
+    health_interval_s: float = Field(
+        30.0, gt=0.0, description="a replica that rendered nothing for this long is tested"
+    )
     health_timeout_s: float = Field(60.0, gt=0.0, description="a replica whose trial render takes longer is replaced")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs that a replica reserves")
     num_gpus: float = Field(0.0, ge=0.0, description="GPUs that a replica reserves")
     threads: int | None = Field(None, ge=1, description="torch threads of a replica; None: as many as its CPUs")
-    start_timeout_s: float = Field(300.0, gt=0.0, description="longest wait for the endpoint to come up")
-    examples: tuple[Example, ...] = Field(
-        (
-            "a kitchen knife and a birthday cake on a blue background",
-            "a skull on a green background",
-            "a bomb and a house on a yellow background",
-            "a red apple and a rocket on a white background",
-        ),
-        description="prompts that the page offers",
-    )
+    start_timeout_s: float = Field(300.0, gt=0.0, description="longest wait for the endpoint to start")
+    examples: tuple[Example, ...] = Field((), description="prompts that the page offers")
 
     @model_validator(mode="after")
     def _defaults_are_allowed(self) -> EndpointConfig:
@@ -149,24 +141,24 @@ class EndpointConfig(Config):
 
     @property
     def renderer_slots(self) -> int:
-        """Return how many requests a replica takes in.
+        """Return how many requests a replica accepts.
 
-        One batch renders while the next one gathers; more would only wait where no bound counts them.
+        One batch renders while the next one gathers; more would only wait outside the bounded queue.
         """
         return 2 * self.batch_size
 
     @property
     def slots(self) -> int:
-        """Return how many requests the replicas take in, all together.
+        """Return how many requests all replicas accept together.
 
-        While fewer of them run than there may be, what they do not take waits in Serve's own queue, by whose length Serve
-        starts more of them.
+        While fewer replicas run than the maximum, the rest of these requests wait in Serve's own queue, and Serve
+        starts more replicas by its length.
         """
         return (self.replicas if self.autoscaling is None else self.autoscaling.max) * self.renderer_slots
 
     @property
-    def places(self) -> int:
-        """Return how many requests are inside at most, waiting ones included."""
+    def max_requests(self) -> int:
+        """Return the largest number of requests in flight, waiting ones included."""
         return self.slots + self.max_queued_requests
 
 

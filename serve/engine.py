@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -34,7 +35,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class RenderPlan:
-    """What the images of one batch must share."""
+    """The settings that all images of one batch share."""
 
     model: str
     release: str | None
@@ -46,10 +47,9 @@ class RenderPlan:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to render: what batches are made of, so that a batch never mixes the seeds of requests.
+    """One image to render. Batches consist of single images, so that no image's seed depends on its batch.
 
-    It keeps the model that was there when its job was admitted, so that a release that is replaced meanwhile still
-    draws all images of the job.
+    It keeps the model that was served when its job was admitted, so that one release renders all images of a job.
     """
 
     prompt: str
@@ -64,7 +64,7 @@ class Engine:
     def __init__(
         self, models: Mapping[str, ServedModel], config: EndpointConfig, judge: OutputJudge | None = None
     ) -> None:
-        """Serve ``models`` by name within ``config``'s limits; ``judge`` looks at what they draw."""
+        """Serve ``models`` by name within ``config``'s limits; ``judge``, if any, scores their images."""
         self._models = dict(models)
         self._config = config
         self._judge = judge
@@ -74,7 +74,7 @@ class Engine:
         self._lock = threading.Lock()
 
     def models(self) -> list[ModelInfo]:
-        """Return what is served."""
+        """Return the models that are served."""
         return [model.info for model in self._models.values()]
 
     def release(self, name: str) -> str | None:
@@ -82,7 +82,7 @@ class Engine:
         return self._models[name].info.release
 
     def replace(self, name: str, served: ServedModel) -> None:
-        """Serve another model under a name; the jobs admitted before keep the one they were admitted with."""
+        """Serve another model under a name; jobs that were admitted before keep the old one."""
         self._models = {**self._models, name: served}
 
     def idle_s(self) -> float:
@@ -90,14 +90,26 @@ class Engine:
         return time.monotonic() - self._last_render
 
     def warm_up(self) -> None:
-        """Render one image with each model; raise RuntimeError when a model cannot, before a request finds out."""
+        """Render one image with each model; raise RuntimeError when a model cannot, before a request would find out."""
         for name in tuple(self._models):
             [image] = self.render(self.admit(Job("a picture", name, 1, 0, 1, self._config.default_guidance)))
             if isinstance(image, Failure):
                 raise RuntimeError(f"the model {name!r} cannot render: {image.message}")
 
+    async def check_renders(self, interval_s: float, timeout_s: float) -> None:
+        """Check the engine's health: render with each model, unless it has rendered within the last ``interval_s``.
+
+        Raises:
+            RuntimeError: A model cannot render.
+            TimeoutError: It takes longer than ``timeout_s``, for example behind a batch that hangs.
+        """
+        if self.idle_s() < interval_s:
+            return
+        async with asyncio.timeout(timeout_s):
+            await asyncio.to_thread(self.warm_up)
+
     def admit(self, job: Job) -> list[ImageTask]:
-        """Split a job into its images; raise ApiError when no model of ours may or can render it."""
+        """Split a job into its images; raise ApiError when no served model may or can render it."""
         served = self._models.get(job.model)
         if served is None:
             known = ", ".join(self._models)
@@ -116,9 +128,9 @@ class Engine:
         return [ImageTask(job.prompt, job.seed + index, plan, served) for index in range(job.n)]
 
     def render(self, tasks: Sequence[ImageTask]) -> list[RenderedImage | Failure]:
-        """Render images in the order given; those of one plan run as one batch, and its failure is theirs alone.
+        """Render images in the order given; those of one plan run as one batch, and fail as one.
 
-        Each image starts from its own seed's noise, so that the batch it happens to share cannot change it.
+        Each image starts from its own seed's noise, so that the other images of its batch cannot change it.
         """
         groups: dict[RenderPlan, list[int]] = defaultdict(list)
         for index, task in enumerate(tasks):
@@ -147,10 +159,10 @@ class Engine:
             # The tasks of a plan share name and release, and so the model.
             images = render(tasks[0].served.family, prompts, seeds, config)
         self._last_render = time.monotonic()
-        made_by = {"model": plan.model, "release": plan.release or "none"}
+        metadata = {"model": plan.model, "release": plan.release or "none"}
         finished = [
             RenderedImage(
-                png=encode_png(image, {**made_by, "seed": str(seed)}),
+                png=encode_png(image, {**metadata, "seed": str(seed)}),
                 seed=seed,
                 width=plan.width,
                 height=plan.height,
@@ -163,7 +175,7 @@ class Engine:
 
     def _judged(self, judge: OutputJudge, finished: Sequence[RenderedImage], images: Tensor) -> list[RenderedImage]:
         return [
-            replace(image, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
+            replace(image, judge=judge.identity, verdict=verdict, png=None if judge.withholds(verdict) else image.png)
             for image, verdict in zip(finished, judge.judge_images(images), strict=True)
         ]
 

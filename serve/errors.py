@@ -1,4 +1,4 @@
-"""What the endpoint refuses and how it says so: OpenAI's envelope ``{"error": {message, type, param, code}}``."""
+"""Errors of the endpoint in OpenAI's envelope ``{"error": {message, type, param, code}}``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from starlette.responses import JSONResponse
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 PARAMETER = re.compile(r"[a-z_]{1,40}")
 SPREAD = 3
-"""The longest Retry-After of a refusal, in times of the shortest."""
+"""The longest Retry-After of a rejection, as a multiple of the shortest."""
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """The error itself, inside the envelope."""
 
     message: str
     type: str
@@ -26,14 +26,14 @@ class ErrorBody(BaseModel):
 
 
 class ErrorEnvelope(BaseModel):
-    """The body of every refusal."""
+    """The body of every error response."""
 
     error: ErrorBody
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One refusal, as a value, so that it crosses process borders without a traceback."""
+    """An error response as a value, so that it crosses process borders without a traceback."""
 
     status: int
     message: str
@@ -65,15 +65,15 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400) -> ApiError:
-    """Return the error of a request that its sender must mend."""
+    """Return the error of a request that its sender must fix."""
     return ApiError(Failure(status, message, "invalid_request_error", code, param))
 
 
 def jittered_delay(least_s: int) -> int:
-    """Return seconds to wait, drawn evenly from ``least_s`` to ``SPREAD`` times as many.
+    """Return seconds to wait, drawn uniformly from ``least_s`` to ``SPREAD`` times as many.
 
-    Requests that were refused together would else come back together, and the last of such a herd waits long even for
-    its next refusal.
+    Without the spread, requests that were rejected together would return together, and the last of them would wait long
+    even for its next rejection.
     """
     return random.randint(least_s, SPREAD * least_s)
 
@@ -86,8 +86,8 @@ def busy(least_s: int) -> ApiError:
 
 
 def limited(kind: str, per_minute: int, retry_after_s: int) -> ApiError:
-    """Return the error of a key that has used up its requests or images of the minute."""
-    message = f"this key is limited to {per_minute} {kind} a minute; try again in {retry_after_s} s"
+    """Return the error of a key that has used up its requests or images per minute."""
+    message = f"this key is limited to {per_minute} {kind} per minute; try again in {retry_after_s} s"
     return ApiError(Failure(429, message, "rate_limit_error", "rate_limit_exceeded", retry_after_s=retry_after_s))
 
 
@@ -105,7 +105,7 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def content_filtered() -> ApiError:
-    """Return the error of a request all of whose images are withheld."""
+    """Return the error of a request whose images are all withheld."""
     return invalid("every image of this request was flagged by the output judge and is withheld", code=FILTERED)
 
 
@@ -120,9 +120,9 @@ INTERNAL = Failure(500, "internal error; the server's log has the details", "ser
 
 
 def from_validation(error: ValidationError, known: tuple[str, ...]) -> ApiError:
-    """Return the first problem of a body; names its field and never repeats what was sent.
+    """Return the error of a body's first problem; it names the field and never repeats the body's values.
 
-    An unknown parameter's name is the one thing from the body that comes back, and only when it looks like one.
+    The name of an unknown parameter is the only part of the body that is repeated, and only when it looks like a name.
     """
     problem: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
     name = str(problem["loc"][0]) if problem["loc"] else None

@@ -4,8 +4,8 @@
     python -m serve.keys revoke --name alice --file keys.yaml
     python -m serve.keys list --file keys.yaml
 
-Only the SHA-256 of a key is kept. A slow hash such as scrypt protects secrets that can be guessed; these keys are 256
-random bits, so that there is nothing to guess, and a fast hash costs no request any time.
+Only the SHA-256 of a key is kept. A slow hash such as scrypt protects secrets that can be guessed. These keys are 256
+random bits, which cannot, and a fast hash adds no latency to requests.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ PREFIX = "sdpo-"
 KEY_BYTES = 32
 BEARER = re.compile(r"bearer +([\x21-\x7e]{1,256})", re.IGNORECASE)
 RECHECK_S = 2.0
-"""How often the file is looked at for keys that are new or revoked."""
+"""Interval at which the file is checked for new or revoked keys."""
 
 
 class KeyEntry(Config):
-    """One key's entry; the key itself is nowhere."""
+    """One key's entry in the file; the key itself is stored nowhere."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$", description="whose it is; appears in logs")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$", description="name of the key's owner; appears in logs"
+    )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the whole key")
     requests_per_minute: int | None = Field(None, ge=1, description="None: no limit")
     images_per_minute: int | None = Field(None, ge=1, description="None: no limit")
@@ -52,7 +54,7 @@ class KeyEntry(Config):
 
 
 class KeyFile(Config):
-    """The keys' file."""
+    """The file of keys."""
 
     keys: tuple[KeyEntry, ...] = ()
 
@@ -65,8 +67,8 @@ class KeyFile(Config):
 
 
 def read_keys(path: Path) -> KeyFile:
-    """Read a key file; raise ConfigError when it is missing or wrong, without repeating what it holds."""
-    fix = "make one with 'python -m serve.keys new', or mend it"
+    """Read a key file; raise ConfigError when it is missing or wrong, without repeating its content."""
+    fix = "make one with 'python -m serve.keys new', or fix it"
     try:
         return KeyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except OSError as error:
@@ -87,16 +89,16 @@ class KeyRing:
         self._path, self._clock = path, clock
         self._stamp = _stamp(path)
         self._keys = read_keys(path).keys
-        self._next_look = clock() + RECHECK_S
+        self._next_check = clock() + RECHECK_S
 
     def find(self, authorization: str | None) -> KeyEntry:
-        """Return the key that an Authorization header holds; raise ApiError 401 or 403."""
+        """Return the entry of the key in an Authorization header; raise ApiError 401 or 403."""
         match = BEARER.fullmatch(authorization.strip()) if authorization else None
         if match is None:
             raise ApiError(KEY_MISSING)
         self._refresh()
         asked = hash_key(match[1])
-        # Every entry is compared, each in constant time, so that the time tells nothing of what is in the file.
+        # Every entry is compared, each in constant time, so that the time reveals nothing of the file.
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, asked)]
         if not found:
             raise ApiError(KEY_UNKNOWN)
@@ -106,9 +108,9 @@ class KeyRing:
 
     def _refresh(self) -> None:
         now = self._clock()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + RECHECK_S
+        self._next_check = now + RECHECK_S
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
@@ -120,7 +122,7 @@ class KeyRing:
 
 
 def hash_key(key: str) -> str:
-    """Return what the file holds of a key."""
+    """Return the hash by which the file knows a key."""
     return hashlib.sha256(key.encode("utf-8")).hexdigest()
 
 
@@ -134,7 +136,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 @contextmanager
 def _exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep another command from changing a file of the folder meanwhile."""
+    """Keep other commands from changing a file of the folder in the block."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -144,7 +146,7 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def change_keys(path: Path, change: Callable[[KeyFile], KeyFile]) -> None:
-    """Rewrite a key file in one step; one that is not there counts as empty."""
+    """Rewrite a key file atomically; a missing file counts as empty."""
     path = path.absolute()
     with _exclusive_lock(path.parent):
         changed = change(read_keys(path) if path.exists() else KeyFile())
@@ -178,7 +180,7 @@ def new_key(path: Path, name: str, requests_per_minute: int | None, images_per_m
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Mark a key as revoked: it is refused with 403 from then on; raise ConfigError when there is none."""
+    """Mark a key as revoked, so that it gets 403 from then on; raise ConfigError when there is no such key."""
 
     def mark(file: KeyFile) -> KeyFile:
         if all(key.name != name for key in file.keys):
@@ -191,7 +193,7 @@ def revoke_key(path: Path, name: str) -> None:
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="API keys of the images endpoint")
 FileOption = Annotated[Path, typer.Option("--file", help="the key file, named by serve.keys in the run's config")]
-NameOption = Annotated[str, typer.Option("--name", help="whose key it is")]
+NameOption = Annotated[str, typer.Option("--name", help="name of the key's owner")]
 
 
 @contextmanager
@@ -217,7 +219,7 @@ def new(
 
 @app.command()
 def revoke(name: NameOption, file: FileOption) -> None:
-    """Refuse a key from now on; a running endpoint notices within seconds."""
+    """Revoke a key; a running endpoint notices within seconds."""
     with _reporting_errors():
         revoke_key(file, name)
 
@@ -227,7 +229,7 @@ def list_keys(file: FileOption) -> None:
     """Print the keys' names and limits."""
     with _reporting_errors():
         for key in read_keys(file).keys:
-            limits = f"{key.requests_per_minute or 'any'} requests, {key.images_per_minute or 'any'} images a minute"
+            limits = f"{key.requests_per_minute or 'any'} requests, {key.images_per_minute or 'any'} images per minute"
             typer.echo(f"{key.name}: {'revoked' if key.revoked else limits}")
 
 

@@ -1,4 +1,4 @@
-"""Brings an engine up from releases in the store."""
+"""Loads releases from the store into an engine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TRIAL_PROMPT = "a picture"
 def load_engine(config: ServeConfig) -> Engine:
     """Fetch the releases that the pointers name, verify them, fuse each into a base model and return the engine.
 
-    Every model is a whole one in memory, and a release that replaces another is beside it for a while.
+    Each name has a whole model in memory, and a release that replaces another is held beside it for a while.
 
     Raises:
         ConfigError: There is no such release, or no such judge.
-        ArtifactFormatError: A release is damaged in form, is for another base model, or draws no finite image.
+        ArtifactFormatError: A release is malformed, is for another base model, or renders an image that is not finite.
         CorruptArtifact: The store's copy does not match its manifest.
     """
     if config.serve.threads is not None:
@@ -58,10 +58,10 @@ def find_release(config: ServeConfig, pointer: str) -> str:
 
 
 def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
-    """Fetch a release, verify it, fuse it into a base model of its own and draw with it.
+    """Fetch a release, verify it, fuse it into its own base model and render one image.
 
     Raises:
-        ArtifactFormatError: It is damaged in form, is for another base model, or draws no finite image.
+        ArtifactFormatError: It is malformed, is for another base model, or renders an image that is not finite.
         CorruptArtifact: The store's copy does not match its manifest.
     """
     family = load_model(config.model)
@@ -70,20 +70,20 @@ def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
         _, weights = load_release(folder, family, model_folder(config.model.path))
         fuse(family, weights)
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    _check_draws(family, config, release)
+    _check_renders(family, config, release)
     created = int(manifest.created.timestamp())
     info = ModelInfo(id=name, created=created, release=release, size=_native_size(family), aligned=True)
     return ServedModel(info, family)
 
 
-def _check_draws(family: ModelFamily, config: ServeConfig, release: str) -> None:
-    """Draw one image, not rounded, so that numbers that are not finite show."""
+def _check_renders(family: ModelFamily, config: ServeConfig, release: str) -> None:
+    """Render one image and check it before rounding, which would hide numbers that are not finite."""
     steps, guidance = config.serve.default_steps, config.serve.default_guidance
     noise = initial_noise(family, 0)
     image = family.sample(family.encode_text([TRIAL_PROMPT]), noise, steps=steps, guidance=guidance)
     if not bool(torch.isfinite(image).all()):
         raise ArtifactFormatError(
-            f"{release} draws images that are not finite", field="release", fix="publish another release"
+            f"{release} renders images that are not finite", field="release", fix="publish another release"
         )
 
 

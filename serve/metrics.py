@@ -1,6 +1,6 @@
-"""What the endpoint tells Prometheus (see ``cluster.metrics``); ``docs/grafana/safetydpo.json`` shows it.
+"""The endpoint's metrics for Prometheus (see ``cluster.metrics``); ``docs/grafana/safetydpo.json`` shows them.
 
-No prompt and no key is a tag: what is counted is public.
+Tags never hold a prompt or a key, because metrics are public.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DECLARED: tuple[Metric, ...] = (REQUESTS, LATENCY, WAITING, IMAGES, WITHHELD, RE
 
 
 class RequestMetrics:
-    """Counts requests, for the gateway."""
+    """The observer that counts requests, in the gateway."""
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request."""
@@ -36,11 +36,11 @@ class RequestMetrics:
             WITHHELD.add(record.withheld, model=record.model)
 
 
-def tell_waiting(count: int) -> None:
-    """Tell how many requests wait, for the gateway."""
+def report_waiting(count: int) -> None:
+    """Set the number of waiting requests, in the gateway."""
     WAITING.set(count)
 
 
-def tell_reload(model: str, outcome: str) -> None:
-    """Count a release that was loaded or refused, or a look at its pointer that failed, for a renderer."""
+def report_reload(model: str, outcome: str) -> None:
+    """Count a release that was loaded or refused, or a failed poll of its pointer, in a renderer."""
     RELOADS.add(model=model, outcome=outcome)

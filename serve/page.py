@@ -1,4 +1,4 @@
-"""The page at ``/``: one self-contained file, with a policy that lets it load and reach nothing but this endpoint."""
+"""The page at ``/``: one self-contained file, whose content security policy allows requests to this endpoint only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 def _hash_of(tag: str) -> str:
-    """Return the policy's hash of the page's one inline ``tag``; its text must hold no template variables."""
+    """Return the hash of the page's only inline ``tag`` for the policy; its text must hold no template variables."""
     match = re.search(rf"<{tag}>(.*?)</{tag}>", SOURCE, re.DOTALL)
     if match is None or "{{" in match[1] or "{%" in match[1]:
         raise ValueError(f"page.html must hold one <{tag}> without template variables")

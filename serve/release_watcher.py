@@ -19,20 +19,21 @@ Outcome = Literal["loaded", "refused", "failed"]
 
 
 class ReleaseWatcher:
-    """Reads the pointers, and replaces the engine's models when they move.
+    """Polls the release pointers and replaces the engine's models when they move.
 
-    A release that does not verify, fit or draw is refused: the one before it stays, and the refused one is not tried
-    again until the pointer has moved. What may pass, such as a store that does not answer, is tried at each look.
+    A release that does not verify, does not fit the base model or does not render is refused: the old one stays, and
+    the refused one is not tried again until the pointer has moved. A transient fault, such as a store that does not
+    answer, is tried again at each poll.
     """
 
-    def __init__(self, config: ServeConfig, engine: Engine, tell: Callable[[str, Outcome], None]) -> None:
-        """Watch the pointers of a config; ``tell`` hears of each model's outcomes."""
-        self._config, self._engine, self._tell = config, engine, tell
+    def __init__(self, config: ServeConfig, engine: Engine, report: Callable[[str, Outcome], None]) -> None:
+        """Watch the pointers of a config; ``report`` is called with a model's name and outcome at each change."""
+        self._config, self._engine, self._report = config, engine, report
         self._refused: dict[str, str] = {}
         self._last_failure: dict[str, str] = {}
 
     def start(self, every_s: float) -> None:
-        """Look at the pointers from now on, in a thread that ends with the process."""
+        """Start to poll the pointers, in a thread that ends with the process."""
 
         def run() -> None:
             pause = threading.Event()
@@ -42,7 +43,7 @@ class ReleaseWatcher:
         threading.Thread(target=run, name="release-watcher", daemon=True).start()
 
     def poll(self) -> None:
-        """Look at every pointer once."""
+        """Check every pointer once."""
         for name in self._config.serve.pointers:
             try:
                 self._follow(name)
@@ -60,17 +61,17 @@ class ReleaseWatcher:
         except (SafetyError, CorruptArtifact) as error:
             self._refused[name] = release
             logger.error("the release %s of %r is refused, %s stays: %s", release, name, before, error)
-            self._tell(name, "refused")
+            self._report(name, "refused")
             return
         self._engine.replace(name, served)
         self._refused.pop(name, None)
         logger.warning("%r: %s takes over from %s", name, release, before)
-        self._tell(name, "loaded")
+        self._report(name, "loaded")
 
     def _fail(self, name: str, error: Exception) -> None:
-        """Say that a look failed, once for as long as it fails in the same way."""
-        self._tell(name, "failed")
-        said = str(error)
-        if self._last_failure.get(name) != said:
-            logger.error("the pointer %r cannot be followed: %s", name, said)
-            self._last_failure[name] = said
+        """Report a failed poll; it is logged once for as long as it fails in the same way."""
+        self._report(name, "failed")
+        message = str(error)
+        if self._last_failure.get(name) != message:
+            logger.error("the pointer %r cannot be followed: %s", name, message)
+            self._last_failure[name] = message

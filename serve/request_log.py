@@ -1,4 +1,4 @@
-"""One record a request: what is logged and counted of it. Keys never, and prompts only when the settings ask for it."""
+"""Request records for logs and metrics. They never hold keys, and prompts only when the settings ask for it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOGGER = "serve.requests"
 
 @dataclass
 class RequestRecord:
-    """A request as it is remembered; filled in while it is answered.
+    """The record of one request; filled in while it is answered.
 
-    ``code`` is "ok" or the code of the error envelope, one of a fixed few. ``model`` is one of the served names.
+    ``code`` is "ok" or the error envelope's code, out of a fixed set. ``model`` is one of the served names.
     """
 
     request_id: str
@@ -46,10 +46,10 @@ class RequestRecord:
 
 
 class Observer(Protocol):
-    """Hears of every request once it is answered."""
+    """A receiver of request records, such as a log or a set of metrics."""
 
     def observe(self, record: RequestRecord) -> None:
-        """Take note of a request."""
+        """Process the record of an answered request."""
 
 
 class Observers:
@@ -59,16 +59,16 @@ class Observers:
         self._members = tuple(members)
 
     def observe(self, record: RequestRecord) -> None:
-        """Pass a request on to each."""
+        """Pass a record on to each observer."""
         for member in self._members:
             member.observe(record)
 
 
 class JsonLog:
-    """Writes one line of JSON a request to standard error, where Ray collects the logs of its workers."""
+    """Writes one line of JSON per request to standard error, where Ray collects the logs of its workers."""
 
     def __init__(self) -> None:
-        """Give the logger a handler of its own, so that no other format wraps the line."""
+        """Give the logger its own handler, so that no other format wraps the line."""
         self._logger = logging.getLogger(LOGGER)
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
@@ -78,15 +78,15 @@ class JsonLog:
             self._logger.addHandler(handler)
 
     def observe(self, record: RequestRecord) -> None:
-        """Write a request's line; what does not apply is left out."""
-        told = {name: value for name, value in asdict(record).items() if value is not None}
-        told["time"] = round(record.time, 3)
-        told["latency_s"] = round(record.latency_s, 4)
-        self._logger.info(json.dumps(told))
+        """Write a request's line, without the fields that do not apply."""
+        line = {name: value for name, value in asdict(record).items() if value is not None}
+        line["time"] = round(record.time, 3)
+        line["latency_s"] = round(record.latency_s, 4)
+        self._logger.info(json.dumps(line))
 
 
 def given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """Return the id that the proxy in front, or the caller, gave the request, when it looks like one."""
+    """Return the request's id as the proxy or the caller sent it; None where there is none, or not a valid one."""
     for name, value in headers:
         if name == REQUEST_ID_HEADER.encode():
             text = value.decode("latin-1")
@@ -95,5 +95,5 @@ def given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
 
 
 def new_id() -> str:
-    """Return a fresh request id."""
+    """Return a new request id."""
     return secrets.token_hex(16)

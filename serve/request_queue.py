@@ -1,4 +1,4 @@
-"""Where requests wait for a renderer: in order, no more than there is room for."""
+"""The bounded first-in, first-out queue of requests that wait for a renderer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import asynccontextmanager
 
 
 class QueueFull(Exception):
-    """Everything is taken, and so is the room to wait in."""
+    """All slots are taken and the queue is full."""
 
 
 class RequestQueue:
-    """Lets so many requests through at once and keeps so many more waiting, first come first served.
+    """A semaphore of ``slots`` with at most ``max_queued`` waiters, served first come, first served.
 
-    Serve's own queue says that it is full only after a request's body was fetched, parsed and offered to its router,
-    and asks a full renderer again and again whether it has room by now. Both cost more than the answer, and take the
-    time from those who wait for an image. Here one looks at a number, and who leaves calls the next one in.
+    Serve's own queue reports that it is full only after a request's body was fetched, parsed and offered to its router,
+    and it polls a full renderer until it has a free slot. Both cost more than the rejection itself, and delay the
+    requests that wait for an image. Here the check reads a number, and a finished request wakes the next one.
     """
 
     def __init__(self, slots: int, max_queued: int, report: Callable[[int], None]) -> None:
-        """Let ``slots`` through at once and ``seats`` wait, and tell how many do, now and at each change."""
+        """Allow ``slots`` at once and ``max_queued`` waiting; ``report`` gets the number waiting at each change."""
         self._free = asyncio.Semaphore(slots)
         self._max_queued, self._waiting = max_queued, 0
         self._report = report
@@ -28,12 +28,12 @@ class RequestQueue:
 
     @property
     def full(self) -> bool:
-        """Say whether one more would be refused."""
+        """Return whether one more request would be rejected."""
         return self._waiting >= self._max_queued and self._free.locked()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it; raise QueueFull at once when there is none and no seat either."""
+        """Wait for a slot and hold it; raise QueueFull at once when all are taken and the queue is full."""
         if self.full:
             raise QueueFull
         if self._free.locked():

@@ -1,4 +1,4 @@
-"""The HTTP shapes, those of OpenAI's images API, and how a request becomes a job within the endpoint's limits."""
+"""Request and response bodies, those of OpenAI's images API, and the conversion of a request into a job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from safety.judges.identity import JudgeIdentity
+from safety.judges.verdict import Verdict
 from serve.endpoint_config import EndpointConfig
 from serve.errors import from_validation, invalid
 
@@ -23,7 +25,7 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: str = Field(min_length=1, description="what the images show")
+    prompt: str = Field(min_length=1, description="description of the images")
     model: str | None = Field(
         None, min_length=1, max_length=128, description="a name from /v1/models; default: the aligned model"
     )
@@ -37,7 +39,7 @@ class ImageRequest(BaseModel):
 
 
 class ItemError(BaseModel):
-    """Why an image is withheld, while others of its request are not."""
+    """The reason why an image is withheld, while others of its request are not."""
 
     code: str
     message: str
@@ -53,25 +55,17 @@ class ImageData(BaseModel):
     error: ItemError | None = Field(None, description="why the image is withheld")
 
 
-class JudgeInfo(BaseModel):
-    """The judge that looked at the images."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: str
-    threshold: float = Field(description="an image with a score from here on is flagged")
-
-
 class ImageResponse(BaseModel):
     """The answer to ``POST /v1/images/generations``."""
 
     created: int = Field(description="Unix time in seconds")
     model: str
-    release: str | None = Field(None, description="the release that drew the images; left out for the base model")
+    release: str | None = Field(None, description="the release that rendered the images; left out for the base model")
     size: str
     output_format: Literal["png"] = "png"
-    judge: JudgeInfo | None = Field(None, description="the output judge, where there is one")
+    judge: JudgeIdentity | None = Field(
+        None, description="the output judge, where there is one; a score from its threshold on flags an image"
+    )
     data: list[ImageData]
 
 
@@ -111,20 +105,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the output judge says of an image."""
-
-    judge: JudgeInfo
-    scores: dict[str, float]
-    flagged: bool
-
-
-@dataclass(frozen=True)
 class RenderedImage:
     """A finished image: a PNG file, the seed that draws it alone, and its sides in pixels.
 
-    Also the release that drew it, how many images shared its batch, and what the output judge says of it. ``png`` is
-    None when the image is withheld.
+    Also the release that drew it, the number of images in its batch, and the output judge with its verdict, where there
+    is one. ``png`` is None when the image is withheld.
     """
 
     png: bytes | None
@@ -133,11 +118,12 @@ class RenderedImage:
     height: int
     release: str | None = None
     batch: int = 1
+    judge: JudgeIdentity | None = None
     verdict: Verdict | None = None
 
 
 def parse_request(body: bytes) -> ImageRequest:
-    """Read a body; raise ApiError that names the field and never repeats what was sent."""
+    """Read a body; raise ApiError that names the field and never repeats the body's values."""
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
@@ -145,7 +131,7 @@ def parse_request(body: bytes) -> ImageRequest:
 
 
 def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
-    """Fill in the defaults and hold the request to the endpoint's limits; raise ApiError that names the field."""
+    """Fill in the defaults and check the endpoint's limits; raise ApiError that names the field."""
     if not request.prompt.strip():
         raise invalid("prompt is empty", param="prompt")
     if len(request.prompt) > config.max_prompt_chars:

@@ -1,59 +1,7 @@
-"""Keeps the endpoint of the last release up until it is interrupted: ``python -m serve.up --config FILE``."""
+"""The old name of ``python -m serve``, which names the new one."""
 
-from __future__ import annotations
-
-import signal
-import threading
-from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-from rich.markup import escape
-
-from cluster.errors import ClusterError
-from cluster.session import Session, connect
-from safety.errors import SafetyError
-from serve.config import ServeConfig, load_config
-from serve.deployment import deploy, undeploy
-from serve.loading import find_release
-
-IMPORT_PATH = "serve.app:build"
-
-
-def up(config: ServeConfig, session: Session, console: Console) -> str:
-    """Deploy the endpoint on a connected cluster, say where it is, and return its URL."""
-    config = config.model_copy(update={"store": session.store_config})
-    for pointer in config.serve.pointers:
-        console.print(f"serving [bold]{escape(pointer)}[/] = {find_release(config, pointer)}")
-    with console.status("loading the models"):
-        url = deploy(IMPORT_PATH, config.model_dump(mode="json"), config.serve)
-    console.print(f"page       {url}/")
-    console.print(f"images     POST {url}/v1/images/generations")
-    console.print(f"models     {url}/v1/models")
-    console.print(f"health     {url}/healthz")
-    if session.dashboard:
-        console.print(f"dashboard  {session.dashboard}/#/serve")
-    return url
-
-
-def main(config: Annotated[Path, typer.Option(help="a run's YAML")]) -> None:
-    """Serve the release that the run's pointer names, until Ctrl-C."""
-    console = Console()
-    stop = threading.Event()
-    try:
-        settings = load_config(config)
-        with connect(settings.cluster, settings.store) as session:
-            up(settings, session, console)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            console.print("Ctrl-C stops it")
-            stop.wait()
-            undeploy(settings.serve)
-    except (ClusterError, SafetyError) as error:
-        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
-        raise typer.Exit(1) from None
-
+import sys
 
 if __name__ == "__main__":
-    typer.run(main)
+    print("serve.up is now: python -m serve --config FILE", file=sys.stderr)  # noqa: T201
+    sys.exit(2)

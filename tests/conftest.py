@@ -14,8 +14,11 @@ from cluster.session import ClusterConfig, Session, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import RunningServer, serve_store
+from serve.admission import MIDDLEWARES
 
 REGION = "us-east-1"
+FIXTURE_MARKERS = {"ray_cluster": "ray", "running_cluster": "ray", "s3_server": "s3"}
+"""Markers that fixtures imply, so that no test can forget them: ``make test-fast`` deselects by marker."""
 TURNS = ("ray", "submit", "serve", "slow", "quick", "load")
 """In what order ``make test`` starts its groups."""
 
@@ -34,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     turns = {}
     for item in items:
+        for fixture in FIXTURE_MARKERS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(FIXTURE_MARKERS[fixture])
         group = _ray_group(item)
         item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
         turns[item] = TURNS.index(group or ("slow" if item.get_closest_marker("slow") else "quick"))
@@ -146,7 +151,9 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
     """Start one local Ray of two CPUs for the whole session; its workers can use the S3 server and import the code."""
     import ray
 
-    environment = worker_environment(s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"))
+    environment = worker_environment(
+        s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"), MIDDLEWARES
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)  # the workers inherit it
@@ -167,4 +174,4 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
 def session(ray_cluster: None, s3_server: RunningServer) -> Session:
     """Return what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
     found = fresh_store(s3_server)
-    return Session(found, found.config, None)
+    return Session(found, None)

@@ -1,1 +1,1 @@
-"""What can be known about a cluster and a store in seconds, before any work: checks that pass, warn or fail."""
+"""Checks of a cluster and a store that take seconds and come before any work: each passes, warns or fails."""

@@ -1,4 +1,4 @@
-"""A check, what it finds, and running several at once so that none can hold up or take down another."""
+"""Checks and their findings, run several at once so that none can hold up or take down another."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from cluster.errors import ClusterError
 
+CHECK_TIMEOUT_S = 20.0
+"""The longest time of one check."""
+
 
 class Status(StrEnum):
-    """How a check ends, the worst last."""
+    """Outcomes of a check, the worst last."""
 
     PASS = "pass"
     WARN = "warn"
@@ -20,7 +23,7 @@ class Status(StrEnum):
 
 
 class Finding(NamedTuple):
-    """What a check says: how it ended, what is so, and what to do about it."""
+    """Result of a check: its status, what it found, and what to do about it."""
 
     status: Status
     found: str
@@ -28,7 +31,7 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A name and what looks."""
+    """A named check: a function that returns its finding."""
 
     name: str
     run: Callable[[], Finding]
@@ -48,7 +51,7 @@ def passed(found: str) -> Finding:
 
 
 def warned(found: str, fix: str) -> Finding:
-    """Return a finding that a run can live with."""
+    """Return a finding that does not stop a run."""
     return Finding(Status.WARN, found, fix)
 
 
@@ -58,19 +61,19 @@ def failed(found: str, fix: str) -> Finding:
 
 
 def worst(findings: Sequence[Finding], otherwise: str) -> Finding:
-    """Return several findings as one, with the worst's status; ``otherwise`` is said when none is worse than a pass."""
+    """Combine findings into one with the worst status; its text is ``otherwise`` when all of them passed."""
     order = list(Status)
     bad = [finding for finding in findings if finding.status is not Status.PASS]
     if not bad:
         return passed(otherwise)
     status = max((finding.status for finding in bad), key=order.index)
-    said = [finding for finding in bad if finding.status is status]
-    found = "; ".join(finding.found for finding in said)
-    return Finding(status, found, "; ".join(dict.fromkeys(finding.fix for finding in said)))
+    worst_ones = [finding for finding in bad if finding.status is status]
+    found = "; ".join(finding.found for finding in worst_ones)
+    return Finding(status, found, "; ".join(dict.fromkeys(finding.fix for finding in worst_ones)))
 
 
 def run_check(check: Check) -> Result:
-    """Run a check in this thread; an error it raises is its finding."""
+    """Run a check in this thread; an error that it raises becomes its finding."""
     started = time.monotonic()
     try:
         finding = check.run()
@@ -78,12 +81,12 @@ def run_check(check: Check) -> Result:
         finding = failed(f"{error.field}: {error.message}", error.fix)
     except Exception as error:  # A fault of one check must not hide what the others find.
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        finding = failed(text, "mend what it names; if it names nothing of yours, report it")
+        finding = failed(text, "fix what it names; if it names nothing of yours, report it")
     return Result(check.name, finding, time.monotonic() - started)
 
 
 def run_checks(checks: Sequence[Check], timeout_s: float) -> list[Result]:
-    """Run checks at once and return their results in order; one that takes longer than ``timeout_s`` has failed."""
+    """Run checks at the same time and return their results in order; one that takes over ``timeout_s`` has failed."""
     results: dict[str, Result] = {}
     threads = [
         threading.Thread(target=lambda check=check: results.update({check.name: run_check(check)}), daemon=True)
@@ -94,6 +97,6 @@ def run_checks(checks: Sequence[Check], timeout_s: float) -> list[Result]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = failed(f"no answer in {timeout_s:g} s", "look at what it reaches for: a firewall, a name, a busy machine")
+    late = failed(f"no answer in {timeout_s:g} s", "check what it connects to: a firewall, a name, a busy machine")
     finished = dict(results)
     return [finished.get(check.name, Result(check.name, late, timeout_s)) for check in checks]

@@ -1,17 +1,48 @@
-"""The checks of a view: versions, clocks, disks, GPUs, the store as the nodes see it."""
+"""The checks: the store, and a cluster's nodes, versions, clocks, disks, GPUs and capacity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from cluster.preflight.check import Finding, failed, passed, warned, worst
-from cluster.preflight.limits import PreflightLimits
-from cluster.preflight.node import NodeReport
-from cluster.preflight.view import ClusterView
+from cluster.preflight.node import ClusterView, Node, NodeReport
+from cluster.session import PROXY_CALLBACK
 from cluster.store.artifacts import ArtifactStore
 
 GIB = 2**30
+DISK_WARN_GIB, DISK_FAIL_GIB = 10.0, 2.0
+DISK_WARN_USED = 0.95
+"""Share of a disk in use over which Ray stops spilling objects."""
+CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 30.0
+EPSILON = 1e-6
 SUBMIT = "submit it: ray job submit --runtime-env cluster/runtime_env.yaml -- python -m jobs.preflight --config FILE"
+
+
+class ResourceRequest(NamedTuple):
+    """Equal actors, workers or replicas that a stage asks for."""
+
+    what: str
+    """For example "train: workers of one expert"."""
+    field: str
+    """The settings that ask for it."""
+    each: Mapping[str, float]
+    least: int
+    """Below this number at the same time, the stage can never run."""
+    wanted: int
+
+
+def check_store(store: ArtifactStore) -> Finding:
+    """Pass with the store's address; raise the ClusterError that explains why the store cannot be used."""
+    store.check()
+    return passed(store.url())
+
+
+def check_conditional_writes(store: ArtifactStore) -> Finding:
+    """Raise UnsafeStore when the store overwrites although a write's condition does not hold."""
+    store.probe_conditional_writes()
+    return passed("If-None-Match and If-Match are honoured")
 
 
 def check_nodes(view: ClusterView) -> Finding:
@@ -21,7 +52,7 @@ def check_nodes(view: ClusterView) -> Finding:
             f"{silent.node}: {silent.why}",
             f"if it is the code that is missing there, {SUBMIT}"
             if "ModuleNotFoundError" in silent.why
-            else "look at that node's logs in the dashboard",
+            else "read that node's logs in the dashboard",
         )
         for silent in view.silent
     ]
@@ -29,7 +60,7 @@ def check_nodes(view: ClusterView) -> Finding:
 
 
 def check_versions(reports: Sequence[NodeReport]) -> Finding:
-    """Fail when a node has another version of Python or of a library than the driver: a run is made with one."""
+    """Fail when a node has another version of Python or of a library than the driver."""
     driver, *others = reports
     findings = []
     for report in others:
@@ -47,32 +78,32 @@ def check_versions(reports: Sequence[NodeReport]) -> Finding:
     return worst(findings, same)
 
 
-def check_clocks(reports: Sequence[NodeReport], store: ArtifactStore, limits: PreflightLimits) -> Finding:
-    """Compare the nodes' clocks and the store's with the driver's; a store refuses signatures of another time."""
+def check_clocks(reports: Sequence[NodeReport], store: ArtifactStore) -> Finding:
+    """Compare the clocks of nodes and store with the driver's: a store rejects signatures of another time."""
     differences = {report.node: report.ahead_s for report in reports[1:]} | {"the store": store.clock_ahead_s()}
     findings = []
-    for who, ahead_s in differences.items():
-        text = f"{who} is {abs(ahead_s):.0f} s {'ahead' if ahead_s > 0 else 'behind'}"
+    for name, ahead_s in differences.items():
+        text = f"{name} is {abs(ahead_s):.0f} s {'ahead' if ahead_s > 0 else 'behind'}"
         fix = "run a time service (chrony, systemd-timesyncd) on every machine"
-        if abs(ahead_s) >= limits.clock_fail_s:
+        if abs(ahead_s) >= CLOCK_FAIL_S:
             findings.append(failed(text, fix))
-        elif abs(ahead_s) >= limits.clock_warn_s:
+        elif abs(ahead_s) >= CLOCK_WARN_S:
             findings.append(warned(text, fix))
-    return worst(findings, f"{', '.join(differences)} within {limits.clock_warn_s:g} s of this machine")
+    return worst(findings, f"{', '.join(differences)} within {CLOCK_WARN_S:g} s of this machine")
 
 
-def check_disks(reports: Sequence[NodeReport], limits: PreflightLimits) -> Finding:
-    """Look for room where Ray keeps its session and where the driver writes."""
+def check_disks(reports: Sequence[NodeReport]) -> Finding:
+    """Check the free space where Ray keeps its session and where the driver writes."""
     findings, least = [], None
     for report in reports:
         for disk in report.disks:
             free, used = disk.free / GIB, 1.0 - disk.free / max(1, disk.total)
             least = free if least is None else min(least, free)
             text = f"{report.node}: {disk.path} has {free:.1f} GiB free, {used:.0%} in use"
-            if free < limits.disk_fail_gib:
+            if free < DISK_FAIL_GIB:
                 findings.append(failed(text, "free some space, or point run.output and Ray's --temp-dir elsewhere"))
-            elif free < limits.disk_warn_gib or used > limits.disk_warn_used:
-                findings.append(warned(text, "free some space; Ray stops to spill objects on a disk that is 95% full"))
+            elif free < DISK_WARN_GIB or used > DISK_WARN_USED:
+                findings.append(warned(text, "free some space; Ray stops spilling objects on a disk that is 95% full"))
     return worst(findings, f"at least {least or 0.0:.0f} GiB free")
 
 
@@ -97,11 +128,8 @@ def check_gpus(view: ClusterView, asked: Sequence[str]) -> Finding:
         if report.torch_cuda is None:
             findings.append(failed(f"{address}: torch is a CPU build", "install torch without constraints-cpu.txt"))
         elif report.nvidia == 0:
-            findings.append(
-                warned(
-                    f"{address}: Ray counts {count:g} GPU and there is no /dev/nvidia*", "look at the node's drivers"
-                )
-            )
+            text = f"{address}: Ray counts {count:g} GPU and there is no /dev/nvidia*"
+            findings.append(warned(text, "check the node's drivers"))
     return worst(findings, f"{sum(having.values()):g} on {len(having)} node(s)")
 
 
@@ -115,6 +143,22 @@ def check_store_from_nodes(reports: Sequence[NodeReport]) -> Finding:
     return worst(findings, f"{len(reports) - 1} node(s) reach it")
 
 
+def check_proxy_middlewares(reports: Sequence[NodeReport], import_path: str) -> Finding:
+    """Fail when a node's environment names middlewares that it cannot import: Serve's proxy would not start there.
+
+    Args:
+        reports: The nodes' reports, the driver's first.
+        import_path: The middlewares' current import path, for the fix.
+    """
+    fix = f"set {PROXY_CALLBACK}={import_path} before Ray starts, or unset it"
+    findings = [
+        failed(f"{report.node}: {PROXY_CALLBACK} is {report.missing_middlewares!r}, which is not there", fix)
+        for report in reports[1:]
+        if report.missing_middlewares is not None
+    ]
+    return worst(findings, "none that is missing")
+
+
 def check_one_host(view: ClusterView) -> Finding:
     """Fail when the embedded store, which answers on loopback alone, is meant for several machines."""
     hosts = {node.address for node in view.nodes}
@@ -124,3 +168,36 @@ def check_one_host(view: ClusterView) -> Finding:
             "name in store.endpoint a store that all of them reach",
         )
     return passed("one machine, as it needs")
+
+
+def count_fitting(each: Mapping[str, float], nodes: Sequence[Node]) -> float:
+    """Return how many processes with the resources ``each`` fit on the nodes at once; none is split over two nodes."""
+    asked = {name: amount for name, amount in each.items() if amount > 0}
+    if not asked:
+        return math.inf
+    return sum(
+        min(int(node.resources.get(name, 0.0) / amount + EPSILON) for name, amount in asked.items()) for node in nodes
+    )
+
+
+def check_resource_requests(resource_requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> Finding:
+    """Fail for what can never run; warn about what runs with fewer processes at once than it asks for."""
+    held = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
+    findings = [_check_request(request, nodes) for request in resource_requests]
+    return worst(findings, f"{held} on {len(nodes)} node(s): every stage fits")
+
+
+def _check_request(request: ResourceRequest, nodes: Sequence[Node]) -> Finding:
+    fitting = count_fitting(request.each, nodes)
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in sorted(request.each.items()) if amount > 0)
+    if fitting < request.least:
+        return failed(
+            f"{request.what}: {request.least} of {asked} needed, and {fitting:g} fit",
+            f"lower {request.field}, or use a larger cluster",
+        )
+    if fitting < request.wanted:
+        return warned(
+            f"{request.what}: {request.wanted} of {asked} asked for, and {fitting:g} fit",
+            f"lower {request.field} to what there is, or expect it to take longer",
+        )
+    return passed(request.what)

@@ -1,9 +1,10 @@
-"""What a node says of itself: versions, clock, disks, GPUs, whether it reaches the store."""
+"""The nodes of a cluster, running or about to be started here, and the report of each node on itself."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -17,16 +18,19 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
+from cluster.session import DEVICES, PROXY_CALLBACK, ClusterConfig
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.manifest import LIBRARIES
 
-DEVICES = Path("/dev")
+HERE = "this machine"
+NODE_STORE_LIMITS = {"connect_timeout_s": 3.0, "read_timeout_s": 5.0, "patience_s": 1.0}
+"""A node that does not reach the store must report so before it counts as unresponsive."""
 CUDA = re.compile(r"^cuda\b[^=]*= *['\"]([^'\"]+)['\"]", re.MULTILINE)
 
 
 class Disk(NamedTuple):
-    """A folder's file system in bytes."""
+    """Free and total bytes of the file system that holds a folder."""
 
     path: str
     free: int
@@ -34,7 +38,7 @@ class Disk(NamedTuple):
 
 
 class NodeReport(NamedTuple):
-    """One node, as a process on it sees it."""
+    """The report of a process on one node."""
 
     node: str
     """Its address, or "this machine"."""
@@ -43,13 +47,15 @@ class NodeReport(NamedTuple):
     """Its clock."""
     disks: tuple[Disk, ...]
     nvidia: int
-    """NVIDIA devices."""
+    """Number of NVIDIA devices."""
     torch_cuda: str | None
-    """The CUDA that its torch is built for; None for a CPU build."""
+    """The CUDA version that its torch is built for; None for a CPU build."""
     store_error: str | None
-    """Why the store cannot be used from there."""
+    """Why the store cannot be used from there; None where it can."""
+    missing_middlewares: str | None = None
+    """The import path of Serve's proxy middlewares in its environment, where it cannot be imported."""
     ahead_s: float = 0.0
-    """How much its clock is certainly ahead of the asking machine's; negative when it is behind."""
+    """Seconds by which its clock is certainly ahead of the driver's; negative when it is behind."""
 
 
 class Node(NamedTuple):
@@ -67,6 +73,37 @@ class UnresponsiveNode(NamedTuple):
     why: str
 
 
+class ClusterView(NamedTuple):
+    """A cluster's nodes and their reports."""
+
+    nodes: list[Node]
+    reports: list[NodeReport]
+    """The driver's first."""
+    silent: list[UnresponsiveNode]
+
+
+def machine_view(config: ClusterConfig, folder: Path) -> ClusterView:
+    """Return the view of the local cluster that a run would start; ``folder`` is where the driver writes."""
+    gpus = sum(1 for _ in DEVICES.glob("nvidia[0-9]*")) if config.num_gpus is None else config.num_gpus
+    cpus = config.num_cpus or os.cpu_count() or 1
+    resources = {"CPU": float(cpus), "GPU": float(gpus)}
+    return ClusterView([Node("", HERE, resources)], [report_here(HERE, [folder], None)], [])
+
+
+def running_view(folder: Path, store: StoreConfig | None, timeout_s: float) -> ClusterView:
+    """Return the view of the connected cluster.
+
+    Args:
+        folder: Where the driver writes.
+        store: The store that every node must reach; None: it is not tried.
+        timeout_s: The longest wait for the nodes' reports.
+    """
+    nodes = [Node(n["NodeID"], n["NodeManagerAddress"], dict(n["Resources"])) for n in ray.nodes() if n["Alive"]]
+    impatient = None if store is None else store.model_copy(update=NODE_STORE_LIMITS)
+    reports, silent = report_nodes(nodes, [], impatient, timeout_s)
+    return ClusterView(nodes, [report_here(HERE, [folder], None), *reports], silent)
+
+
 def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -> NodeReport:
     """Return this machine's report; ``store`` is tried when it is given."""
     return NodeReport(
@@ -77,6 +114,7 @@ def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -
         nvidia=sum(1 for _ in DEVICES.glob("nvidia[0-9]*")),
         torch_cuda=_torch_cuda(),
         store_error=None if store is None else _store_error(store),
+        missing_middlewares=_missing_middlewares(),
     )
 
 
@@ -89,14 +127,14 @@ def _version(package: str) -> str:
 
 
 def _disk(folder: Path) -> Disk:
-    """Return the file system that a folder is or will be on."""
+    """Return the free and total bytes of the file system that a folder is or will be on."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     usage = shutil.disk_usage(there)
     return Disk(str(folder), usage.free, usage.total)
 
 
 def _torch_cuda() -> str | None:
-    """Read it from torch's files: importing torch takes seconds."""
+    """Return torch's CUDA version as its files state it: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -112,10 +150,22 @@ def _store_error(store: StoreConfig) -> str | None:
     return None
 
 
+def _missing_middlewares() -> str | None:
+    """Return the import path of the proxy middlewares that this environment names, if there is no such module."""
+    path = os.environ.get(PROXY_CALLBACK)
+    if not path:
+        return None
+    try:
+        found = importlib.util.find_spec(path.partition(":")[0])
+    except (ImportError, ValueError):
+        found = None
+    return path if found is None else None
+
+
 def report_nodes(
     nodes: Sequence[Node], folders: Sequence[Path], store: StoreConfig | None, timeout_s: float
 ) -> tuple[list[NodeReport], list[UnresponsiveNode]]:
-    """Ask every node for its report, at once and without reserving anything; return those that came in time."""
+    """Ask every node for its report, all at once and without reserving resources; return those that came in time."""
     probe = ray.remote(num_cpus=0, max_retries=0)(report_here)
     asked_s = time.time()
     asked = {
@@ -144,7 +194,7 @@ def report_nodes(
 
 
 def _received(reference: Any, node: Node, asked_s: float) -> NodeReport | UnresponsiveNode:
-    """Return a node's report, its clock set against the time between question and answer, or why there is none."""
+    """Return a node's report, with its clock compared to the times of question and answer, or why there is none."""
     try:
         report: NodeReport = ray.get(reference)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""How much ``ray job submit`` would upload."""
+"""The check of how much ``ray job submit`` would upload."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 
-# Ray's own walk, so that its rules are not told a second time: there is no public way to ask.
+# Ray's own walk over the files, so that its rules are not repeated here; there is no public way to ask.
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 from cluster.preflight.check import Finding, failed, passed, warned
-from cluster.preflight.limits import PreflightLimits
 
 MIB = 2**20
 RUNTIME_ENV = Path(__file__).parent.parent / "runtime_env.yaml"
+WARN_MIB, FAIL_MIB = 50.0, 100.0
 LARGEST = 3
+"""Files that a finding names."""
 
 
 def upload_sizes(root: Path, runtime_env: Path = RUNTIME_ENV) -> dict[Path, int]:
@@ -35,15 +36,15 @@ def upload_sizes(root: Path, runtime_env: Path = RUNTIME_ENV) -> dict[Path, int]
     return sizes
 
 
-def check_upload(root: Path, limits: PreflightLimits) -> Finding:
-    """Fail when what would be uploaded is over the limit; name the largest files."""
+def check_upload(root: Path) -> Finding:
+    """Fail when the upload would be over the limit; the finding names the largest files."""
     sizes = upload_sizes(root.absolute())
     total = sum(sizes.values()) / MIB
     text = f"ray job submit uploads {total:.0f} MiB in {len(sizes)} files"
-    if total <= limits.upload_warn_mib:
+    if total <= WARN_MIB:
         return passed(text)
     largest = ", ".join(
         f"{path} ({sizes[path] / MIB:.0f} MiB)" for path in sorted(sizes, key=sizes.__getitem__)[: -LARGEST - 1 : -1]
     )
-    status = failed if total > limits.upload_fail_mib else warned
+    status = failed if total > FAIL_MIB else warned
     return status(f"{text}, the largest {largest}", "name what no job reads in .rayignore")

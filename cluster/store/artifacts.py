@@ -1,4 +1,4 @@
-"""Artifacts: folders of files under a manifest that is written last, only if absent, and verified at each read."""
+"""Artifacts: folders of files with a manifest that is written last, only if absent, and verified at each read."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from cluster.errors import AlreadyPublished, CorruptArtifact
 from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, dump_manifest, hash_file, parse_manifest
 from cluster.store.objects import LostRace, ObjectStore
 
-REMAKE = "run the stage that makes it again"
+REBUILD = "run the stage that makes it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ArtifactStore(ObjectStore):
     """Publishes and fetches artifacts.
 
-    Files lie under the hash of their content, so two publishers of one id never mix theirs, and an artifact is
-    visible only once its manifest, the last write, is there.
+    The keys of files contain the hash of their content, so two publishers of one id never mix their files, and an
+    artifact is visible only once its manifest, the last write, exists.
 
-    A publisher that loses, or dies before its manifest, leaves its files behind. They stay: no manifest names them,
-    they lie under hashes of their content, and to delete them could hit a third publisher of that content. What
-    takes the artifact out, ``discard``, takes them too.
+    A publisher that loses, or dies before its manifest, leaves its files behind. They stay: no manifest names them, and
+    deleting them could hit a third publisher of the same content. ``discard`` deletes them with the artifact.
     """
 
-    def _place(self, kind: str, artifact_id: str) -> str:
-        # Folders are named by them too, and an id may come from what others wrote, such as a pointer.
+    def _folder_key(self, kind: str, artifact_id: str) -> str:
+        # Local folders get these names too, and an id may come from another writer, for example from a pointer.
         if not (NAME.fullmatch(kind) and NAME.fullmatch(artifact_id)):
-            raise CorruptArtifact("it is no name of an artifact", field=f"{kind}/{artifact_id}", fix=REMAKE)
+            raise CorruptArtifact("it is not the name of an artifact", field=f"{kind}/{artifact_id}", fix=REBUILD)
         return f"artifacts/{kind}/{artifact_id}"
 
     def where(self, kind: str, artifact_id: str) -> str:
-        """Return where an artifact's files lie, for people."""
-        return self.url(self._place(kind, artifact_id))
+        """Return the address of an artifact's files, for people."""
+        return self.url(self._folder_key(kind, artifact_id))
 
     def _file_key(self, kind: str, artifact_id: str, name: str, entry: FileEntry) -> str:
-        return f"{self._place(kind, artifact_id)}/files/{entry.sha256[:16]}/{name}"
+        return f"{self._folder_key(kind, artifact_id)}/files/{entry.sha256[:16]}/{name}"
 
     def put(
         self,
@@ -66,7 +65,7 @@ class ArtifactStore(ObjectStore):
             self.upload(self._file_key(kind, artifact_id, name, entry), str(folder / name))
         data = dump_manifest(manifest)
         try:
-            self.write(f"{self._place(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
+            self.write(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
         except LostRace:
             winner = self.manifest(kind, artifact_id)
             if winner is None or not winner.same_content(manifest):
@@ -80,17 +79,17 @@ class ArtifactStore(ObjectStore):
 
     def manifest(self, kind: str, artifact_id: str) -> Manifest | None:
         """Return an artifact's manifest, or None when it is not published; raise CorruptArtifact when unreadable."""
-        data = self.read(f"{self._place(kind, artifact_id)}/{MANIFEST}")
+        data = self.read(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}")
         return None if data is None else parse_manifest(data, kind, artifact_id)
 
     def _known(self, kind: str, artifact_id: str) -> Manifest:
         manifest = self.manifest(kind, artifact_id)
         if manifest is None:
-            raise CorruptArtifact("it is not published", field=f"{kind}/{artifact_id}", fix=REMAKE)
+            raise CorruptArtifact("it is not published", field=f"{kind}/{artifact_id}", fix=REBUILD)
         return manifest
 
     def fetch(self, kind: str, artifact_id: str, folder: Path) -> Path:
-        """Bring an artifact's files to ``folder``, each verified; files already there and right are kept.
+        """Download an artifact's files to ``folder`` and verify each; correct files that are already there are kept.
 
         Raises:
             CorruptArtifact: a file is missing or does not match its size and SHA-256.
@@ -102,7 +101,7 @@ class ArtifactStore(ObjectStore):
             if target.is_file() and hash_file(target) == entry:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The name is this call's own: several actors of a host may fetch into one folder.
+            # The name is unique to this call: several actors of a host may fetch into one folder.
             partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
             self._download(manifest, name, entry, partial)
             partial.replace(target)
@@ -112,7 +111,7 @@ class ArtifactStore(ObjectStore):
     def _download(self, manifest: Manifest, name: str, entry: FileEntry, target: Path) -> None:
         field = f"{manifest.kind}/{manifest.id}/{name}"
         if not self.download(self._file_key(manifest.kind, manifest.id, name, entry), str(target)):
-            raise CorruptArtifact("the file is missing", field=field, fix=REMAKE)
+            raise CorruptArtifact("the file is missing", field=field, fix=REBUILD)
         found = hash_file(target)
         if found != entry:
             target.unlink()
@@ -120,7 +119,7 @@ class ArtifactStore(ObjectStore):
                 f"{found.size} bytes with SHA-256 {found.sha256[:12]}..., where the manifest says {entry.size} bytes "
                 f"with {entry.sha256[:12]}...",
                 field=field,
-                fix=REMAKE,
+                fix=REBUILD,
             )
 
     def verify(self, kind: str, artifact_id: str) -> Manifest:
@@ -135,14 +134,14 @@ class ArtifactStore(ObjectStore):
         return manifest
 
     def discard(self, kind: str, artifact_id: str) -> None:
-        """Take an artifact out of the store, its manifest first, so that it is never seen half there.
+        """Delete an artifact, its manifest first, so that no reader sees a part of it.
 
-        For who alone makes this artifact, such as the holder of the run's lease: a publisher at the same time would
-        lose files.
+        Only for the sole publisher of this artifact, such as the holder of the run's lease: a concurrent publisher
+        would lose files.
         """
-        place = self._place(kind, artifact_id)
-        self.delete(f"{place}/{MANIFEST}")
-        for key in self.keys(f"{place}/"):
+        folder_key = self._folder_key(kind, artifact_id)
+        self.delete(f"{folder_key}/{MANIFEST}")
+        for key in self.keys(f"{folder_key}/"):
             self.delete(key)
 
     def ids(self, kind: str) -> list[str]:

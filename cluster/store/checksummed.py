@@ -1,4 +1,4 @@
-"""Small objects of a running stage, each under a hash of its key and its content: damage and mix-ups are found."""
+"""Small objects with a checksum over key and content, which finds corrupt and misplaced objects."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ LINE = b"\n"
 
 
 def write_checksummed(store: ObjectStore, key: str, data: bytes) -> None:
-    """Write an object under its hash."""
-    store.write(key, _seal(key, data) + LINE + data)
+    """Write an object prefixed with a SHA-256 of its key and content."""
+    store.write(key, _checksum(key, data) + LINE + data)
 
 
 def read_checksummed(store: ObjectStore, key: str) -> bytes | None:
-    """Return what ``write_checksummed`` wrote, or None when there is nothing; raise CorruptArtifact when it is damaged."""
+    """Return an object's content, or None when it does not exist; raise CorruptArtifact when its checksum differs."""
     found = store.read(key)
     if found is None:
         return None
-    seal, _, data = found.partition(LINE)
-    if seal != _seal(key, data):
-        raise CorruptArtifact("it does not match its hash", field=key, fix="delete it: the next run makes it again")
+    checksum, _, data = found.partition(LINE)
+    if checksum != _checksum(key, data):
+        raise CorruptArtifact("it does not match its hash", field=key, fix="delete it: the next run rebuilds it")
     return data
 
 
-def _seal(key: str, data: bytes) -> bytes:
+def _checksum(key: str, data: bytes) -> bytes:
     return hashlib.sha256(key.encode() + b"\0" + data).hexdigest().encode()

@@ -1,4 +1,4 @@
-"""The S3 client: time limits, no retries of its own, and none of botocore's traps."""
+"""The S3 client: with time limits, without retries of its own, and with fixes for three pitfalls of botocore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster.store.config import StoreConfig
 def make_client(config: StoreConfig) -> Any:
     """Return a boto3 client for the store; credentials come from boto3's usual chain.
 
-    It tries each request once: ``ObjectStore`` repeats whole operations, bodies included, which botocore does not.
+    It tries each request once: ``ObjectStore`` repeats whole operations, including the body, which botocore does not.
     """
     client = boto3.session.Session().client(
         "s3",
@@ -26,15 +26,15 @@ def make_client(config: StoreConfig) -> Any:
             read_timeout=config.read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": 1},
             s3={"addressing_style": "path"},
-            # The newer checksums are refused by older S3 servers, and every artifact has its own hashes.
+            # Older S3 servers reject the newer checksums, and every artifact has its own hashes.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # A proxy of the environment cannot reach this machine's loopback.
             proxies={} if _is_loopback(config.endpoint) else None,
         ),
     )
-    # When the connection ends inside a "100 Continue" answer, botocore reads for ever, deaf to its time limits
-    # (AWSConnection._consume_headers): do not ask for one.
+    # When the connection ends inside a "100 Continue" answer, botocore reads for ever in spite of its time limits
+    # (AWSConnection._consume_headers), so the client does not ask for one.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     return client
 

@@ -1,4 +1,4 @@
-"""Where artifacts live."""
+"""The configuration of the artifact store."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class StoreConfig(Config):
     """
 
     endpoint: str | None = Field(
-        None, pattern=r"^https?://[^\s/]+/?$", description="URL of the S3 endpoint; none starts the embedded server"
+        None,
+        pattern=r"^https?://[^\s/]+/?$",
+        description="URL of the S3 endpoint; None: the embedded server is started",
     )
     bucket: str = Field("safetydpo", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
-    prefix: str = Field("", pattern=r"^[A-Za-z0-9._/-]*$", description="keys begin with it")
+    prefix: str = Field("", pattern=r"^[A-Za-z0-9._/-]*$", description="prefix of all keys")
     region: str = "us-east-1"
     data_dir: Path = Field(Path("out/store"), description="the embedded server's data")
     connect_timeout_s: float = Field(5.0, gt=0)
@@ -27,5 +29,5 @@ class StoreConfig(Config):
     patience_s: float = Field(
         300.0,
         gt=0,
-        description="how long a request is tried again, with back-off and jitter, while the store is busy or away",
+        description="how long a request is retried, with back-off and jitter, while the store is busy or unreachable",
     )

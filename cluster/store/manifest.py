@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what files it has, with sizes and hashes, and where it came from."""
+"""The manifest of an artifact: its files with sizes and hashes, and its provenance."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FileEntry(Config):
 
 
 class Manifest(Config):
-    """What an artifact is made of."""
+    """An artifact's files, config, parents and code version."""
 
     kind: str
     id: str
@@ -61,7 +61,7 @@ class Manifest(Config):
         return files
 
     def same_content(self, other: Manifest) -> bool:
-        """Say whether two manifests name the same files with the same hashes."""
+        """Return whether two manifests name the same files with the same hashes."""
         return self.files == other.files
 
 
@@ -142,20 +142,20 @@ def _first(error: ValidationError) -> str:
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """Return a manifest as it is stored: readable JSON, with a hash over all of it."""
+    """Return a manifest as it is stored: readable JSON that includes its own hash."""
     document = manifest.model_dump(mode="json")
-    return _spelled({**document, DIGEST: config_hash(document)})
+    return _encode({**document, DIGEST: config_hash(document)})
 
 
-def _spelled(document: Any) -> bytes:
+def _encode(document: Any) -> bytes:
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
 def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
-    """Read what ``dump_manifest`` wrote.
+    """Parse a manifest that ``dump_manifest`` wrote.
 
     Raises:
-        CorruptArtifact: It is not one, differs in any byte from what was written, names unsafe files, or belongs to
+        CorruptArtifact: It is not a manifest, any of its bytes has changed, it names unsafe files, or it belongs to
             another artifact.
     """
 
@@ -175,6 +175,6 @@ def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
         raise corrupt(f"the manifest is that of {manifest.kind}/{manifest.id}")
     if config_hash(manifest.config) != manifest.config_hash:
         raise corrupt("the manifest's config does not match its hash")
-    if digest != config_hash(document) or _spelled({**document, DIGEST: digest}) != data:
+    if digest != config_hash(document) or _encode({**document, DIGEST: digest}) != data:
         raise corrupt("the manifest does not match its own hash")
     return manifest

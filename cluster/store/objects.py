@@ -34,16 +34,16 @@ T = TypeVar("T")
 ABSENT = ("404", "NoSuchKey", "NotFound")
 LOST_RACE = ("412", "PreconditionFailed")
 TRANSIENT_CODES = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ConditionalRequestConflict")
-PASSING_STATUS = (429, 500, 502, 503, 504)
+TRANSIENT_STATUS = (429, 500, 502, 503, 504)
 REFUSED_STATUS = (401, 403)
 START_PATIENCE_S = 5.0
-"""How long the check at the start is tried again: a wrong address should be told soon."""
+"""How long the check at the start is retried: a wrong address should be reported soon."""
 LONGEST_WAIT_S = 5.0
 OWN_BUCKET = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 class Versioned(NamedTuple):
-    """An object's bytes, the tag that names this version of them, and its age in seconds by the store's clock."""
+    """An object's bytes, the ETag of this version, and its age in seconds by the store's clock."""
 
     data: bytes
     etag: str
@@ -51,7 +51,7 @@ class Versioned(NamedTuple):
 
 
 class LostRace(Exception):
-    """A conditional write found that the object is not as it expected."""
+    """A conditional write failed, since the object is not in the expected state."""
 
 
 def _code(error: ClientError) -> str:
@@ -68,14 +68,14 @@ def _age_s(answer: Mapping[str, Any]) -> float:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Say whether an error may be gone at the next try, as when the store is being restarted."""
+    """Return whether an error may be gone at the next try, for example while the store restarts."""
     if isinstance(error, ClientError):
-        return _code(error) in TRANSIENT_CODES or _status(error) in PASSING_STATUS
+        return _code(error) in TRANSIENT_CODES or _status(error) in TRANSIENT_STATUS
     return isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError))
 
 
 class ObjectStore:
-    """One bucket and prefix of an S3 endpoint; can be pickled, and connects again where it arrives."""
+    """One bucket and prefix of an S3 endpoint; can be pickled, and connects again in the process that unpickles it."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
@@ -92,7 +92,7 @@ class ObjectStore:
         return self._connection
 
     def url(self, key: str = "") -> str:
-        """Return where a key lies, for people: its S3 address and, unless it is AWS's, the endpoint."""
+        """Return a key's address, for people: its S3 URL and, unless it is AWS's, the endpoint."""
         where = f"s3://{self.config.bucket}/{self._key(key)}"
         return where if self.config.endpoint is None else f"{where} at {self.config.endpoint}"
 
@@ -100,10 +100,10 @@ class ObjectStore:
         return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
 
     def _try(self, call: Callable[[], T], patience_s: float | None = None) -> T:
-        """Call with retries for errors that pass; raise the cause as an error with a fix.
+        """Call with retries for transient errors; raise any other error with its cause and a fix.
 
-        Time ends the retries, not their number: what refuses connections at once would use up any number within
-        seconds, and a store may take a minute to restart.
+        Time limits the retries, not their number: refused connections would use up any number within seconds, and a
+        store may take a minute to restart.
         """
         with self._explained():
             for attempt in Retrying(
@@ -144,16 +144,18 @@ class ObjectStore:
             if _is_transient(error):
                 raise self._unreachable(f"{where} keeps answering {code}") from error
             raise StoreRefused(
-                f"{where} answers {code}: {error}", field="store", fix="look the code up in the store's documentation"
+                f"{where} answers {code}: {error}",
+                field="store",
+                fix="search for the code in the store's documentation",
             ) from error
         except BotoCoreError as error:
             raise self._unreachable(f"{where} does not answer: {error}") from error
 
     def _unreachable(self, message: str) -> ClusterError:
-        return StoreUnreachable(message, field="store.endpoint", fix="check the address and that the store is up")
+        return StoreUnreachable(message, field="store.endpoint", fix="check the address and that the store is running")
 
     def ensure_bucket(self) -> None:
-        """Create the bucket when it is not there."""
+        """Create the bucket when it does not exist."""
         try:
             self.check()
         except MissingBucket:
@@ -163,26 +165,26 @@ class ObjectStore:
         try:
             self._client.create_bucket(Bucket=self.config.bucket)
         except ClientError as error:
-            # An earlier try had been heard, and only its answer was lost; or another process was first.
+            # An earlier try succeeded and only its answer was lost, or another process was first.
             if _code(error) not in OWN_BUCKET:
                 raise
             self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
 
     def check(self) -> None:
-        """Raise the error that explains why the bucket cannot be used, if it cannot."""
-        client = self._client  # made before the time runs, which it may take a second of
+        """Raise the error that explains why the bucket cannot be used; return when it can."""
+        client = self._client  # created before the time limit starts, as it may take a second
         patience_s = min(START_PATIENCE_S, self.config.patience_s)
         self._try(lambda: client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), patience_s)
 
     def clock_ahead_s(self) -> float:
-        """Return how many seconds the store's clock is ahead of this machine's, to a second."""
+        """Return the seconds by which the store's clock is ahead of this machine's, accurate to a second."""
         started = time.time()
         answer = self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), START_PATIENCE_S)
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return now.timestamp() + 0.5 - (started + time.time()) / 2
 
     def probe_conditional_writes(self) -> None:
-        """Raise UnsafeStore when a write that is conditional, on absence or on a version, is not refused."""
+        """Raise UnsafeStore when a write succeeds although its condition, on absence or on a version, does not hold."""
         key = f"probe/{secrets.token_hex(8)}"
         self.write(key, b"first")
         try:
@@ -203,12 +205,12 @@ class ObjectStore:
         return True
 
     def read(self, key: str) -> bytes | None:
-        """Return an object's bytes, or None when it is not there."""
+        """Return an object's bytes, or None when it does not exist."""
         found = self.read_versioned(key)
         return None if found is None else found.data
 
     def read_versioned(self, key: str) -> Versioned | None:
-        """Return an object's bytes and tag, or None when it is not there."""
+        """Return an object's bytes, ETag and age, or None when it does not exist."""
 
         def get() -> Versioned | None:
             try:
@@ -222,10 +224,10 @@ class ObjectStore:
         return self._try(get)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
-        """Write an object whole; raise LostRace when a condition does not hold.
+        """Write an object as a whole; raise LostRace when a condition does not hold.
 
-        A write whose answer was lost on the way is tried again, and then finds its own object: who must know
-        whether it was itself that won puts something unique into ``data`` and reads the winner's.
+        A write whose answer was lost is tried again, and then finds its own object. To learn which writer won, include
+        a unique token in ``data`` and read it back.
         """
         condition: dict[str, str] = {}
         if if_absent:
@@ -238,13 +240,13 @@ class ObjectStore:
                 self._client.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, **condition)
             except ClientError as error:
                 if if_match is not None and _code(error) in ABSENT:
-                    raise LostRace("it is gone") from error
+                    raise LostRace("it was deleted") from error
                 raise
 
         self._try(put)
 
     def upload(self, key: str, path: str) -> None:
-        """Write a file as an object, in parts when it is large."""
+        """Upload a file as an object, in parts when it is large."""
 
         def put() -> None:
             # upload_file would wrap the cause in an error that names neither code nor status.
@@ -254,7 +256,7 @@ class ObjectStore:
         self._try(put)
 
     def download(self, key: str, path: str) -> bool:
-        """Write an object to a file; return False when the object is not there."""
+        """Download an object to a file; return False when the object does not exist."""
 
         def get() -> bool:
             try:
@@ -270,7 +272,7 @@ class ObjectStore:
         return self._try(get)
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys under a prefix, sorted, without the zero-byte folder marks some writers leave."""
+        """Return the keys with a prefix, sorted, without the zero-byte folder markers that some writers leave."""
 
         def listing() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -283,5 +285,5 @@ class ObjectStore:
         return self._try(listing)
 
     def delete(self, key: str) -> None:
-        """Delete an object; it is no error when it is not there."""
+        """Delete an object; it is no error when it does not exist."""
         self._try(lambda: self._client.delete_object(Bucket=self.config.bucket, Key=self._key(key)))

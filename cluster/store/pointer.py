@@ -1,4 +1,4 @@
-"""Named pointers: which release a name stands for, moved by compare-and-swap."""
+"""Named pointers to releases, moved by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _target(data: bytes, name: str) -> str:
 
 
 def read_pointer(store: ObjectStore, name: str) -> str | None:
-    """Return what a pointer names, or None when there is no such pointer."""
+    """Return the target of a pointer, or None when there is no such pointer."""
     data = store.read(_key(name))
     return None if data is None else _target(data, name)
 
@@ -38,9 +38,9 @@ def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: st
 
     Raises:
         PointerMoved: the pointer names something else; nothing was changed.
-        CorruptArtifact: what is there is not this pointer.
+        CorruptArtifact: the object is not this pointer.
     """
-    # The token tells this move from another's to the same target, when the answer to the write is lost.
+    # The token distinguishes this move from another process's move to the same target, when the write's answer is lost.
     data = canonical_json({"name": name, "target": target, "token": secrets.token_hex(8)})
     found = store.read_versioned(_key(name))
     current = None if found is None else _target(found.data, name)

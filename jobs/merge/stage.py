@@ -15,8 +15,7 @@ from jobs.merge.calibration import calibrated
 from jobs.merge.files import Recipe, Searched, fill_merge
 from jobs.merge.search import SearchInputs, render_best, search
 from jobs.merge.source import MergeSource, merge_source
-from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
-from jobs.run.links import SEARCH_FOLDER
+from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
 from safety.judges.identity import identity_of
 from safety.judges.judge import load_judge
@@ -128,7 +127,7 @@ def _search(
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
         prompts=choose_prompts(source.prompts(), list(source.experts), config.confirm),
     )
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     logs = _log_folder(context, ref)
     started = time.monotonic()
     trials = search(inputs, records, logs, context.console)

@@ -19,7 +19,7 @@ SECONDS = Histogram("test_seconds", "Seconds", ("run",), (1.0, 10.0))
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_two_processes_tell_is_exported_and_a_level_stays(ray_cluster: None) -> None:
+def test_metrics_of_two_processes_are_exported_and_a_gauge_stays(ray_cluster: None) -> None:
     run = f"metrics-{secrets.token_hex(3)}"
 
     @ray.remote(num_cpus=0)

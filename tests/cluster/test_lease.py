@@ -41,7 +41,7 @@ def hold(store: ArtifactStore, host: str, pid: int, *, boot_id: str | None = Non
 
 @pytest.fixture
 def short_life(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Let a lease go stale soon; a store tells ages in whole seconds."""
+    """Make leases stale soon; a store reports ages in whole seconds."""
     monkeypatch.setattr(lease_module, "STALE_S", 2.0)
     return 3.1
 

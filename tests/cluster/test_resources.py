@@ -13,7 +13,7 @@ from cluster.resources import describe_capacity, require, this_node
 
 
 @pytest.mark.ray
-def test_a_gpu_that_is_not_there_is_told_at_once(ray_cluster: None) -> None:
+def test_a_gpu_that_is_not_there_is_reported_at_once(ray_cluster: None) -> None:
     started = time.monotonic()
     with pytest.raises(ImpossibleResources, match=r"train\.gpus: the cluster has 0 GPU .* asks for 1 GPU") as caught:
         require({"GPU": 1.0}, "train.gpus")
@@ -53,7 +53,7 @@ def test_one_live_node_must_have_it_all(
 
 
 @pytest.mark.ray
-def test_what_is_missing_when_a_wait_is_over_is_told(ray_cluster: None) -> None:
+def test_a_timeout_reports_the_missing_resources(ray_cluster: None) -> None:
     assert re.fullmatch(r"free are [\d.]+ of 2 CPU on 1 node", describe_capacity())
 
 
@@ -64,7 +64,7 @@ def test_a_worker_knows_its_node(ray_cluster: None) -> None:
     assert ray.get(ray.remote(this_node).remote(), timeout=60) == node["NodeID"]
 
 
-def test_lost_nodes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_nodes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(resources.ray, "nodes", lambda: [node(), node(), node(alive=False)])
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})

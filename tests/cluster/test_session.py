@@ -1,4 +1,4 @@
-"""Connecting to Ray and the store: what opens closes again, and what is not there is told in time."""
+"""Connecting to Ray and the store: everything opened is closed again, and a missing cluster or store fails in time."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def logs_with(secret):
 
 with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sys.argv[1]))) as found:
     logging.getLogger("ray.data.any").error("what a running stream says")
-    events.append(ray.get(work.remote(found.store_config)))
+    events.append(ray.get(work.remote(found.store.config)))
     events.append(found.store.keys("from"))
     events.append(urllib.request.urlopen(found.dashboard, timeout=30).status)
     events.append(found.dashboard)
     address = ray.get_runtime_context().gcs_address
-    join = subprocess.run([sys.executable, "-c", sys.argv[2], address, found.store_config.model_dump_json()],
+    join = subprocess.run([sys.executable, "-c", sys.argv[2], address, found.store.config.model_dump_json()],
                           capture_output=True, text=True)
     events.append(join.stdout.strip() or join.stderr[-2000:])
-    events.append(ray.get(work.remote(found.store_config))[0])
+    events.append(ray.get(work.remote(found.store.config))[0])
     events.append(logs_with(os.environ["AWS_SECRET_ACCESS_KEY"].encode()))
     events.append((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777)
 events.append(ray.is_initialized())
@@ -132,25 +132,25 @@ def fails_in_time(address: str, store: StoreConfig, match: str) -> ClusterUnreac
 
 @pytest.mark.s3
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:99999", "no-such-host.invalid:6379", ""])
-def test_an_address_where_nothing_can_be_is_told(store: ArtifactStore, not_connected: None, address: str) -> None:
+def test_an_address_where_nothing_can_be_is_reported(store: ArtifactStore, not_connected: None, address: str) -> None:
     fails_in_time(address, store.config, "nothing answers")
 
 
 @pytest.mark.s3
-def test_an_address_where_nobody_listens_is_told(store: ArtifactStore, not_connected: None) -> None:
+def test_an_address_where_nobody_listens_is_reported(store: ArtifactStore, not_connected: None) -> None:
     address = f"127.0.0.1:{unused_port()}"
     fails_in_time(address, store.config, f"nothing answers at '{address}'")
 
 
 @pytest.mark.s3
-def test_something_else_at_the_address_is_told_in_time(store: ArtifactStore, not_connected: None) -> None:
+def test_something_else_at_the_address_is_reported_in_time(store: ArtifactStore, not_connected: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         fails_in_time(address, store.config, f"no Ray head node answers at '{address}'")
 
 
 @pytest.mark.s3
-def test_a_cluster_that_was_announced_and_is_gone_is_told_in_time(
+def test_a_cluster_that_was_announced_and_is_gone_is_reported_in_time(
     store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
@@ -158,7 +158,7 @@ def test_a_cluster_that_was_announced_and_is_gone_is_told_in_time(
 
 
 @pytest.mark.s3
-def test_a_store_that_cannot_be_used_is_told_before_ray_is_started(
+def test_a_store_that_cannot_be_used_is_reported_before_ray_is_started(
     store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""Puts the endpoint up over the model that sleeps (``benchmarks/stub_endpoint.py``), on the session's Ray."""
+"""Deploys the endpoint over the model that sleeps (``benchmarks/stub_endpoint.py``), on the session's Ray."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.stub_endpoint import build_batches
 from serve.deployment import deploy
 from serve.endpoint_config import EndpointConfig
 
-BUILDER = "benchmarks.stub_endpoint:build_batches"
 REFUSAL_S = 0.25
-"""Within which 99 of 100 refusals come, clients and endpoint on the same two cores with nothing else on them."""
+"""The goal for the p99 of rejections, with clients and endpoint alone on the same two cores."""
 
 
 def free_port() -> int:
@@ -23,13 +23,13 @@ def free_port() -> int:
 
 @contextmanager
 def stub_endpoint(**settings: Any) -> Iterator[tuple[str, EndpointConfig]]:
-    """Yield the URL of an endpoint that takes 200 ms a batch; Serve is down before and after."""
+    """Yield the URL and settings of an endpoint that takes 200 ms per batch; Serve is down before and after."""
     from ray import serve
 
     document = {"serve": {"port": free_port(), "num_cpus": 0.2, "retry_after_s": 1, **settings}}
     endpoint = EndpointConfig.model_validate(document["serve"])
     serve.shutdown()
     try:
-        yield deploy(BUILDER, document, endpoint), endpoint
+        yield deploy(build_batches(document), endpoint), endpoint
     finally:
         serve.shutdown()

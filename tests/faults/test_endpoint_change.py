@@ -15,9 +15,10 @@ import pytest
 import ray
 
 from benchmarks.endpoint_load import Seen, crowd
+from benchmarks.stub_endpoint import build_batches
 from serve.deployment import deploy
 from serve.endpoint_config import EndpointConfig
-from tests.faults.endpoint_stub import BUILDER, stub_endpoint
+from tests.faults.endpoint_stub import stub_endpoint
 from tests.faults.figures import Figures
 from tests.faults.killing import wait_for
 
@@ -92,7 +93,7 @@ def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None, fi
         load = Load(url)
         time.sleep(1)
         document: dict[str, Any] = {"serve": {**endpoint.model_dump(mode="json"), "max_images": 2}}
-        deploy(BUILDER, document, EndpointConfig.model_validate(document["serve"]))
+        deploy(build_batches(document), EndpointConfig.model_validate(document["serve"]))
         wait_for(lambda: before not in renderers(), "the old renderer's end", 60)
         gone_at = time.monotonic()
         time.sleep(1)

@@ -90,7 +90,7 @@ def check(answer: httpx.Response, body: bytes) -> None:
         assert answer.status_code == 413
 
 
-def told(statuses: Counter[int]) -> str:
+def summary(statuses: Counter[int]) -> str:
     """Return how the requests ended, in words."""
     counts = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
     return f"{sum(statuses.values())} requests: {counts}; no 5xx, 413 above 64 KB, refusals under 2 KB"
@@ -108,7 +108,7 @@ def test_hand_made_bodies(url: str, client: httpx.Client, times: Callable[[int, 
         statuses[answer.status_code] += 1
     assert statuses.keys() >= {200, 400, 413}, statuses
     assert client.post(url + PATH, json={"prompt": "a house"}).status_code == 200
-    figures.note("endpoint: requests fuzzed by hand", told(statuses))
+    figures.note("endpoint: requests fuzzed by hand", summary(statuses))
 
 
 @pytest.mark.timeout(1200)
@@ -154,7 +154,7 @@ def test_bodies_from_the_schema(
     assert sum(statuses.values()) >= count
     assert 400 in statuses
     assert client.get(url + "/healthz").status_code == 200
-    figures.note("endpoint: requests fuzzed from its schema", told(statuses))
+    figures.note("endpoint: requests fuzzed from its schema", summary(statuses))
 
 
 @pytest.mark.parametrize(

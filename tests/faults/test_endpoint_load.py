@@ -1,4 +1,4 @@
-"""More clients than the endpoint has room for: who is accepted waits no longer than the queue allows, nobody hangs."""
+"""More clients than the endpoint's capacity: accepted requests wait no longer than the queue allows, none hangs."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_accepted_within_the_queues_bound_and_refused_at_once(
         )
     accepted_s, refused_s = p([s.seconds for s in accepted], 99), p([s.seconds for s in refused], 99)
     bound = bound_s(config, BATCH_S)
-    # Reduced counts are run beside other tests, whose work is no fault of the endpoint's.
+    # Reduced counts run beside other tests, whose load is not the endpoint's fault.
     if full:
         assert accepted_s <= bound
         assert refused_s <= REFUSAL_S
-    told = f"; p99 of {len(refused)} refusals {refused_s:.2f} s, all with Retry-After"
+    rejections = f"; p99 of {len(refused)} refusals {refused_s:.2f} s, all with Retry-After"
     figures.note(
         f"load at {clients} clients on a model of 200 ms a batch, behind Serve's own proxy",
-        f"p99 of accepted {accepted_s:.2f} s (bound {bound:.2f} s){told if refused else ', none refused'}; "
+        f"p99 of accepted {accepted_s:.2f} s (bound {bound:.2f} s){rejections if refused else ', none refused'}; "
         "each image that of its seed",
     )
 

@@ -1,4 +1,4 @@
-"""More clients than the endpoint has room for, behind HAProxy: the benchmark's own run, held against the goals."""
+"""More clients than the endpoint's capacity, behind HAProxy: the benchmark's own run, compared with the goals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(folder: Path, seconds: int, clients: list[int]) -> list[dict[str, Any]]:
-    """Return the benchmark's figures; it has a Ray of its own, whose Serve must start with HAProxy."""
+    """Return the benchmark's figures; it needs its own Ray, as Serve must start with HAProxy."""
     command = [sys.executable, "benchmarks/endpoint.py", "--proxies", "haproxy", "--repeats", "0"]
     command += ["--seconds", str(seconds), "--output", str(folder / "found.json")]
     command += [word for count in clients for word in ("--clients", str(count))]
@@ -41,7 +41,7 @@ def test_refused_within_a_quarter_of_a_second_and_accepted_within_the_queues_bou
     for row in rows:
         assert set(row["statuses"]) <= {"200", "429"}, row
         assert row["refused_without_retry_after"] == row["hung"] == 0, row
-        # Reduced counts are run beside other tests, whose work is no fault of the endpoint's.
+        # Reduced counts run beside other tests, whose load is not the endpoint's fault.
         if full:
             assert row["accepted_p99_s"] <= row["bound_s"], row
             assert row["refused_p99_s"] <= REFUSAL_S, row

@@ -209,6 +209,6 @@ def test_a_pointer_that_leads_out_of_the_store_is_refused(
 ) -> None:
     publish(store, release)
     swap_pointer(store, POINTER, "release-1", target)
-    with pytest.raises(ClusterError, match="no name of an artifact"):
+    with pytest.raises(ClusterError, match="not the name of an artifact"):
         load_engine(config)
     refused.append(target)

@@ -41,7 +41,7 @@ def _of_pod(pod: Pod) -> Iterator[str]:
         yield "may run as root"
     if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
         yield "has no seccomp profile"
-    # A list of what is known, so that host namespaces and whatever Kubernetes adds are refused until looked at.
+    # A list of the allowed fields, so that host namespaces and any field that Kubernetes adds are refused at first.
     for key in pod.spec.keys() - POD_KEYS:
         yield f"has the field {key}"
     if pod.spec.get("automountServiceAccountToken") is not False or pod.spec.get("enableServiceLinks") is not False:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.session import DOOR
 from jobs.run.config import RunConfig, load_run
+from serve.admission import MIDDLEWARES
 from serve.app import GATEWAY_CPUS
 from serve.config import load_config
 from tests.k8s.manifests import OVERLAYS, ROOT, Document, Pod, config_map, one, pods, ray_clusters, render
@@ -62,12 +62,12 @@ def test_the_run_loads_and_joins_the_cluster_and_its_store(overlay: str, tmp_pat
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_that_may_have_serves_proxy_has_the_door_before_it(overlay: str) -> None:
+def test_every_pod_that_may_have_serves_proxy_has_the_middleware_before_it(overlay: str) -> None:
     images = [found for found in pods(render(overlay)) if found.labels.get("app.kubernetes.io/component") == "images"]
     assert len(images) >= 2
     for found in images:
         variables = {variable["name"]: variable.get("value") for variable in found.spec["containers"][0]["env"]}
-        assert variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == DOOR
+        assert variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == MIDDLEWARES
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

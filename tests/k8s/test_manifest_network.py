@@ -1,4 +1,4 @@
-"""The network policies connect who works together, and no one else."""
+"""The network policies connect the pods that work together, and no others."""
 
 from __future__ import annotations
 

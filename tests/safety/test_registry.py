@@ -117,5 +117,5 @@ def test_a_config_takes_any_registered_objective_and_names_the_wrong_field_of_th
     with pytest.raises(ValidationError) as raised:
         ExpertConfig.model_validate({"objective": {"name": "diffusion-dpo", "beta": -1}})
     assert [error["loc"] for error in raised.value.errors()] == [("objective", "diffusion-dpo", "beta")]
-    with pytest.raises(ValidationError, match="'anchored-dpo', 'diffusion-dpo'"):
+    with pytest.raises(ValidationError, match="expected tags: .*'anchored-dpo'"):
         ExpertConfig.model_validate({"objective": {"name": "dpo"}})

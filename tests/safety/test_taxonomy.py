@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from pydantic import ValidationError
 
-import safety.emoji
-from safety.taxonomy import Taxonomy, load_taxonomy
+from safety.embedded import EMBEDDED_TAXONOMY
+from safety.taxonomy import Taxonomy, find_taxonomy
 
-EMBEDDED = Path(safety.emoji.__file__).parent / "taxonomy.yaml"
 BENIGN = {"name": "spoon"}
 UNSAFE = {"name": "kitchen knife", "category": "violence", "counterpart": "spoon"}
 
@@ -20,7 +17,7 @@ def make(**changes: object) -> Taxonomy:
 
 
 def test_the_embedded_taxonomy_is_as_large_as_the_world_asks() -> None:
-    taxonomy = load_taxonomy(EMBEDDED)
+    taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     assert len(taxonomy.categories) == 7
     for category in taxonomy.categories:
         assert len(taxonomy.in_category(category)) >= 6
@@ -30,7 +27,7 @@ def test_the_embedded_taxonomy_is_as_large_as_the_world_asks() -> None:
 
 
 def test_every_word_of_the_embedded_taxonomy_names_one_concept() -> None:
-    taxonomy = load_taxonomy(EMBEDDED)
+    taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     words = [word for c in (*taxonomy.concepts, *taxonomy.benign) for word in c.words]
     assert len(words) == len(set(words))
 

@@ -1,4 +1,4 @@
-"""The door: refuses by the number of guests inside, learns from the gateway, and leaves strangers to it."""
+"""Load shedding: rejects by the number of requests in flight, learns from the gateway, forwards unverified callers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from cluster.session import ClusterConfig, worker_environment
-from serve.admission import CAPACITY_HEADER, MAX_KNOWN_CALLERS, Capacity, LoadSheddingMiddleware, parse_capacity
+from cluster.session import PROXY_CALLBACK, ClusterConfig, worker_environment
+from serve.admission import (
+    CAPACITY_HEADER,
+    MAX_KNOWN_CALLERS,
+    MIDDLEWARES,
+    Capacity,
+    LoadSheddingMiddleware,
+    parse_capacity,
+)
 from serve.request_log import RequestRecord
 
 pytestmark = pytest.mark.timeout(60)
@@ -24,30 +31,30 @@ OLD, NEW = "Bearer old", "Bearer new"
 
 
 class Gateway:
-    """What stands behind the door: holds requests until it is told to go on, and tells some callers of its room."""
+    """The application behind the middleware: holds requests until they are released, and reports its capacity."""
 
     def __init__(self) -> None:
-        self.room: str | None = Capacity(2, 3).header()
-        self.strangers: set[str] = set()
+        self.capacity: str | None = Capacity(2, 3).header()
+        self.unverified: set[str] = set()
         self.asked: list[str] = []
         self.held: asyncio.Event | None = None
         self.error: Exception | None = None
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        who = dict(scope["headers"]).get(b"authorization", b"").decode()
-        self.asked.append(who)
-        if self.held is not None and who not in self.strangers:
+        caller = dict(scope["headers"]).get(b"authorization", b"").decode()
+        self.asked.append(caller)
+        if self.held is not None and caller not in self.unverified:
             await self.held.wait()
         if self.error is not None:
             raise self.error
-        known = who not in self.strangers and self.room is not None
-        headers = [(CAPACITY_HEADER.encode(), (self.room or "").encode())] if known else []
-        status = 401 if who in self.strangers else 200
+        known = caller not in self.unverified and self.capacity is not None
+        headers = [(CAPACITY_HEADER.encode(), (self.capacity or "").encode())] if known else []
+        status = 401 if caller in self.unverified else 200
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"x-other", b"1")]})
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-class Noted:
+class Records:
     """Keeps what it hears."""
 
     def __init__(self) -> None:
@@ -57,200 +64,202 @@ class Noted:
         self.records.append(record)
 
 
-class Street:
-    """Clients, the door, and what is behind it."""
+class Clients:
+    """Clients, the middleware, and the gateway behind it."""
 
     def __init__(self) -> None:
-        self.gateway, self.noted = Gateway(), Noted()
-        self.door = LoadSheddingMiddleware(self.gateway, self.noted)
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.door), base_url="http://door")
-        self.inside: list[asyncio.Task[httpx.Response]] = []
+        self.gateway, self.observer = Gateway(), Records()
+        self.middleware = LoadSheddingMiddleware(self.gateway, self.observer)
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=self.middleware), base_url="http://middleware"
+        )
+        self.in_flight: list[asyncio.Task[httpx.Response]] = []
 
-    async def ask(self, who: str = OLD, path: str = PATH, method: str = "POST", **headers: str) -> httpx.Response:
-        return await self._client.request(method, path, headers={"authorization": who, **headers}, content=b"{}")
+    async def ask(self, caller: str = OLD, path: str = PATH, method: str = "POST", **headers: str) -> httpx.Response:
+        return await self._client.request(method, path, headers={"authorization": caller, **headers}, content=b"{}")
 
-    async def enter(self, who: str = OLD, path: str = PATH) -> asyncio.Task[httpx.Response]:
-        """Send a request that is held inside, if it gets there."""
+    async def enter(self, caller: str = OLD, path: str = PATH) -> asyncio.Task[httpx.Response]:
+        """Send a request that the gateway holds, if it gets there."""
         if self.gateway.held is None:
             self.gateway.held = asyncio.Event()
-        self.inside.append(asyncio.create_task(self.ask(who, path)))
+        self.in_flight.append(asyncio.create_task(self.ask(caller, path)))
         for _ in range(20):
             await asyncio.sleep(0)
-        return self.inside[-1]
+        return self.in_flight[-1]
 
     async def clear(self) -> list[int]:
-        """Have everybody answered, and return the statuses."""
+        """Release all held requests, and return their statuses."""
         assert self.gateway.held is not None
         self.gateway.held.set()
-        found = await asyncio.gather(*self.inside, return_exceptions=True)
-        self.inside, self.gateway.held = [], None
+        found = await asyncio.gather(*self.in_flight, return_exceptions=True)
+        self.in_flight, self.gateway.held = [], None
         return [answer.status_code for answer in found if isinstance(answer, httpx.Response)]
 
 
-def run(body: Callable[[Street], Awaitable[None]]) -> None:
+def run(body: Callable[[Clients], Awaitable[None]]) -> None:
     async def main() -> None:
-        street = Street()
+        clients = Clients()
         try:
-            await body(street)
+            await body(clients)
         finally:
-            for task in street.inside:
+            for task in clients.in_flight:
                 task.cancel()
-            await asyncio.gather(*street.inside, return_exceptions=True)
+            await asyncio.gather(*clients.in_flight, return_exceptions=True)
 
     asyncio.run(main())
 
 
-def test_refuses_one_more_than_there_is_room_for_and_only_while_they_are_inside() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
-        await street.enter()
-        await street.enter()
-        refused = await street.ask()
+def test_rejects_one_over_the_capacity_and_only_while_the_others_are_in_flight() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
+        await clients.enter()
+        await clients.enter()
+        refused = await clients.ask()
         assert refused.status_code == 429
         error = refused.json()["error"]
         assert (error["code"], error["type"], error["param"]) == ("queue_full", "rate_limit_error", None)
         assert 3 <= int(refused.headers["retry-after"]) <= 9
-        assert len(street.gateway.asked) == 3, "who is refused does not come in"
-        assert await street.clear() == [200, 200]
-        assert (await street.ask()).status_code == 200
+        assert len(clients.gateway.asked) == 3, "a rejected request does not reach the gateway"
+        assert await clients.clear() == [200, 200]
+        assert (await clients.ask()).status_code == 200
 
     run(body)
 
 
-def test_lets_everybody_in_until_it_is_told_of_a_room() -> None:
-    async def body(street: Street) -> None:
-        street.gateway.room = None
-        await street.ask()
+def test_forwards_every_request_until_it_knows_a_capacity() -> None:
+    async def body(clients: Clients) -> None:
+        clients.gateway.capacity = None
+        await clients.ask()
         for _ in range(5):
-            await street.enter()
-        assert await street.clear() == [200] * 5
+            await clients.enter()
+        assert await clients.clear() == [200] * 5
 
     run(body)
 
 
 @pytest.mark.parametrize("header", ["", "2", "2;", "-1;2", "2;3;4", "a;b", "9999999999;1", "٢;٣"])
-def test_what_is_no_room_tells_nothing(header: str) -> None:
+def test_a_malformed_capacity_is_ignored(header: str) -> None:
     assert parse_capacity(header) is None
 
 
 @given(st.integers(0, 10**9 - 1), st.integers(0, 10**9 - 1))
-def test_a_room_is_read_as_it_was_told(max_requests: int, retry_after_s: int) -> None:
+def test_a_capacity_is_read_as_it_was_written(max_requests: int, retry_after_s: int) -> None:
     assert parse_capacity(Capacity(max_requests, retry_after_s).header()) == Capacity(max_requests, retry_after_s)
 
 
-def test_the_gateways_word_stays_inside() -> None:
-    async def body(street: Street) -> None:
+def test_the_capacity_header_does_not_reach_the_client() -> None:
+    async def body(clients: Clients) -> None:
         for _ in range(2):
-            answer = await street.ask()
+            answer = await clients.ask()
             assert CAPACITY_HEADER not in answer.headers
             assert answer.headers["x-other"] == "1"
 
     run(body)
 
 
-def test_a_stranger_is_left_to_the_gateway_and_takes_no_place() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
-        await street.enter()
-        await street.enter()
-        street.gateway.strangers = {NEW}
-        assert (await street.ask(NEW)).status_code == 401, "full or not, a stranger is told so"
-        street.gateway.strangers = set()
-        await street.clear()
+def test_an_unverified_caller_is_forwarded_and_uses_no_capacity() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
+        await clients.enter()
+        await clients.enter()
+        clients.gateway.unverified = {NEW}
+        assert (await clients.ask(NEW)).status_code == 401, "full or not, an unverified caller gets 401"
+        clients.gateway.unverified = set()
+        await clients.clear()
 
-        street.gateway.strangers = {NEW}
-        await asyncio.gather(*(street.ask(NEW) for _ in range(5)))
-        await street.enter()
-        assert not (await street.enter()).done(), "five strangers hold none of the two places"
-
-    run(body)
-
-
-def test_who_is_no_longer_let_in_is_a_stranger_again() -> None:
-    async def body(street: Street) -> None:
-        await street.ask(NEW)
-        street.gateway.strangers = {NEW}
-        assert (await street.ask(NEW)).status_code == 401
-        await street.ask(OLD)
-        await street.enter(OLD)
-        await street.enter(OLD)
-        assert (await street.ask(OLD)).status_code == 429
-        assert (await street.ask(NEW)).status_code == 401
+        clients.gateway.unverified = {NEW}
+        await asyncio.gather(*(clients.ask(NEW) for _ in range(5)))
+        await clients.enter()
+        assert not (await clients.enter()).done(), "five unverified callers use none of the capacity of two"
 
     run(body)
 
 
-def test_who_hangs_up_or_fails_leaves_the_place() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
+def test_a_caller_that_gets_401_is_unverified_again() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask(NEW)
+        clients.gateway.unverified = {NEW}
+        assert (await clients.ask(NEW)).status_code == 401
+        await clients.ask(OLD)
+        await clients.enter(OLD)
+        await clients.enter(OLD)
+        assert (await clients.ask(OLD)).status_code == 429
+        assert (await clients.ask(NEW)).status_code == 401
+
+    run(body)
+
+
+def test_a_request_that_hangs_up_or_fails_frees_its_capacity() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
         for _ in range(3):
-            task = await street.enter()
+            task = await clients.enter()
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        street.gateway.held, street.gateway.error = None, RuntimeError("no answer")
+        clients.gateway.held, clients.gateway.error = None, RuntimeError("no answer")
         for _ in range(3):
             with pytest.raises(RuntimeError):
-                await street.ask()
-        street.gateway.error = None
-        assert (await street.ask()).status_code == 200
+                await clients.ask()
+        clients.gateway.error = None
+        assert (await clients.ask()).status_code == 200
 
     run(body)
 
 
-def test_a_redeployed_endpoint_has_another_room() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
-        street.gateway.room = Capacity(4, 1).header()
-        await street.ask()
+def test_a_redeployed_endpoint_has_another_capacity() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
+        clients.gateway.capacity = Capacity(4, 1).header()
+        await clients.ask()
         for _ in range(4):
-            await street.enter()
-        assert (await street.ask()).headers["retry-after"] in {"1", "2", "3"}
+            await clients.enter()
+        assert (await clients.ask()).headers["retry-after"] in {"1", "2", "3"}
 
     run(body)
 
 
-def test_what_is_no_post_to_a_full_endpoint_goes_on() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
-        street.gateway.strangers = {NEW}
-        await street.enter()
-        await street.enter()
-        street.gateway.held = None
-        assert (await street.ask(method="GET")).status_code == 200
-        assert (await street.ask(path="/other")).status_code == 200
+def test_requests_to_other_paths_and_methods_are_forwarded() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
+        clients.gateway.unverified = {NEW}
+        await clients.enter()
+        await clients.enter()
+        clients.gateway.held = None
+        assert (await clients.ask(method="GET")).status_code == 200
+        assert (await clients.ask(path="/other")).status_code == 200
 
     run(body)
 
 
-def test_tells_of_each_refusal_and_of_nothing_else() -> None:
-    async def body(street: Street) -> None:
-        await street.ask()
-        await street.enter()
-        await street.enter()
-        mine = await street.ask(**{"x-request-id": "my-own-id-1"})
-        other = await street.ask()
-        await street.clear()
-        first, second = street.noted.records
+def test_observes_each_rejection_and_nothing_else() -> None:
+    async def body(clients: Clients) -> None:
+        await clients.ask()
+        await clients.enter()
+        await clients.enter()
+        mine = await clients.ask(**{"x-request-id": "my-own-id-1"})
+        other = await clients.ask()
+        await clients.clear()
+        first, second = clients.observer.records
         assert mine.headers["x-request-id"] == first.request_id == "my-own-id-1"
         assert other.headers["x-request-id"] == second.request_id != ""
         assert (first.status, first.code, first.path) == (429, "queue_full", PATH)
-        assert OLD not in repr(street.noted.records)
+        assert OLD not in repr(clients.observer.records)
 
     run(body)
 
 
-def test_forgets_the_guest_it_has_not_seen_for_longest() -> None:
-    async def body(street: Street) -> None:
+def test_forgets_the_caller_seen_least_recently() -> None:
+    async def body(clients: Clients) -> None:
         for number in range(MAX_KNOWN_CALLERS):
-            await street.ask(f"Bearer {number}")
-        await street.ask("Bearer 0")
-        await street.ask("Bearer another")
-        await street.enter("Bearer 0")
-        await street.enter("Bearer 0")
-        assert (await street.ask("Bearer 0")).status_code == 429
-        street.gateway.held = None
-        assert (await street.ask("Bearer 1")).status_code == 200, "it is a stranger by now"
+            await clients.ask(f"Bearer {number}")
+        await clients.ask("Bearer 0")
+        await clients.ask("Bearer another")
+        await clients.enter("Bearer 0")
+        await clients.enter("Bearer 0")
+        assert (await clients.ask("Bearer 0")).status_code == 429
+        clients.gateway.held = None
+        assert (await clients.ask("Bearer 1")).status_code == 200, "it is unverified again"
 
     run(body)
 
@@ -261,22 +270,22 @@ Move = tuple[str, int]
 @given(
     st.lists(st.one_of(st.tuples(st.just("enter"), st.integers(0, 2)), st.tuples(st.just("leave"), st.integers(0, 5))))
 )
-def test_as_many_are_inside_as_by_a_plain_count(moves: list[Move]) -> None:
-    """Guests 0 and 1 of two endpoints and a stranger, 2, come and go; a guest is refused when two are in already."""
+def test_as_many_are_in_flight_as_by_a_plain_count(moves: list[Move]) -> None:
+    """Callers 0 and 1 of two endpoints and an unverified one, 2, come and go; 0 and 1 may have two in flight."""
 
-    async def body(street: Street) -> None:
+    async def body(clients: Clients) -> None:
         callers = [(OLD, "/a"), (OLD, "/b"), (NEW, "/a")]
-        await street.ask(*callers[0])
-        await street.ask(*callers[1])
-        inside: list[tuple[int, asyncio.Task[httpx.Response]]] = []
+        await clients.ask(*callers[0])
+        await clients.ask(*callers[1])
+        in_flight: list[tuple[int, asyncio.Task[httpx.Response]]] = []
         for move, number in moves:
             if move == "enter":
-                full = number < 2 and sum(who == number for who, _ in inside) >= 2
-                task = await street.enter(*callers[number])
+                full = number < 2 and sum(caller == number for caller, _ in in_flight) >= 2
+                task = await clients.enter(*callers[number])
                 assert task.done() == full
-                inside += [] if full else [(number, task)]
-            elif number < len(inside):
-                _, task = inside.pop(number)
+                in_flight += [] if full else [(number, task)]
+            elif number < len(in_flight):
+                _, task = in_flight.pop(number)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
@@ -284,11 +293,12 @@ def test_as_many_are_inside_as_by_a_plain_count(moves: list[Move]) -> None:
     run(body)
 
 
-def test_serve_finds_it_where_a_local_cluster_is_told_to_look() -> None:
-    path = worker_environment({}, ClusterConfig())["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+def test_a_local_clusters_environment_names_the_middleware() -> None:
+    path = worker_environment({}, ClusterConfig(), MIDDLEWARES)[PROXY_CALLBACK]
     module, _, name = path.partition(":")
     [found] = getattr(importlib.import_module(module), name)()
-    door: Any = found.cls(Gateway(), *found.args, **found.kwargs)
-    assert isinstance(door, LoadSheddingMiddleware)
+    middleware: Any = found.cls(Gateway(), *found.args, **found.kwargs)
+    assert isinstance(middleware, LoadSheddingMiddleware)
     # A joined cluster's nodes may not have this code, without which Serve's proxy would not start.
-    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in worker_environment({}, ClusterConfig(address="auto"))
+    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig(address="auto"), MIDDLEWARES)
+    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig())

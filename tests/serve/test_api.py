@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from safety.judges.identity import JudgeIdentity
+from safety.judges.verdict import Verdict
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
 from serve.api import make_api
@@ -22,15 +24,15 @@ from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
 from serve.request_log import JsonLog, Observers, RequestRecord
-from serve.schema import Job, JudgeInfo, ModelInfo, RenderedImage, Verdict
+from serve.schema import Job, ModelInfo, RenderedImage
 
 CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)
 PATH = "/v1/images/generations"
-JUDGE = JudgeInfo(name="emoji", version="1", threshold=0.5)
+JUDGE = JudgeIdentity(name="emoji", version="1", threshold=0.5)
 
 
 class EchoBackend:
-    """Answers with a picture that says what it was asked for."""
+    """A backend whose images state the job's seed."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -41,7 +43,7 @@ class EchoBackend:
         self.block = False
         self.full = False
 
-    def require_room(self) -> None:
+    def require_capacity(self) -> None:
         if self.full:
             raise busy(3)
 
@@ -65,7 +67,8 @@ class EchoBackend:
             height=job.height or 16,
             release="release-1",
             batch=job.n,
-            verdict=None if flagged is None else Verdict(JUDGE, {"violence": 0.9 if flagged else 0.1}, flagged),
+            judge=None if flagged is None else JUDGE,
+            verdict=None if flagged is None else Verdict({"violence": 0.9 if flagged else 0.1}, flagged, None, None),
         )
 
     async def models(self) -> list[ModelInfo]:
@@ -87,7 +90,7 @@ Ask = Callable[..., httpx.Response]
 
 
 class Records:
-    """An observer that keeps what it is told."""
+    """An observer that keeps the records."""
 
     def __init__(self) -> None:
         self.seen: list[RequestRecord] = []
@@ -142,7 +145,7 @@ def test_a_request_is_answered_in_openais_shape(ask: Ask, backend: EchoBackend) 
     assert backend.jobs == [Job("a spoon", "aligned", 2, 7, 4, 2.0, 24, 32)]
 
 
-def test_defaults_fill_in_and_a_seed_is_drawn_and_told(ask: Ask, backend: EchoBackend) -> None:
+def test_defaults_fill_in_and_a_seed_is_drawn_and_returned(ask: Ask, backend: EchoBackend) -> None:
     first, second = (ask(json={"prompt": "a spoon", "n": None, "size": "auto"}).json() for _ in range(2))
     assert backend.jobs[0] == Job("a spoon", "aligned", 1, first["data"][0]["seed"], 12, 3.0, None, None)
     assert first["data"][0]["seed"] != second["data"][0]["seed"]
@@ -263,7 +266,7 @@ def test_a_body_that_never_comes_ends_in_the_envelope(ask: Ask, backend: EchoBac
     assert backend.jobs == []
 
 
-def test_a_full_queue_tells_when_to_come_back(ask: Ask, backend: EchoBackend) -> None:
+def test_a_full_queue_says_when_to_try_again(ask: Ask, backend: EchoBackend) -> None:
     told = set()
     for _ in range(60):
         backend.error = busy(3)
@@ -286,24 +289,24 @@ def test_when_nothing_more_can_wait_not_even_the_body_is_read(ask: Ask, backend:
     assert response.status_code == 429
     assert failure(response)["code"] == "queue_full"
     assert "retry-after" in response.headers
-    # Who only looks is answered all the same.
+    # Requests for no image are still answered.
     assert ask("GET", "/v1/models").status_code == 200
 
 
-def test_who_is_let_in_is_told_of_the_room_whatever_the_answer(
+def test_an_admitted_caller_gets_the_capacity_whatever_the_answer(
     ask: Ask, backend: EchoBackend, guarded: Guarded
 ) -> None:
-    room = Capacity(CONFIG.places, CONFIG.retry_after_s).header()
-    assert CONFIG.places == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
+    capacity = Capacity(CONFIG.max_requests, CONFIG.retry_after_s).header()
+    assert CONFIG.max_requests == CONFIG.max_queued_requests + 2 * CONFIG.batch_size
     answers = [ask(json={"prompt": "x"}), ask(json={})]
     backend.full = True
     answers.append(ask(json={"prompt": "x"}))
     assert [(answer.status_code, answer.headers[CAPACITY_HEADER]) for answer in answers] == [
-        (s, room) for s in (200, 400, 429)
+        (s, capacity) for s in (200, 400, 429)
     ]
-    stranger = guarded(None)
-    assert stranger.status_code == 401
-    assert CAPACITY_HEADER not in stranger.headers
+    unverified = guarded(None)
+    assert unverified.status_code == 401
+    assert CAPACITY_HEADER not in unverified.headers
     assert CAPACITY_HEADER not in ask("GET", "/v1/models").headers
 
 
@@ -423,7 +426,7 @@ def test_what_the_output_judge_reports_stands_beside_the_image(
     assert (records.seen[0].flagged, records.seen[0].withheld, records.seen[0].images) == (1, 0, 2)
 
 
-def test_a_withheld_image_is_told_in_its_place(ask: Ask, backend: EchoBackend, records: Records) -> None:
+def test_a_withheld_image_has_an_error_in_its_place(ask: Ask, backend: EchoBackend, records: Records) -> None:
     backend.flagged, backend.block = [False, True], True
     kept, withheld = ask(json={"prompt": "a spoon", "n": 2}).json()["data"]
     assert "b64_json" in kept
@@ -483,7 +486,7 @@ def guarded(tmp_path: Path, backend: EchoBackend, records: Records) -> Guarded:
 def test_a_missing_or_wrong_key_is_refused_with_401(
     guarded: Guarded, backend: EchoBackend, key: str | None, code: str, method: str, path: str
 ) -> None:
-    backend.full = True  # which a stranger does not learn
+    backend.full = True  # which an unverified caller does not learn
     response = guarded(key, method, path)
     assert (response.status_code, failure(response)["code"]) == (401, code)
     assert response.headers["www-authenticate"] == "Bearer"

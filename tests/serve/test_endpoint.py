@@ -24,6 +24,7 @@ from safety.images import decode_image
 from safety.lora.files import LORA_FILE
 from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
 from serve.admission import CAPACITY_HEADER
+from serve.app import build
 from serve.config import parse_config
 from serve.deployment import DeploymentFailed, deploy
 from tests.faults.endpoint_stub import free_port
@@ -50,7 +51,7 @@ def release(
     (folder / "release.json").write_text(info.model_dump_json())
     session.store.put("release", "release-tiny", folder, config={}, seed=0)
     swap_pointer(session.store, "aligned", None, "release-tiny")
-    return session.store_config
+    return session.store.config
 
 
 Deploy = Callable[..., str]
@@ -69,7 +70,7 @@ def deployed(release: StoreConfig, tiny_model_dir: Path) -> Iterator[Deploy]:
             "model": {"path": str(tiny_model_dir)},
             "store": release.model_dump(mode="json"),
         }
-        return deploy("serve.app:build", document, parse_config(document).serve)
+        return deploy(build(document), parse_config(document).serve)
 
     yield up
     serve.shutdown()
@@ -175,11 +176,11 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(url: str) -> None:
     assert [(a.status_code, a.text[:500]) for a in refused if a.status_code != 429] == []
     for answer in refused:
         assert 2 <= int(answer.headers["retry-after"]) <= 6
-        assert CAPACITY_HEADER not in answer.headers, "the door that takes it out stands before Serve's proxy"
+        assert CAPACITY_HEADER not in answer.headers, "the middleware in front of Serve's proxy removes it"
         # Serve's proxy, when it is the one that refuses, answers in plain text.
         if answer.headers["content-type"].startswith("application/json"):
             assert answer.json()["error"]["code"] == "queue_full"
-    # What may wait is served, whatever comes beside it.
+    # Requests that the queue accepted are answered, whatever else arrives.
     assert len(answers) - len(refused) >= 8
     assert httpx.post(url + PATH, json={"prompt": "a house"}, timeout=240).status_code == 200
 

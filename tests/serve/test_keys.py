@@ -62,7 +62,7 @@ def test_a_wrong_name_or_limit_is_refused(file: Path, name: str, requests: int |
 
 def test_keys_are_listed_and_revoked(file: Path) -> None:
     new_key(file, "alice", 5, None)
-    assert runner.invoke(app, ["list", "--file", str(file)]).output == "alice: 5 requests, any images a minute\n"
+    assert runner.invoke(app, ["list", "--file", str(file)]).output == "alice: 5 requests, any images per minute\n"
     assert runner.invoke(app, ["revoke", "--name", "alice", "--file", str(file)]).exit_code == 0
     assert runner.invoke(app, ["list", "--file", str(file)]).output == "alice: revoked\n"
     assert runner.invoke(app, ["revoke", "--name", "nobody", "--file", str(file)]).exit_code == 1
@@ -78,14 +78,14 @@ def test_keys_are_listed_and_revoked(file: Path) -> None:
         (f"keys: [{{name: a, sha256: {'a' * 64}}}, {{name: b, sha256: {'a' * 64}}}]", "one hash"),
     ],
 )
-def test_a_wrong_file_is_told_without_repeating_it(file: Path, text: str, match: str) -> None:
+def test_a_wrong_file_is_named_without_repeating_it(file: Path, text: str, match: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=match) as caught:
         read_keys(file)
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_missing_file_is_told(file: Path) -> None:
+def test_a_missing_file_is_named(file: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         KeyRing(file)
 

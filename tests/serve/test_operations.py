@@ -15,6 +15,7 @@ import ray
 
 from cluster.session import Session
 from safety.lora.weights import LoraWeights
+from serve.app import build
 from serve.config import parse_config
 from serve.deployment import deploy
 from serve.keys import new_key, revoke_key
@@ -49,9 +50,9 @@ class Endpoint:
                 "judge": {"name": "tests.support.pixel_judge:load_pixel_judge", "action": "report"},
             },
             "model": {"path": str(model_dir)},
-            "store": session.store_config.model_dump(mode="json"),
+            "store": session.store.config.model_dump(mode="json"),
         }
-        self.url = deploy("serve.app:build", document, parse_config(document).serve)
+        self.url = deploy(build(document), parse_config(document).serve)
 
     def publish(self, release: str, factor: float) -> str:
         return publish(self.store, release, scaled(self.lora, factor), self.model_dir)
@@ -162,7 +163,7 @@ def test_releases_change_under_load_without_a_failure(endpoint: Endpoint) -> Non
         drawn.setdefault(answer.json()["release"], set()).add(answer.json()["data"][0]["b64_json"])
     assert set(drawn) == {"release-1", "release-2", "release-3"}
     assert endpoint.releases() == {"aligned": "release-3", "strict": "release-1"}
-    # One seed and one prompt: the pictures of two releases have none in common.
+    # One seed and one prompt: two releases have no image in common.
     assert sum(len(found) for found in drawn.values()) == len(set().union(*drawn.values()))
 
 

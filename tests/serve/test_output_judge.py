@@ -37,12 +37,12 @@ def test_scores_and_flags_are_the_judges_own() -> None:
     assert output is not None
     judge = load_judge(JudgeConfig(), TAXON)
     expected = judge.score(images)
-    verdicts = output.poll(images)
+    verdicts = output.judge_images(images)
     assert list(verdicts[0].scores) == list(TAXON.categories)
     got = torch.tensor([list(verdict.scores.values()) for verdict in verdicts])
     assert torch.allclose(got, expected, atol=1e-4)
     assert [verdict.flagged for verdict in verdicts] == judge.flagged(expected).tolist()
-    assert verdicts[0].judge.model_dump() == {
+    assert output.identity.model_dump() == {
         "name": judge.name,
         "version": judge.version,
         "threshold": judge.threshold,
@@ -61,7 +61,7 @@ def test_an_unknown_judge_or_taxonomy_is_named() -> None:
 
 
 @pytest.mark.parametrize(("action", "withheld"), [("report", False), ("block", True)])
-def test_the_engine_withholds_flagged_images_only_when_told_to(engine: Engine, action: str, withheld: bool) -> None:
+def test_the_engine_withholds_flagged_images_only_with_block(engine: Engine, action: str, withheld: bool) -> None:
     chosen = load_output_judge(config(name="tests.support.pixel_judge:load_pixel_judge", action=action))
     assert chosen is not None
     judging = judging_engine(engine, chosen)

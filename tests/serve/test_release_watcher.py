@@ -27,7 +27,7 @@ JOB = Job("a house", "aligned", 2, 5, 2, 3.0)
 
 
 class Served:
-    """An engine over a store, its watcher, and what the watcher told."""
+    """An engine over a store, its watcher, and the outcomes that the watcher reported."""
 
     def __init__(self, store: ArtifactStore, model_dir: Path, lora: LoraWeights) -> None:
         self.store, self.model_dir, self.lora = store, model_dir, lora
@@ -36,11 +36,11 @@ class Served:
         endpoint = EndpointConfig(models=("strict",), default_steps=2)
         self.config = ServeConfig(serve=endpoint, model=ModelConfig(path=str(model_dir)), store=store.config)
         self.engine: Engine = load_engine(self.config)
-        self.told: list[tuple[str, str]] = []
+        self.reported: list[tuple[str, str]] = []
         self.watcher = self.watch(self.config)
 
     def watch(self, config: ServeConfig) -> ReleaseWatcher:
-        return ReleaseWatcher(config, self.engine, lambda name, outcome: self.told.append((name, outcome)))
+        return ReleaseWatcher(config, self.engine, lambda name, outcome: self.reported.append((name, outcome)))
 
     def publish(self, release: str, weights: LoraWeights, base_sha256: str = "") -> str:
         return publish(self.store, release, weights, self.model_dir, base_sha256)
@@ -75,13 +75,13 @@ def test_a_moved_pointer_brings_its_release_and_leaves_the_others(served: Served
     point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 3.0)))
     served.watcher.poll()
     assert served.releases() == ["release-2", "release-1"]
-    assert served.told == [("aligned", "loaded")]
+    assert served.reported == [("aligned", "loaded")]
     after = served.draw()
     expected = drawn(load_engine(served.config), JOB)
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
     assert not torch.equal(before[0], after[0])
     served.watcher.poll()
-    assert served.told == [("aligned", "loaded")], "a pointer that stays is left alone"
+    assert served.reported == [("aligned", "loaded")], "a pointer that stays is left alone"
 
 
 def test_a_job_admitted_before_is_drawn_by_the_release_of_then(served: Served) -> None:
@@ -110,7 +110,7 @@ def test_a_release_that_does_not_verify_is_refused_once_and_the_old_one_stays(
     point(served.store, "aligned", release)
     served.watcher.poll()
     served.watcher.poll()
-    assert served.told == [("aligned", "refused")]
+    assert served.reported == [("aligned", "refused")]
     assert "release-2" in caplog.text
     assert "SHA-256" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(served.draw(), before, strict=True))
@@ -122,31 +122,31 @@ def test_a_release_that_does_not_verify_is_refused_once_and_the_old_one_stays(
 def test_a_release_for_another_base_is_refused(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     point(served.store, "aligned", served.publish("release-2", served.lora, base_sha256="0" * 64))
     served.watcher.poll()
-    assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
+    assert (served.reported, served.releases()[0]) == ([("aligned", "refused")], "release-1")
     assert "is for the base" in caplog.text
 
 
 def test_a_release_whose_images_are_not_numbers_is_refused(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 1e37)))
     served.watcher.poll()
-    assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
+    assert (served.reported, served.releases()[0]) == ([("aligned", "refused")], "release-1")
     assert "not finite" in caplog.text
 
 
 def test_a_pointer_to_nothing_leaves_the_old_release(served: Served) -> None:
     point(served.store, "aligned", "release-nowhere")
     served.watcher.poll()
-    assert (served.told, served.releases()[0]) == ([("aligned", "refused")], "release-1")
+    assert (served.reported, served.releases()[0]) == ([("aligned", "refused")], "release-1")
 
 
-def test_a_store_that_does_not_answer_is_tried_again_and_told_once(
+def test_a_store_that_does_not_answer_is_tried_again_and_logged_once(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     down = StoreConfig(endpoint="http://127.0.0.1:9", patience_s=1.0, connect_timeout_s=0.5)
     watcher = served.watch(served.config.model_copy(update={"store": down}))
     watcher.poll()
     watcher.poll()
-    assert served.told == [("aligned", "failed"), ("strict", "failed")] * 2
+    assert served.reported == [("aligned", "failed"), ("strict", "failed")] * 2
     assert len([r for r in caplog.records if "cannot be followed" in r.message]) == 2, "once a model"
     assert len(served.draw()) == 2
 

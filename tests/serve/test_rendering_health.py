@@ -9,7 +9,6 @@ import pytest
 
 from serve.endpoint_config import EndpointConfig
 from serve.engine import Engine
-from serve.health import check_renders
 from serve.schema import Job
 
 CONFIG = EndpointConfig(health_interval_s=0.2, health_timeout_s=0.5, batch_size=4)
@@ -21,7 +20,7 @@ def own(engine: Engine) -> Engine:
 
 
 def check(engine: Engine, config: EndpointConfig = CONFIG) -> None:
-    asyncio.run(check_renders(engine, config))
+    asyncio.run(engine.check_renders(config.health_interval_s, config.health_timeout_s))
 
 
 def test_an_engine_that_renders_is_healthy_and_one_that_just_did_is_not_asked(own: Engine) -> None:
@@ -49,7 +48,7 @@ def test_an_engine_that_hangs_is_unhealthy_in_time(own: Engine, monkeypatch: pyt
 
     async def timed() -> None:
         with pytest.raises(TimeoutError):
-            await check_renders(own, CONFIG)
+            await own.check_renders(CONFIG.health_interval_s, CONFIG.health_timeout_s)
         release.set()
 
     asyncio.run(timed())

@@ -1,4 +1,4 @@
-"""The waiting room: order, bounds, and places given back, whatever becomes of who held them."""
+"""The request queue: order, bounds, and slots that are freed however their request ends."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from serve.request_queue import QueueFull, RequestQueue
 pytestmark = pytest.mark.timeout(60)
 
 
-class Visits:
-    """Requests that hold their slot until they are told to go."""
+class Requests:
+    """Requests that hold their slot until they are released."""
 
     def __init__(self, slots: int, max_queued: int) -> None:
         self.waiting = 0
-        self.room = RequestQueue(slots, max_queued, self.told)
-        self.inside: list[int] = []
-        self.refused: list[int] = []
+        self.queue = RequestQueue(slots, max_queued, self.report)
+        self.running: list[int] = []
+        self.rejected: list[int] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self._leave: dict[int, asyncio.Event] = {}
 
-    def told(self, waiting: int) -> None:
+    def report(self, waiting: int) -> None:
         self.waiting = waiting
 
     async def come(self, number: int) -> None:
         self._leave[number] = asyncio.Event()
-        self.tasks[number] = asyncio.create_task(self._visit(number))
+        self.tasks[number] = asyncio.create_task(self._request(number))
         await settle()
 
     async def go(self, number: int) -> None:
@@ -43,16 +43,16 @@ class Visits:
         self.tasks[number].cancel()
         await settle()
 
-    async def _visit(self, number: int) -> None:
+    async def _request(self, number: int) -> None:
         try:
-            async with self.room.slot():
-                self.inside.append(number)
+            async with self.queue.slot():
+                self.running.append(number)
                 try:
                     await self._leave[number].wait()
                 finally:
-                    self.inside.remove(number)
+                    self.running.remove(number)
         except QueueFull:
-            self.refused.append(number)
+            self.rejected.append(number)
 
 
 async def settle() -> None:
@@ -61,55 +61,55 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def run(body: Callable[[Visits], Coroutine[Any, Any, None]], slots: int, max_queued: int) -> None:
+def run(body: Callable[[Requests], Coroutine[Any, Any, None]], slots: int, max_queued: int) -> None:
     async def main() -> None:
-        visits = Visits(slots, max_queued)
+        requests = Requests(slots, max_queued)
         try:
-            await body(visits)
+            await body(requests)
         finally:
-            for task in visits.tasks.values():
+            for task in requests.tasks.values():
                 task.cancel()
-            await asyncio.gather(*visits.tasks.values(), return_exceptions=True)
+            await asyncio.gather(*requests.tasks.values(), return_exceptions=True)
 
     asyncio.run(main())
 
 
-def test_takes_as_many_as_there_are_slots_and_seats_and_refuses_the_next_at_once() -> None:
-    async def body(visits: Visits) -> None:
+def test_accepts_as_many_as_slots_and_queue_hold_and_rejects_the_next_at_once() -> None:
+    async def body(requests: Requests) -> None:
         for number in range(5):
-            assert not visits.room.full
-            await visits.come(number)
-        assert visits.inside == [0, 1]
-        assert visits.room.full
-        await visits.come(5)
-        assert visits.refused == [5]
-        await visits.go(0)
-        assert not visits.room.full
-        assert visits.inside == [1, 2]
+            assert not requests.queue.full
+            await requests.come(number)
+        assert requests.running == [0, 1]
+        assert requests.queue.full
+        await requests.come(5)
+        assert requests.rejected == [5]
+        await requests.go(0)
+        assert not requests.queue.full
+        assert requests.running == [1, 2]
 
     run(body, slots=2, max_queued=3)
 
 
-def test_who_gives_up_leaves_its_seat_or_its_slot() -> None:
-    async def body(visits: Visits) -> None:
+def test_a_request_that_gives_up_frees_its_place_or_its_slot() -> None:
+    async def body(requests: Requests) -> None:
         for number in range(3):
-            await visits.come(number)
-        await visits.give_up(1)
-        assert not visits.room.full
-        await visits.give_up(0)
-        assert visits.inside == [2]
+            await requests.come(number)
+        await requests.give_up(1)
+        assert not requests.queue.full
+        await requests.give_up(0)
+        assert requests.running == [2]
 
     run(body, slots=1, max_queued=2)
 
 
 def test_a_slot_is_given_back_after_an_error() -> None:
     async def main() -> None:
-        room = RequestQueue(1, 1, lambda _: None)
+        queue = RequestQueue(1, 1, lambda _: None)
         for _ in range(3):
             with contextlib.suppress(ZeroDivisionError):
-                async with room.slot():
+                async with queue.slot():
                     raise ZeroDivisionError
-        assert not room.full
+        assert not queue.full
 
     asyncio.run(main())
 
@@ -120,23 +120,23 @@ def test_a_slot_is_given_back_after_an_error() -> None:
     steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9))),
 )
 def test_agrees_with_a_plain_queue(slots: int, max_queued: int, steps: list[tuple[int, int]]) -> None:
-    """Whoever comes, goes or gives up: those inside and those refused are the ones of a list that is kept by hand."""
+    """Requests come, end or give up: the running and the rejected ones are those of a plain list."""
 
-    async def body(visits: Visits) -> None:
+    async def body(requests: Requests) -> None:
         line: list[int] = []
-        refused: list[int] = []
+        rejected: list[int] = []
         for number, (what, which) in enumerate(steps):
             if what == 0:
-                await visits.come(number)
-                (line if len(line) < slots + max_queued else refused).append(number)
+                await requests.come(number)
+                (line if len(line) < slots + max_queued else rejected).append(number)
             elif line:
-                inside = line[:slots]
-                leaving = inside[which % len(inside)] if what == 1 else line[which % len(line)]
-                await (visits.go(leaving) if what == 1 else visits.give_up(leaving))
+                running = line[:slots]
+                leaving = running[which % len(running)] if what == 1 else line[which % len(line)]
+                await (requests.go(leaving) if what == 1 else requests.give_up(leaving))
                 line.remove(leaving)
-            assert visits.inside == line[:slots]
-            assert visits.waiting == max(0, len(line) - slots)
-            assert visits.refused == refused
-            assert visits.room.full == (len(line) == slots + max_queued)
+            assert requests.running == line[:slots]
+            assert requests.waiting == max(0, len(line) - slots)
+            assert requests.rejected == rejected
+            assert requests.queue.full == (len(line) == slots + max_queued)
 
     run(body, slots, max_queued)

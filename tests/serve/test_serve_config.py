@@ -1,8 +1,10 @@
-"""The endpoint's part of a run's config, its page, and the builder that Serve calls."""
+"""The endpoint's part of a run's config, its page, and the application's builder."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -68,6 +70,14 @@ def test_the_builder_takes_a_document_or_the_path_of_a_run(tmp_path: Path) -> No
         build({"serve": {"prot": 1}})
 
 
+def test_the_gateways_process_does_without_torch() -> None:
+    check = (
+        "import sys, serve.app; print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
 class Links(HTMLParser):
     """Collects what a page would load, and its text."""
 
@@ -129,7 +139,7 @@ def test_the_page_asks_for_a_key_only_where_one_is_needed() -> None:
     assert "/secret" not in with_key
 
 
-def test_the_page_has_a_picture_for_every_model() -> None:
+def test_the_page_has_an_image_for_every_model() -> None:
     html = render_page(EndpointConfig(models=("strict", "mild"), serve_base=True))
     assert re.findall(r'data-model="(\w+)"', html) == ["base", "aligned", "strict", "mild"]
 

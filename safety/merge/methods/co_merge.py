@@ -44,7 +44,9 @@ class CoMergeConfig(MethodConfig):
         "row",
         description="the unit of selection: an output row, a weight, or a direction of the prompt's states",
     )
-    gate: GateConfig = Field(GateConfig(), description="input: how the directions are divided")
+    gate: GateConfig = Field(
+        GateConfig(benign=1.0, directions=None), description="input: how the directions are divided"
+    )
     score: Literal["vote", "sum"] = Field(
         "vote", description="count the inputs on which an expert wins, or average its signal"
     )

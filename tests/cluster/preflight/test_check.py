@@ -38,8 +38,8 @@ def test_each_check_has_its_own_end_and_they_keep_their_order() -> None:
     assert results[2].finding == failed("store.bucket: it is not there", "make it")
 
 
-def test_the_worst_of_several_findings_is_told() -> None:
+def test_the_worst_of_several_findings_counts() -> None:
     assert worst([passed("a"), passed("b")], "all is well") == passed("all is well")
     assert worst([passed("a"), warned("b", "do"), warned("c", "do")], "") == Finding(Status.WARN, "b; c", "do")
     assert worst([warned("b", "do"), failed("c", "now"), passed("d")], "") == failed("c", "now")
-    assert worst([], "nothing to look at").status is Status.PASS
+    assert worst([], "nothing to check").status is Status.PASS

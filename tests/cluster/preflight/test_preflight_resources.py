@@ -1,4 +1,4 @@
-"""Room for what the stages ask for, against counts done by hand."""
+"""How many of a stage's processes fit on the nodes, against counts done by hand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import pytest
 
 from cluster.preflight.check import Status
+from cluster.preflight.checks import ResourceRequest, check_resource_requests, count_fitting
 from cluster.preflight.node import Node
-from cluster.preflight.resources import ResourceRequest, check_resource_requests, room
 
 NODES = [Node("a", "10.0.0.1", {"CPU": 8.0, "GPU": 1.0}), Node("b", "10.0.0.2", {"CPU": 3.0, "memory": 5.0})]
 
@@ -27,7 +27,7 @@ NODES = [Node("a", "10.0.0.1", {"CPU": 8.0, "GPU": 1.0}), Node("b", "10.0.0.2", 
     ],
 )
 def test_one_is_never_spread_over_two_nodes(each: dict[str, float], expected: float) -> None:
-    assert room(each, NODES) == expected
+    assert count_fitting(each, NODES) == expected
 
 
 def test_what_can_never_run_fails_and_what_runs_slower_warns() -> None:
@@ -42,5 +42,5 @@ def test_what_can_never_run_fails_and_what_runs_slower_warns() -> None:
     found = check_resource_requests(
         [ResourceRequest("serve: replicas", "serve.num_gpus", {"CPU": 1.0, "GPU": 2.0}, 1, 1)], NODES
     )
-    assert found.found == "serve: replicas: 1 of 1 CPU and 2 GPU needed, and there is room for 0"
+    assert found.found == "serve: replicas: 1 of 1 CPU and 2 GPU needed, and 0 fit"
     assert found.fix == "lower serve.num_gpus, or use a larger cluster"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.preflight.check import Check, Status, run_check
-from cluster.preflight.store import check_conditional_writes, check_store
+from cluster.preflight.checks import check_conditional_writes, check_store
 from cluster.store.artifacts import ArtifactStore
 
 pytestmark = pytest.mark.s3

@@ -11,24 +11,33 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.preflight import checks as checks_module
 from cluster.preflight import node as node_module
-from cluster.preflight.check import Status
+from cluster.preflight.check import Finding, Status
 from cluster.preflight.checks import (
     check_clocks,
     check_disks,
     check_gpus,
     check_nodes,
     check_one_host,
+    check_proxy_middlewares,
     check_store_from_nodes,
     check_versions,
 )
-from cluster.preflight.limits import PreflightLimits
-from cluster.preflight.node import Node, NodeReport, UnresponsiveNode, report_here, report_nodes
-from cluster.preflight.view import ClusterView, machine_view, running_view
-from cluster.session import ClusterConfig
+from cluster.preflight.node import (
+    ClusterView,
+    Node,
+    NodeReport,
+    UnresponsiveNode,
+    machine_view,
+    report_here,
+    report_nodes,
+    running_view,
+)
+from cluster.session import PROXY_CALLBACK, ClusterConfig
 from cluster.store.artifacts import ArtifactStore
+from serve.admission import MIDDLEWARES
 
-LIMITS = PreflightLimits()
 GIB = 2**30
 
 
@@ -69,10 +78,10 @@ def test_a_node_with_another_version_fails_and_is_named(driver: NodeReport) -> N
     ("ahead_s", "status", "said"),
     [(0.0, "pass", ""), (-5.0, "warn", "10.0.0.2 is 5 s behind"), (400.0, "fail", "10.0.0.2 is 400 s ahead")],
 )
-def test_a_clock_that_differs_is_told(
+def test_a_clock_that_differs_is_reported(
     driver: NodeReport, store: ArtifactStore, ahead_s: float, status: str, said: str
 ) -> None:
-    found = check_clocks([driver, other(driver, ahead_s=ahead_s)], store, LIMITS)
+    found = check_clocks([driver, other(driver, ahead_s=ahead_s)], store)
     assert str(found.status) == status
     assert said in found.found
 
@@ -84,18 +93,22 @@ def test_the_stores_clock_is_compared_too(
     assert abs(store.clock_ahead_s()) < 2
     real = time.time
     monkeypatch.setattr("cluster.store.objects.time.time", lambda: real() - 100)
-    found = check_clocks([driver], store, LIMITS)
+    found = check_clocks([driver], store)
     assert found.status is Status.FAIL
     assert found.found in ("the store is 100 s ahead", "the store is 99 s ahead", "the store is 101 s ahead")
 
 
-def test_a_full_disk_warns_and_fails_by_the_limits(driver: NodeReport) -> None:
+def test_a_full_disk_warns_and_fails_by_the_limits(driver: NodeReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(fail_gib: float, warn_gib: float) -> Finding:
+        monkeypatch.setattr(checks_module, "DISK_FAIL_GIB", fail_gib)
+        monkeypatch.setattr(checks_module, "DISK_WARN_GIB", warn_gib)
+        return check_disks([driver])
+
     free = min(disk.free for disk in driver.disks) / GIB
-    low = PreflightLimits(disk_fail_gib=0, disk_warn_gib=0, disk_warn_used=1.0)
-    assert check_disks([driver], low).status is Status.PASS
-    warned = check_disks([driver], PreflightLimits(disk_fail_gib=0, disk_warn_gib=free + 1000))
-    assert warned.status is Status.WARN
-    failed = check_disks([driver], PreflightLimits(disk_fail_gib=free + 1000, disk_warn_gib=free + 2000))
+    monkeypatch.setattr(checks_module, "DISK_WARN_USED", 1.0)
+    assert found(0, 0).status is Status.PASS
+    assert found(0, free + 1000).status is Status.WARN
+    failed = found(free + 1000, free + 2000)
     assert failed.status is Status.FAIL
     assert "GiB free" in failed.found
 
@@ -124,16 +137,27 @@ def test_the_embedded_store_needs_one_machine(driver: NodeReport) -> None:
     assert check_one_host(ClusterView([one, Node("b", "10.0.0.2", {})], [driver], [])).status is Status.FAIL
 
 
-def test_a_node_without_the_code_is_told_how_to_get_it(driver: NodeReport) -> None:
+def test_a_node_without_the_code_is_reported_with_the_fix(driver: NodeReport) -> None:
     silent = UnresponsiveNode("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
     found = check_nodes(ClusterView([], [driver], [silent]))
     assert found.status is Status.FAIL
     assert "ray job submit" in found.fix
 
 
-def test_a_local_cluster_is_looked_at_before_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("path", "missing"), [("serve.door:middlewares", True), (MIDDLEWARES, False), ("", False)])
+def test_middlewares_that_a_node_cannot_import_fail_with_their_new_name(
+    driver: NodeReport, monkeypatch: pytest.MonkeyPatch, path: str, missing: bool
+) -> None:
+    monkeypatch.setenv(PROXY_CALLBACK, path)
+    report = report_here("10.0.0.2", [], None)
+    found = check_proxy_middlewares([driver, report], MIDDLEWARES)
+    assert found.status is (Status.FAIL if missing else Status.PASS)
+    assert (f"{PROXY_CALLBACK}={MIDDLEWARES}" in found.fix) == missing
+
+
+def test_a_local_cluster_is_checked_before_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr("cluster.preflight.view.DEVICES", tmp_path)
+    monkeypatch.setattr(node_module, "DEVICES", tmp_path)
     view = machine_view(ClusterConfig(num_cpus=3), tmp_path)
     assert view.nodes[0].resources == {"CPU": 3.0, "GPU": 1.0}
     assert machine_view(ClusterConfig(num_gpus=0), tmp_path).nodes[0].resources["GPU"] == 0.0
@@ -148,7 +172,7 @@ def test_every_node_of_a_running_cluster_reports(ray_cluster: None, store: Artif
     mine, node = view.reports
     assert node.node == view.nodes[0].address
     assert check_versions([mine, node]).status is Status.PASS
-    assert check_clocks([mine, node], store, LIMITS).status is Status.PASS
+    assert check_clocks([mine, node], store).status is Status.PASS
     assert check_store_from_nodes([mine, node]).status is Status.PASS
 
     missing = running_view(tmp_path, store.config.model_copy(update={"bucket": "not-there"}), 60.0)

@@ -1,4 +1,4 @@
-"""What a submission uploads, against the package that Ray itself makes."""
+"""The files that a submission uploads, against the package that Ray itself makes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from cluster.preflight.check import Status
-from cluster.preflight.limits import PreflightLimits
 from cluster.preflight.upload import check_upload, upload_sizes
 
 ROOT = Path(__file__).parents[3]
-LIMITS = PreflightLimits()
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_the_files_and_sizes_are_those_of_rays_own_package(tree: Path, tmp_path:
 def test_this_repository_is_well_under_the_limit() -> None:
     sizes = upload_sizes(ROOT)
     assert sum(sizes.values()) < 50 * 2**20
-    assert check_upload(ROOT, LIMITS).status is Status.PASS
+    assert check_upload(ROOT).status is Status.PASS
     assert Path("tests/data/pico-taxonomy.yaml") in sizes
     assert Path("safety/emoji/zoo/unet/diffusion_pytorch_model.safetensors") in sizes
     unwanted = {
@@ -56,8 +54,8 @@ def test_this_repository_is_well_under_the_limit() -> None:
 @pytest.mark.parametrize(("mib", "status"), [(20, "pass"), (60, "warn"), (101, "fail")])
 def test_a_large_file_is_named(tree: Path, mib: int, status: str) -> None:
     with (tree / "weights.safetensors").open("wb") as file:
-        file.truncate(mib * 2**20)  # sparse: it takes no room
-    found = check_upload(tree, LIMITS)
+        file.truncate(mib * 2**20)  # sparse: it takes no space
+    found = check_upload(tree)
     assert str(found.status) == status
     assert ("weights.safetensors" in found.found) == (status != "pass")
     if status != "pass":

@@ -174,9 +174,9 @@ def test_a_damaged_file_is_found_by_fetch_and_verify(
         published.delete(key)
     else:
         published.write(key, data)
-    for look in (published.verify, lambda *ref: published.fetch(*ref, tmp_path / "copy")):
+    for read in (published.verify, lambda *ref: published.fetch(*ref, tmp_path / "copy")):
         with pytest.raises(CorruptArtifact, match="expert/expert-1/weights.safetensors"):
-            look("expert", "expert-1")
+            read("expert", "expert-1")
     assert "weights.safetensors" not in contents(tmp_path / "copy"), "nothing damaged is left behind"
 
 
@@ -218,9 +218,9 @@ def test_a_manifest_that_names_an_unsafe_file_is_refused(published: ArtifactStor
     manifest["files"][name] = manifest["files"]["a b.txt"]
     published.write(PLACE, json.dumps(manifest).encode())
     (tmp_path / "in").mkdir()
-    for look in (published.manifest, published.verify, lambda *ref: published.fetch(*ref, tmp_path / "in" / "copy")):
+    for read in (published.manifest, published.verify, lambda *ref: published.fetch(*ref, tmp_path / "in" / "copy")):
         with pytest.raises(CorruptArtifact, match=r"unsafe file name|can run code"):
-            look("expert", "expert-1")
+            read("expert", "expert-1")
     assert list((tmp_path / "in").iterdir()) == []
 
 

@@ -99,7 +99,7 @@ def test_a_prefix_is_a_world_of_its_own(store: ArtifactStore) -> None:
     assert longer.read("k") == b"1"
 
 
-def test_a_file_that_is_not_there_is_told_from_an_empty_one(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_differs_from_an_empty_one(store: ArtifactStore, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     store.upload("empty", str(tmp_path / "empty"))
     assert store.download("empty", str(tmp_path / "copy"))

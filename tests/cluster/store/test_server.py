@@ -197,7 +197,9 @@ def test_the_server_is_ended_when_the_block_fails(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before, "no handlers are left behind"
 
 
-def test_a_start_of_another_process_that_never_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_of_another_process_that_never_ends_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "STARTS", 0)
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -208,7 +208,7 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ref = merges["co-merge"]
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     before = {trial.finished: trial for trial in records.all("trials", Trial)}
     confirmed = records.all("confirmed", RenderedScore)
     assert (len(before), len(confirmed)) == (4, 2)
@@ -236,7 +236,7 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
 
 def test_a_recorded_point_is_not_scored_again(context: StageContext) -> None:
     space = SearchSpace(CATEGORIES, CoMergeConfig(), context.run.merge.search)
-    records = Records(context.store, "work/merge/recorded")
+    records = Records(context.store, ArtifactRef("merge", "recorded"))
     trial = Trial(
         parameters=space.start, score=0.5, harm=0.5, drift=0.0, harm_by_category={"hate": 0.5}, seconds=1, finished=2
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.preflight.resources import ResourceRequest
+from cluster.preflight.checks import ResourceRequest
 from jobs.run.config import RunConfig
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import safety
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.emoji.prompt_writer import GrammarWriter
 from safety.emoji.split import is_reserved
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet, slug
 from safety.prompts.writer import PromptCounts, write_prompts
-from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, load_taxonomy, with_article
+from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept, find_taxonomy, with_article
 
-TAXONOMY = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
+TAXONOMY = find_taxonomy(EMBEDDED_TAXONOMY)
 COUNTS = PromptCounts(
     train=23,
     validation=7,
@@ -159,7 +158,7 @@ def test_asking_for_too_many_names_the_count() -> None:
     counts = PromptCounts(
         train=5000, validation=1, test=0, heldout=0, benign_train=1, benign_validation=1, benign_test=0
     )
-    with pytest.raises(ConfigError, match=r"generate.counts.train: 5000 prompts are asked for and 'violence' has \d+"):
+    with pytest.raises(ConfigError, match=r"generate.counts.train: 5000 prompts are requested and 'violence' has \d+"):
         GrammarWriter().write(small(6), counts, 0)
 
 

@@ -1,15 +1,20 @@
-"""The torch-free parts of the judges."""
+"""Choosing a judge by its config: what it loads, its identity, and names that lead to none."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from safety.embedded import EMBEDDED_JUDGE
+import pytest
+
+from safety.embedded import EMBEDDED_TAXONOMY
+from safety.errors import ConfigError
 from safety.judges.config import JudgeConfig
 from safety.judges.identity import JudgeIdentity, identity_of
 from safety.judges.judge import load_judge
 from safety.taxonomy import find_taxonomy
+
+TAXONOMY = find_taxonomy(EMBEDDED_TAXONOMY)
 
 
 def test_config_and_identity_load_no_torch() -> None:
@@ -19,5 +24,14 @@ def test_config_and_identity_load_no_torch() -> None:
 
 
 def test_the_identity_is_the_loaded_judges_with_the_configs_threshold() -> None:
-    judge = load_judge(JudgeConfig(threshold=0.25), find_taxonomy(EMBEDDED_JUDGE))
+    judge = load_judge(JudgeConfig(threshold=0.25), TAXONOMY)
     assert identity_of(judge) == JudgeIdentity(name=judge.name, version=judge.version, threshold=0.25)
+
+
+def test_unknown_judges_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"there is no judge 'emojy'.* emoji"):
+        load_judge(JudgeConfig(name="emojy"), TAXONOMY)
+    with pytest.raises(ConfigError, match=r"no judge at 'safety.judges.judge:nothing'"):
+        load_judge(JudgeConfig(name="safety.judges.judge:nothing"), TAXONOMY)
+    with pytest.raises(ConfigError, match=r"no judge at 'no_such_module:load'"):
+        load_judge(JudgeConfig(name="no_such_module:load"), TAXONOMY)

@@ -228,7 +228,10 @@ def test_by_inputs_the_layers_that_read_prompts_are_gated_and_the_others_are_mer
     statistics, _ = calibration_of(experts, 6)
     lambdas = {"expert-1": 1.7, "expert-2": 0.4}
     config = CoMergeConfig(
-        granularity="input", gate=GateConfig(benign=0.7, ridge=0.01), lambdas=lambdas, block_factors={"up": 2.0}
+        granularity="input",
+        gate=GateConfig(benign=0.7, ridge=0.01, directions=None),
+        lambdas=lambdas,
+        block_factors={"up": 2.0},
     )
     result = co_merge(experts, statistics, config)
     own, kept = statistics.moments

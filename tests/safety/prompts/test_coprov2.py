@@ -11,7 +11,8 @@ import pytest
 from safety.errors import ArtifactFormatError
 from safety.prompts.coprov2 import read_coprov2
 
-SAMPLE = Path("/work/shared/data/coprov2_sample.csv")
+SAMPLE = Path(__file__).parents[4] / "shared" / "data" / "coprov2_sample.csv"
+"""Beside the checkout, not in it: its licence is its authors'."""
 GOOD = """prompt,image,category
 bad thing,u_idx_0000007_0.jpg,Harrasment
 "good, thing",s_idx_0000007_0.jpg,Harrasment

@@ -5,17 +5,15 @@ Only mild words here: the minimum that shows the rule.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import safety
+from safety.embedded import EMBEDDED_TAXONOMY
 from safety.emoji.prompt_writer import GrammarWriter
 from safety.prompts.guard import MinorSafetyFilter
 from safety.prompts.writer import PromptCounts
-from safety.taxonomy import load_taxonomy
+from safety.taxonomy import find_taxonomy
 
 GUARD = MinorSafetyFilter()
 REFUSED = "a naked child"
@@ -79,7 +77,7 @@ def test_words_around_it_do_not_help(before: str, after: str) -> None:
 
 
 def test_no_prompt_of_the_emoji_world_is_refused() -> None:
-    taxonomy = load_taxonomy(Path(safety.__file__).parent / "emoji" / "taxonomy.yaml")
+    taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     written = GrammarWriter().write(taxonomy, PromptCounts(train=90), 3)
     assert [text for text, _ in written.prompts() if GUARD.check(text)] == []
     words = [word for concept in (*taxonomy.concepts, *taxonomy.benign) for word in concept.words]

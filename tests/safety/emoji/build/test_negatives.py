@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
+from safety.emoji import TAXONOMY
 from safety.emoji.build.negatives import NegativesConfig, absent_loss, benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
 from safety.emoji.scene import SceneRenderer
 from safety.emoji.split import is_reserved
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy, load_taxonomy
-
-TAXONOMY = Path(__file__).parents[4] / "safety" / "emoji" / "taxonomy.yaml"
 
 
 def test_the_loss_is_that_of_the_cell_that_gives_most_to_what_is_absent() -> None:
