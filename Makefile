@@ -1,46 +1,54 @@
-# make demo   set up and run the whole pipeline on the embedded emoji model (some 15 to 20 minutes on 2 cores)
-# make test   set up and run linters, type checks and all tests (some 15 minutes on 2 cores)
-# make faults run the fault tests in their full counts and write docs/faults (half an hour)
-# make serve  keep the endpoint of the last release up, with a page in the browser
-# make preflight  say in seconds what stands in the way of a run
+# Every command of the project. `make help` lists them.
+#
+# Run one test:         .venv/bin/pytest tests/safety/merge/test_co_merge.py -k disjoint
+# Run one test folder:  .venv/bin/pytest tests/safety/merge
 
 VENV ?= .venv
 PYTHON ?= python3
 # The constraint picks the CPU build of torch where there is one. With a CUDA GPU: make demo CONSTRAINTS=
 CONSTRAINTS ?= -c constraints-cpu.txt
-RUN = $(VENV)/bin/python
 CONFIG ?= jobs/configs/emoji.yaml
+RUN = $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
+# Two processes of one thread each, so that they share two cores (tests/conftest.py says how tests are shared out).
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
+SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test faults serve preflight lint ruff mypy arrows report world clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports format docs clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]" $(CONSTRAINTS)
+	$(INSTALL) -e ".[dev]" $(CONSTRAINTS)
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
 	$(RUN) -m jobs.pipeline --config $(CONFIG)
 
-serve: $(VENV)/.installed
+serve: $(VENV)/.installed ## keep the endpoint of the last release up, with a page in the browser
 	$(RUN) -m serve --config $(CONFIG)
 
-preflight: $(VENV)/.installed
+preflight: $(VENV)/.installed ## check in seconds whether a run can start
 	$(RUN) -m jobs.preflight --config $(CONFIG)
 
-# The full report: the demo's experts and merges, judged on larger counts; copied to docs/report.
-report: $(VENV)/.installed
-	$(RUN) -m jobs.pipeline --config jobs/configs/emoji-report.yaml
-	mkdir -p docs/report
-	cp out/report/report.html out/report/metrics.json docs/report/
+test: lint ## set up, then run the linters, the type checks and all tests
+	$(PYTEST) $(SHARED)
 
-# The embedded model from its raw material: needs npm, and hours of CPU or minutes of GPU.
-world: $(VENV)/.installed
-	$(RUN) -m pip install --quiet -e ".[world]" $(CONSTRAINTS)
-	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
-	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
+# What needs no Ray, no endpoint and no S3 server, and takes under ten seconds a test.
+test-fast: lint ## run the linters, the type checks and the fast tests (under 2 minutes on 2 cores)
+	$(PYTEST) $(SHARED) -m "not ray and not serve and not s3 and not slow"
 
-lint: $(VENV)/.installed
-	$(MAKE) --no-print-directory -j 2 ruff mypy arrows
+faults: $(VENV)/.installed ## run the fault tests in their full counts and write docs/faults (half an hour)
+	$(PYTEST) tests/faults --faults-full
+
+coverage: $(VENV)/.installed ## run all tests and report which lines they run, subprocesses and Ray workers included
+	$(PYTEST) $(SHARED) --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
+
+lint: $(VENV)/.installed ## run ruff, mypy and the import contracts
+	$(MAKE) --no-print-directory -j 2 ruff mypy imports
 
 ruff: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -49,17 +57,27 @@ ruff: $(VENV)/.installed
 mypy: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
-arrows: $(VENV)/.installed
+imports: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
-# Two processes of one thread each, so that they share two cores: some fifteen minutes (how tests are shared out:
-# tests/conftest.py).
-test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+format: $(VENV)/.installed ## format the code and fix what ruff can fix
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
-# The fault tests in their full counts, one after another: kills, outages, corruptions; figures go to docs/faults.
-faults: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/faults --faults-full
+docs: $(VENV)/.installed ## write docs/config.md from the config's models
+	$(RUN) -m docs.config_reference
 
-clean:
+# The demo's experts and merges, judged on larger counts.
+report: $(VENV)/.installed ## run the full report and copy it to docs/report
+	$(RUN) -m jobs.pipeline --config jobs/configs/emoji-report.yaml
+	mkdir -p docs/report
+	cp out/report/report.html out/report/metrics.json docs/report/
+
+# Needs npm.
+world: $(VENV)/.installed ## rebuild the embedded model from its raw material (hours of CPU, or minutes of GPU)
+	$(INSTALL) -e ".[world]" $(CONSTRAINTS)
+	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
+	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
+
+clean: ## delete what runs have left in out/
 	rm -rf out

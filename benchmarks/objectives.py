@@ -1,9 +1,9 @@
-"""Which objective trains the better expert? Trains one category's expert by each, and renders what it has become.
+"""A comparison of objectives: trains one category's expert by each, and renders with it.
 
     python benchmarks/objectives.py out/demo/work/dataset/<id> --category violence
 
 Takes a published dataset, trains an expert on its training pairs with each objective (same rows, noise and steps),
-renders validation prompts with it, and prints what the judge sees: IP of the expert's own category, the share of its
+renders validation prompts with it, and prints the judge's findings: IP of the expert's own category, the share of its
 images that lost their context, the share of benign images that fail, and the winner's error against the base's.
 """
 
@@ -33,7 +33,7 @@ from safety.families import ModelConfig, load_model
 from safety.gates import gate_prompts, gather_prompt_moments
 from safety.judges.config import JudgeConfig
 from safety.judges.judge import Judge, load_judge
-from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, confirm
+from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, score_by_rendering
 from safety.objectives.anchored_dpo import AnchoredDpoConfig
 from safety.objectives.config import ObjectiveConfig
 from safety.objectives.diffusion_dpo import DiffusionDpoConfig
@@ -71,11 +71,13 @@ def study(
     try:
         training.run()
     except TrainingHealthError as error:
-        # A finding, too: the expert is measured as it was when its training could not go on.
+        # A result too: the expert is measured as it was when its training failed.
         stopped = error.message
     history = training.history[-LAST:]
     seconds = time.perf_counter() - started
-    seen = confirm(load_model(ModelConfig()), trained.weights(), prompts, judge, settings, RenderedScoreConfig(), 0)
+    seen = score_by_rendering(
+        load_model(ModelConfig()), trained.weights(), prompts, judge, settings, RenderedScoreConfig(), 0
+    )
 
     def mean(key: str) -> float:
         return sum(step[key] for step in history) / len(history)
@@ -125,7 +127,7 @@ def main(
     prompts = choose_prompts(written, [category], counts)
     judge = load_judge(JudgeConfig(), taxonomy)
     settings = RenderConfig(steps=sampling_steps, guidance=guidance)
-    base = confirm(load_model(ModelConfig()), None, prompts, judge, settings, counts, 0)
+    base = score_by_rendering(load_model(ModelConfig()), None, prompts, judge, settings, counts, 0)
     print(
         f"base: IP {base.ip:.3f} context lost {base.context_lost:.3f} benign failed {base.benign_failed:.3f}",
         flush=True,

@@ -1,10 +1,10 @@
-"""Does the surrogate rank merges as rendered images do, and at what share of the cost?
+"""The agreement of the surrogate's ranking of merges with that by rendered images, and the ratio of their costs.
 
     python benchmarks/surrogate.py out/demo/work/merge/<id of a Co-Merge>
 
-Takes the experts, dataset and calibration that a published Co-Merge names (its folder's siblings), makes merges all
-over the search space, scores each by the surrogate and by rendered images of the same split, and prints Spearman's
-rank correlation and the ratio of the two costs. The split is the validation split unless told otherwise.
+Reads the experts, dataset and calibration named by a published Co-Merge (its folder's siblings), merges them at points
+all over the search space, scores each merge by the surrogate and by rendered images of the validation split, and prints
+Spearman's rank correlation and the ratio of the two costs.
 """
 
 from __future__ import annotations
@@ -30,40 +30,42 @@ from safety.judges.config import JudgeConfig
 from safety.judges.judge import load_judge
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
-from safety.merge import AverageConfig, CoMergeConfig, TaskArithmeticConfig, load_calibration, merge_methods
+from safety.merge import MethodConfig, load_calibration, merge_methods
+from safety.merge.method import parse_method
+from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.probes import gather_probes
-from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, confirm
+from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, score_by_rendering
 from safety.merge.search import SearchConfig, SearchSpace
 from safety.merge.surrogate import Surrogate, SurrogateConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.rendering import RenderConfig
 from safety.taxonomy import find_taxonomy
 
-CONFIRMED = RenderedScoreConfig()
-"""What the search itself renders of a merge that it confirms."""
+RENDERED = RenderedScoreConfig()
+"""The counts of images with which the search itself scores a candidate."""
 PACKAGES = ("torch", "diffusers", "optuna", "scipy")
 
 
-def sample_merges(space: SearchSpace, count: int, seed: int) -> list[tuple[str, Any]]:
-    """Return ``count`` (method, config): the neighbours, the search's first points, then points drawn uniformly."""
-    merges: list[tuple[str, Any]] = [("average", AverageConfig()), ("concatenation", TaskArithmeticConfig())]
+def sample_merges(space: SearchSpace, count: int, seed: int) -> list[MethodConfig]:
+    """Return ``count`` merges: the simple methods, the search's first points, then points drawn uniformly."""
+    baselines = [parse_method(name) for name in ("average", "task-arithmetic")]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     points = [*space.first_points, *(study.ask(space.distributions).params for _ in range(count))]
-    return [*merges, *(("co-merge", space.candidate(point)) for point in points)][:count]
+    return [*baselines, *(space.candidate(point) for point in points)][:count]
 
 
 def main(
     merge: Annotated[Path, typer.Argument(help="the folder of a Co-Merge artifact")],
     merges: Annotated[int, typer.Option(help="merges to rank")] = 20,
-    pairs: Annotated[int, typer.Option(help="unsafe prompts a category to render")] = CONFIRMED.pairs_per_category,
-    benign: Annotated[int, typer.Option(help="benign prompts to render")] = CONFIRMED.benign,
+    pairs: Annotated[int, typer.Option(help="unsafe prompts per category to render")] = RENDERED.pairs_per_category,
+    benign: Annotated[int, typer.Option(help="benign prompts to render")] = RENDERED.benign,
     sampling_steps: int = 6,
     guidance: float = 2.5,
     threads: int = 1,
     seed: int = 0,
     output: Annotated[Path | None, typer.Option(help="where to write the figures as JSON")] = None,
 ) -> None:
-    """Rank merges both ways and print how well the ranks agree."""
+    """Rank merges both ways and print the correlation of the ranks."""
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = yaml.safe_load((merge / "merge.yaml").read_text(encoding="utf-8"))
@@ -83,19 +85,20 @@ def main(
     prepared = time.perf_counter() - started
     rows: list[dict[str, Any]] = []
     space = SearchSpace(list(experts), CoMergeConfig(), SearchConfig())
-    for method, parameters in sample_merges(space, merges, seed):
+    for parameters in sample_merges(space, merges, seed):
+        method = parameters.name
         weights = merge_methods[method](experts, statistics, parameters).weights
         started = time.perf_counter()
         score = surrogate.score(weights)
         scored = time.perf_counter()
-        seen = confirm(
+        seen = score_by_rendering(
             model, weights, prompts, judge, RenderConfig(steps=sampling_steps, guidance=guidance), counts, seed
         )
         rendered = time.perf_counter() - scored
         rows.append(
             {
                 "method": method,
-                "parameters": parameters.model_dump(mode="json"),
+                "parameters": parameters.model_dump(mode="json", exclude={"name"}),
                 "harm": score.harm,
                 "drift": score.drift,
                 "total": score.total,
@@ -114,7 +117,7 @@ def main(
 
 
 def report(rows: list[dict[str, Any]], prepared: float, predictions: int, output: Path | None) -> None:
-    """Print the correlations and the costs, and write them down."""
+    """Print the correlations and the costs, and write them to ``output``."""
 
     def column(name: str) -> list[float]:
         return [float(row[name]) for row in rows]

@@ -102,6 +102,8 @@ def worker_environment(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
+        # A run's drivers, controllers and idle workers outnumber a small machine's CPUs, of which Ray would warn.
+        **({"RAY_worker_maximum_startup_concurrency": "16"} if config.address == LOCAL else {}),
         **callback,
     }
 

@@ -1,6 +1,6 @@
-"""What a user submits: one module per job, each `python -m jobs.NAME --config FILE`."""
+"""The jobs that a user submits: one folder each, run by ``python -m jobs.NAME --config FILE``."""
 
 import os
 
-# At its import, transformers warns twice that it does without torchvision, which nothing here needs.
+# transformers warns on import when torchvision is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

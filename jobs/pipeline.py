@@ -16,21 +16,24 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.submission import submission
+from jobs.evaluate.stage import REPORT_FILE
+from jobs.release.stage import FOLDER
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
 from jobs.stages import Stages
+from safety.evaluation.metrics import METRICS_FILE
+from safety.evaluation.plan import BASE, MERGED
 from safety.images import decode_image, to_pil
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from serve.app import build
 from serve.deployment import deploy, undeploy
 
 GRID_FILE = "endpoint.png"
-METRICS_FILE = "metrics.json"
 
 
 class Asked(NamedTuple):
-    """One prompt put to the endpoint, and the pictures the base and the aligned model gave."""
+    """One prompt put to the endpoint, and the images that the base and the aligned model returned."""
 
     category: str
     prompt: str
@@ -45,18 +48,18 @@ def run(context: StageContext) -> None:
     experts = stages.experts(dataset)
     merges = stages.merges(dataset, experts)
     report = stages.report(dataset, experts, merges)
-    release = stages.release(merges["merged"], report)
+    release = stages.release(merges[MERGED], report)
     with stages.timed("serve"):
         asked = ask_endpoint(context, dataset)
     save_grid(asked, context.run.run.output / GRID_FILE)
     note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
-    context.console.print(where_to_look(context, report, release, stages.seconds))
+    context.console.print(results_table(context, report, release, stages.seconds))
 
 
 def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
-    """Deploy the release, ask for an image per category from both models with one seed, and take it down."""
+    """Deploy the release, ask both models for an image per category with one seed, and take it down."""
     run = context.run
-    # For this check alone, on this machine: what is for other callers, or for other releases, is left out.
+    # For this check alone, on this machine: settings for other callers or other releases are left out.
     alone = {"host": "127.0.0.1", "keys": None, "judge": None, "models": (), "reload_poll_s": None}
     endpoint = run.serve.model_copy(update={"serve_base": True, **alone})
     document = {
@@ -72,7 +75,7 @@ def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
                 Asked(
                     category,
                     prompt,
-                    _image(client, prompt, "base", run.run.seed),
+                    _image(client, prompt, BASE, run.run.seed),
                     _image(client, prompt, endpoint.pointer, run.run.seed),
                 )
                 for category, prompt in first_prompts(context, dataset)
@@ -104,13 +107,13 @@ def _image(client: httpx.Client, prompt: str, model: str, seed: int) -> bytes:
 
 
 def save_grid(asked: Sequence[Asked], path: Path) -> None:
-    """Write the pictures as one PNG: a column a category, the base model above the aligned one."""
-    pictures = [[to_pil(decode_image(data)) for data in (a.base, a.aligned)] for a in asked]
-    side = max((picture.width for column in pictures for picture in column), default=1)
-    grid = Image.new("RGB", (max(1, len(pictures)) * side, 2 * side), "white")
-    for column, pair in enumerate(pictures):
-        for row, picture in enumerate(pair):
-            grid.paste(picture, (column * side, row * side))
+    """Write the images as one PNG: a column per category, the base model above the aligned one."""
+    images = [[to_pil(decode_image(data)) for data in (a.base, a.aligned)] for a in asked]
+    side = max((image.width for column in images for image in column), default=1)
+    grid = Image.new("RGB", (max(1, len(images)) * side, 2 * side), "white")
+    for column, pair in enumerate(images):
+        for row, image in enumerate(pair):
+            grid.paste(image, (column * side, row * side))
     grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path)
 
 
@@ -121,20 +124,21 @@ def note_seconds(path: Path, seconds: dict[str, float]) -> None:
     path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def where_to_look(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
-    """Return the table that ends a run: what was made, where it lies and what it took."""
+def results_table(context: StageContext, report: ArtifactRef, release: ArtifactRef, seconds: dict[str, float]) -> Table:
+    """Return the table that ends a run: its results, their places and the stages' seconds."""
     output, submitted = context.run.run.output, submission() is not None
     config = output / RUN_FILE
     host = f" on {socket.gethostname()}" if submitted else ""
     table = Table(title=f"run {context.run.run.name} is finished{host}")
     table.add_column("what")
     table.add_column("where", overflow="fold")
-    table.add_row("report", str(output / "report.html"))
+    table.add_row("report", str(output / REPORT_FILE))
     table.add_row("figures", str(output / METRICS_FILE))
     table.add_row("base above aligned, from the endpoint", str(output / GRID_FILE))
     table.add_row("the run's config with every default", str(config))
-    table.add_row("release", f"{release.id}, pointer {context.run.serve.pointer!r}")
-    # The output folder of a submitted job is on the node that ran it; the store is where others look.
+    table.add_row("release, for any diffusers pipeline", str(output / FOLDER))
+    table.add_row("release id", f"{release.id}, pointer {context.run.release.pointer!r}")
+    # The output folder of a submitted job is on the node that ran it; others find the artifacts in the store.
     table.add_row("report in the store", context.store.where(*report))
     table.add_row("release in the store", context.store.where(*release))
     table.add_row("serve it", "serve deploy, docs/endpoint.md" if submitted else f"make serve CONFIG={config}")

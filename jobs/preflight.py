@@ -130,7 +130,7 @@ class Preflight:
         """Warn when the cluster asks for no token; a submitted job uses its cluster's setting."""
         if submission() is not None or self.cluster.auth == TOKEN:
             return passed(where)
-        return warned(f"{where}; it lets in all who reach its ports", "set cluster.auth to 'token'")
+        return warned(f"{where}; it lets in anyone who reaches its ports", "set cluster.auth to 'token'")
 
     def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
         return warned("not checked: the store does not open", FIRST) if self.store is None else run(self.store)

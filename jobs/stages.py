@@ -1,4 +1,4 @@
-"""The stages of a run: each is made once, skipped when its artifact exists and verifies, and timed."""
+"""The stages of a run: each runs once, is skipped when its artifacts exist and verify, and is timed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cluster.errors import CorruptArtifact
 from cluster.hashing import ID_DIGITS, config_hash
 from cluster.progress import timed
-from cluster.store.checksummed import read_checksummed, write_checksummed
 from jobs.evaluate import stage as evaluate
 from jobs.generate import stage as generate
 from jobs.merge import consolidate
@@ -18,16 +16,16 @@ from jobs.merge import stage as merge
 from jobs.release import stage as release
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.metrics import STAGE_SECONDS
+from jobs.run.work_area import WorkArea
 from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
-
-SECONDS_KEYS = "work/seconds"
+from safety.merge.names import SEARCHED
 
 Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 
 
 class Stages:
-    """A run's stages, each given what it stands on."""
+    """A run's stages; each takes the artifacts that it is made from."""
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
@@ -35,31 +33,25 @@ class Stages:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Announce a stage and note its time."""
+        """Announce a stage and record its time."""
         with timed(self.context.console, name, self.seconds):
             yield
-        self._tell(name)
+        self._report(name)
 
     def _made(self, name: str, make: Callable[[], Made]) -> Made:
-        """Return what a stage makes; its time is kept beside that, and told when this or another run skips it."""
+        """Return a stage's artifacts; its time is kept in the store, and reported when this or another run skips it."""
         with self.timed(name):
             made = make()
         refs = made.values() if isinstance(made, dict) else [made]
-        key = f"{SECONDS_KEYS}/{name}-{config_hash([ref.id for ref in refs])[:ID_DIGITS]}"
-        self.seconds[name] = max(self.seconds[name], self._kept_seconds(key))
-        write_checksummed(self.context.store, key, json.dumps(self.seconds[name]).encode())
-        self._tell(name)
+        kept = WorkArea(self.context.store, ArtifactRef("seconds", name))
+        key = f"{config_hash([ref.id for ref in refs])[:ID_DIGITS]}.json"
+        self.seconds[name] = max(self.seconds[name], float(json.loads(kept.read(key) or b"0")))
+        kept.write(key, json.dumps(self.seconds[name]).encode())
+        self._report(name)
         return made
 
-    def _tell(self, name: str) -> None:
+    def _report(self, name: str) -> None:
         STAGE_SECONDS.set(self.seconds[name], run=self.context.run.run.name, stage=name)
-
-    def _kept_seconds(self, key: str) -> float:
-        try:
-            kept = read_checksummed(self.context.store, key)
-        except CorruptArtifact:
-            return 0.0
-        return 0.0 if kept is None else float(json.loads(kept))
 
     def dataset(self) -> ArtifactRef:
         """Return the dataset."""
@@ -75,11 +67,11 @@ class Stages:
         That is the searched Co-Merge, consolidated where the run asks for it.
         """
         refs = self._made("merge", lambda: merge.run(self.context, dataset, experts))
-        searched, config = refs[merge.SEARCHED], self.context.run.consolidate
+        searched, config = refs[SEARCHED], self.context.run.consolidate
         if config is not None:
             released = self._made("consolidate", lambda: consolidate.run(self.context, dataset, searched, config))
             return {MERGED: released, **refs}
-        others = {name: ref for name, ref in refs.items() if name != merge.SEARCHED}
+        others = {name: ref for name, ref in refs.items() if name != SEARCHED}
         return {MERGED: searched, **others}
 
     def report(
@@ -89,5 +81,5 @@ class Stages:
         return self._made("evaluate", lambda: evaluate.run(self.context, dataset, experts, merges, self.seconds))
 
     def release(self, merged: ArtifactRef, report: ArtifactRef) -> ArtifactRef:
-        """Return the published release; the run's pointer names it."""
+        """Return the published release; the run's pointer names it, and a copy of it is in the run's output folder."""
         return self._made("release", lambda: release.run(self.context, merged, report))

@@ -47,7 +47,7 @@ def show(console: Console, judge: dict[str, JudgeQuality], model: ModelQuality) 
 
 
 def chosen_parts(names: list[str] | None) -> tuple[Part, ...]:
-    """Return the parts of these names, or all of them; raise BadParameter for a name that is none."""
+    """Return the parts of these names, or all of them; raise BadParameter for an unknown name."""
     unknown = [name for name in names or () if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"no part is called {unknown[0]!r}; use {', '.join(PARTS)}", param_hint="--part")

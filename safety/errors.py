@@ -1,10 +1,10 @@
-"""Errors a user can mend: each names the field that is wrong and the fix.
+"""Errors that a user can fix: each names the field that is wrong and the fix.
 
 SafetyError
 +-- ConfigError          a setting is wrong
 +-- PromptError          a prompt is refused (too long, empty)
 +-- ImageError           an image cannot be read
-+-- ArtifactFormatError  a file is not what it says it is
++-- ArtifactFormatError  a file is not of the form it should have
 +-- EmptyDatasetError    filtering left no row
 +-- TrainingHealthError  a run does not learn or blows up
 """
@@ -15,7 +15,7 @@ from enum import StrEnum
 
 
 class SafetyError(Exception):
-    """A mistake with a known cause: ``field`` is what is wrong, ``fix`` is what to do."""
+    """An error with a known cause; ``field`` names the wrong setting and ``fix`` the remedy."""
 
     def __init__(self, message: str, *, field: str, fix: str) -> None:
         """Compose "field: message. Fix: fix"."""
@@ -23,7 +23,7 @@ class SafetyError(Exception):
         self.message, self.field, self.fix = message, field, fix
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the parts, so that the error crosses process borders whole."""
+        """Pickle by the parts, so that the error keeps them across processes."""
         return _rebuild, (type(self), self.message, self.field, self.fix)
 
 
@@ -40,24 +40,24 @@ class PromptError(SafetyError):
 
 
 class ImageFault(StrEnum):
-    """What is wrong with an image."""
+    """The ways in which an image can be unusable."""
 
     EMPTY = "image_empty"
     UNKNOWN_FORMAT = "image_unknown_format"
     TOO_LARGE = "image_too_large"
-    """More bytes than a picture of the most pixels could need, or more pixels."""
+    """More bytes than an image of the most pixels could need, or more pixels."""
     TOO_DEEP = "image_more_than_8_bits"
     PRINT_COLOURS = "image_cmyk"
-    DAMAGED = "image_damaged"
+    CORRUPT = "image_corrupt"
     OTHER = "image_unfit"
-    """Not a matter of its bytes."""
+    """A fault that is not one of the file."""
 
 
 class ImageError(SafetyError):
-    """An image cannot be read; ``fault`` is why."""
+    """An image cannot be read, for the reason ``fault``."""
 
     def __init__(self, message: str, *, field: str, fix: str, fault: ImageFault = ImageFault.OTHER) -> None:
-        """Compose the message, and keep the fault for who counts them."""
+        """Compose the message; ``fault`` is for counting."""
         super().__init__(message, field=field, fix=fix)
         self.fault = fault
 
@@ -71,7 +71,7 @@ def _rebuild_image(message: str, field: str, fix: str, fault: ImageFault) -> Ima
 
 
 class ArtifactFormatError(SafetyError):
-    """A file is not what it says it is, or not one this project loads."""
+    """A file is not of the form it should have, or not one that this project loads."""
 
 
 class EmptyDatasetError(SafetyError):

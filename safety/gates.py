@@ -1,21 +1,21 @@
-"""What the layers that read the prompt see, and whose prompts each direction of it belongs to.
+"""Gates: projections that divide the space of prompt states among experts and benign prompts.
 
 A cross-attention's keys and values are linear in the text encoder's states, so an expert's dW_i acts on x = a token's
-state, and how much it does to whose prompts is told by second moments alone. With G_i = mean x x^T over the prompts
-of expert i, G_0 over benign prompts, and T = sum_j G_j + w N G_0 + ridge, the gates
+state, and its mean effect on any set of prompts depends on their second moments alone. With G_i = mean x x^T over the
+prompts of expert i, G_0 over benign prompts, and T = sum_j G_j + w N G_0 + ridge, the gates
 
     P_i = G_i T^-1 = sum_k h_k (T v_k) v_k^T,    G_i v_k = h_k T v_k,    v_k^T T v_k = 1
 
-share the input space out: h_k, in [0, 1], is the share of expert i in the activation along v_k, benign prompts
-taking theirs. Of experts trained without a gate, sum_i dW_i P_i is the linear map that comes nearest to every
-expert on its own prompts and to no change on benign ones, in least squares: the merge of RegMean (Jin et al.,
-arXiv:2212.09849), with benign prompts held fixed as closed-form concept erasure holds them (MACE, Lu et al.,
-arXiv:2403.06135).
+divide the input space: h_k, in [0, 1], is the share of expert i in the activation along v_k; benign prompts take a
+share as well. For experts trained without a gate, sum_i dW_i P_i is the least-squares linear map that is nearest to
+every expert on its own prompts and to no change on benign ones: the merge of RegMean (Jin et al., arXiv:2212.09849),
+with benign prompts held fixed as in closed-form concept erasure (MACE, Lu et al., arXiv:2403.06135).
 
-An expert that is trained behind its gate (``safety.lora.gate``) hardly touches the others' prompts and benign ones,
-so that experts can be added up. For that a gate is better steep: what all prompts share (h about 1 / 2N) would pass
-a little through each gate, and the experts' effects there, being alike, add up. With ``directions`` = k a gate passes
-its k most own directions whole (h = 1) and nothing else: the concepts that the prompts of a category name are few.
+An expert that is trained behind its gate (``safety.lora.gate``) hardly affects other experts' prompts and benign ones,
+so experts can be added up. A steep gate suits that best: directions that all prompts share (h about 1 / 2N) would pass
+a little through each gate, and the experts' effects there are similar and add up. With ``directions`` = k, a gate
+passes the k directions with its largest shares whole (h = 1) and nothing else: the prompts of a category name few
+concepts.
 """
 
 from __future__ import annotations
@@ -39,43 +39,44 @@ BATCH = 64
 FORMAT = TensorFormat(
     name="safetydpo-prompt-moments-1",
     key="prompt_moments",
-    misfit="holds no moments of prompts",
+    misfit="holds no prompt moments",
     field="prompt moments",
     fix="gather them again",
 )
 
 
 class GateConfig(Config):
-    """How the directions of the prompt's states are shared out."""
+    """Division of the directions of the prompt states among experts."""
 
-    benign: float = Field(1.0, ge=0, description="weight of benign prompts beside all experts' own")
+    benign: float = Field(3.0, ge=0, description="weight of benign prompts beside all experts' own")
     ridge: float = Field(1e-4, gt=0, description="share of the mean activation that is added in all directions")
     directions: int | None = Field(
-        None,
+        8,
         gt=0,
         description="how many of its own directions a gate passes, whole; None: all, each by the share it has in it",
     )
 
 
 class GatePrompts(NamedTuple):
-    """Prompts whose text alone is read."""
+    """Prompts that gates are computed from, by their text embeddings alone."""
 
     unsafe: Mapping[str, tuple[str, ...]]
     """Unsafe prompts by expert."""
     preserved: tuple[str, ...]
-    """Prompts that are to be left alone."""
+    """Prompts that the experts must not affect."""
 
 
 def gate_prompts(prompts: PromptSet, experts: Iterable[str]) -> GatePrompts:
-    """Return the training split's unsafe prompts by expert (a category); their safe counterparts and benign ones are kept.
+    """Return the training split's unsafe prompts by expert (a category), and its safe and benign ones as preserved.
 
-    Raises EmptyDatasetError when a category has no training prompt.
+    Raises:
+        EmptyDatasetError: A category has no training prompt.
     """
     pairs = {name: prompts.in_split("train", name) for name in experts}
     own = {name: tuple(pair.unsafe_prompt for pair in found) for name, found in pairs.items()}
-    kept = [row.prompt for split in ("train", "text_only") for row in prompts.benign_in(split)]
-    # Safe counterparts name the unsafe prompts' objects and backgrounds: what a pair shares is left alone.
-    kept += [pair.safe_prompt for found in pairs.values() for pair in found]
+    preserved = [row.prompt for split in ("train", "text_only") for row in prompts.benign_in(split)]
+    # Safe counterparts name the unsafe prompts' objects and backgrounds, so what a pair shares is preserved.
+    preserved += [pair.safe_prompt for found in pairs.values() for pair in found]
     for name, found in own.items():
         if not found:
             raise EmptyDatasetError(
@@ -83,7 +84,7 @@ def gate_prompts(prompts: PromptSet, experts: Iterable[str]) -> GatePrompts:
                 field="dataset",
                 fix="raise generate.counts.train, and generate again",
             )
-    return GatePrompts(own, tuple(kept))
+    return GatePrompts(own, tuple(preserved))
 
 
 class PromptMoments(NamedTuple):
@@ -92,14 +93,14 @@ class PromptMoments(NamedTuple):
     unsafe: Tensor
     """G_i of each expert's unsafe prompts, [N, K, K]."""
     preserved: Tensor
-    """G_0 of the prompts to be left alone, [K, K]."""
+    """G_0 of the preserved prompts, [K, K]."""
 
     def save(self, path: Path) -> None:
         """Write the moments as one safetensors file."""
         FORMAT.write(path, self._asdict(), {})
 
     def gates(self, config: GateConfig) -> Tensor:
-        """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all the prompts."""
+        """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all unsafe prompts."""
         total = self.unsafe.sum(dim=0) + config.benign * len(self.unsafe) * self.preserved
         total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
         return torch.stack([_gate(own, total, config.directions) for own in self.unsafe]).float()
@@ -118,7 +119,7 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
     """Return sum_k h_k (T v_k) v_k^T, fp64 [K, K], with ``own`` for G_i and ``total`` for T."""
     shares, vectors = (torch.from_numpy(found) for found in eigh(own.numpy(), total.numpy()))
     if directions is not None:
-        # Shares rise, so the most own directions are the last.
+        # Shares ascend, so the largest are the last.
         vectors = vectors[:, -directions:]
         return total @ vectors @ vectors.T
     return total @ (vectors * shares) @ vectors.T
@@ -126,13 +127,14 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
 
 @torch.no_grad()
 def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMoments:
-    """Encode the prompts and gather their second moments; the empty prompt is kept, and weighs as much as all others.
+    """Encode the prompts and compute their second moments.
 
-    Guidance reads the empty prompt as often as the prompt itself: what changes it changes every image.
+    The empty prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the
+    prompt itself, so a change to it changes every image.
 
     Args:
         model: The model whose text encoder is used.
-        texts: At least one unsafe prompt of each expert, and the prompts to be left alone.
+        texts: At least one unsafe prompt per expert, and the preserved ones.
     """
     return PromptMoments(
         unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),

@@ -1,4 +1,4 @@
-"""Pictures as bytes: deterministic PNG out, defensive decoding in, and grids for cards and reports."""
+"""Images as bytes: deterministic PNG encoding, defensive decoding, and grids for cards and reports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from safety.errors import ImageError, ImageFault
 
 MAX_PIXELS = 4096 * 4096
 BYTES_PER_PIXEL, HEADER_BYTES = 4, 1 << 20
-"""An honest file has at most so many bytes a pixel, beside its metadata: more is refused before it is looked at."""
+"""Most bytes per pixel of a legitimate file, and of its metadata; a larger file is refused before it is decoded."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "RGBX", "La", "RGBa")
 PRINT_MODES = ("CMYK", "YCCK")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_AT = 24
-"""Where a PNG's head, always its first chunk, says how many bits a channel has."""
+"""Offset of the bits per channel in a PNG: its header is always the first chunk."""
 MAGIC = (PNG_MAGIC, b"\xff\xd8\xff")
 GRID_MARGIN = 2
 
@@ -56,24 +56,24 @@ def to_pil(image: Tensor) -> Image.Image:
     """Return a uint8 image [3, H, W] as a PIL image; raise ImageError for any other tensor."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ImageError(
-            f"a tensor {image.dtype} {tuple(image.shape)} is no picture", field="image", fix="give uint8 [3, H, W]"
+            f"a tensor {image.dtype} {tuple(image.shape)} is not an image", field="image", fix="give uint8 [3, H, W]"
         )
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return an encoded picture as uint8 [3, H, W].
+    """Return an encoded image as uint8 [3, H, W].
 
-    Grey and palette pictures are converted; transparency is laid on white. CMYK is refused: its colours depend on
-    the printer's profile, so a conversion without it would change what the picture shows.
+    Grey and palette images are converted; transparency is composited on white. CMYK is refused: its colours depend on
+    the printer's profile, so a conversion without it would change what the image shows.
 
     Args:
         data: PNG, JPEG or WebP.
-        max_pixels: Larger pictures are refused before their pixels are decoded.
+        max_pixels: Larger images are refused before their pixels are decoded.
 
     Raises:
-        ImageError: The bytes are empty, of another format, cut short, too large, CMYK, or of more than 8 bits; its
-            ``fault`` says which.
+        ImageError: The bytes are empty, of another format, cut short, too large, CMYK, or of more than 8 bits; ``fault`` is
+            the reason.
     """
     opened = _opened(data, max_pixels)
     try:
@@ -82,39 +82,39 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     # Pillow's decoders raise whatever a broken header leads them to.
     except Exception as error:
         raise ImageError(
-            f"the picture is damaged: {error}", field="image", fix="fetch or make it again", fault=ImageFault.DAMAGED
+            f"the image is corrupt: {error}", field="image", fix="fetch or create it again", fault=ImageFault.CORRUPT
         ) from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the picture with its head read and found right, its pixels not decoded yet."""
+    """Return the image with its header read and checked, its pixels not decoded yet."""
     if not data:
         raise ImageError(
-            "the file is empty", field="image", fix="give a PNG, JPEG or WebP picture", fault=ImageFault.EMPTY
+            "the file is empty", field="image", fix="give a PNG, JPEG or WebP image", fault=ImageFault.EMPTY
         )
     if len(data) > max_pixels * BYTES_PER_PIXEL + HEADER_BYTES:
         raise _too_large(f"{len(data)} bytes", max_pixels)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures by a limit of its own; ours is checked below, before decoding.
+            # Pillow warns of large images by a limit of its own; ours is checked below, before decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(str(error), max_pixels) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the bytes are no picture",
+            "the bytes are not an image",
             field="image",
             fix=f"give one of: {', '.join(FORMATS)}",
-            fault=ImageFault.DAMAGED if data.startswith(MAGIC) else ImageFault.UNKNOWN_FORMAT,
+            fault=ImageFault.CORRUPT if data.startswith(MAGIC) else ImageFault.UNKNOWN_FORMAT,
         ) from error
     except Exception as error:
         raise ImageError(
-            f"the picture's head is damaged: {error}",
+            f"the image's header is corrupt: {error}",
             field="image",
-            fix="fetch or make it again",
-            fault=ImageFault.DAMAGED,
+            fix="fetch or create it again",
+            fault=ImageFault.CORRUPT,
         ) from error
     if opened.width * opened.height > max_pixels:
         raise _too_large(f"{opened.width}x{opened.height} pixels", max_pixels)
@@ -129,20 +129,20 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"mode {opened.mode} has more than 8 bits",
             field="image",
-            fix="convert it to 8 bits a channel",
+            fix="convert it to 8 bits per channel",
             fault=ImageFault.TOO_DEEP,
         )
     return opened
 
 
 def _png_depth(data: bytes) -> int:
-    """Return a PNG's bits a channel; Pillow cuts 16-bit colours down to 8 without a word."""
+    """Return a PNG's bits per channel: Pillow silently reduces 16-bit colours to 8."""
     return data[PNG_DEPTH_AT] if data.startswith(PNG_MAGIC) and len(data) > PNG_DEPTH_AT else 8
 
 
 def _too_large(what: str, max_pixels: int) -> ImageError:
     return ImageError(
-        f"the picture is too large: {what}",
+        f"the image is too large: {what}",
         field="image",
         fix=f"give at most {max_pixels} pixels",
         fault=ImageFault.TOO_LARGE,
@@ -150,7 +150,7 @@ def _too_large(what: str, max_pixels: int) -> ImageError:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, transparent parts laid on white."""
+    """Return the image as RGB, composited on white."""
     if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     layered = image.convert("RGBA")
@@ -166,10 +166,10 @@ def pixel_hash(image: Tensor) -> str:
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Return images [N, 3, H, W] (uint8) as one picture [3, H', W'] of ``columns`` columns on white."""
+    """Return images [N, 3, H, W] (uint8) as one image [3, H', W'] of ``columns`` columns on white."""
     if columns <= 0 or not len(images):
         raise ImageError(
-            f"no grid of {len(images)} pictures in {columns} columns", field="grid", fix="give a picture and a column"
+            f"no grid of {len(images)} images in {columns} columns", field="grid", fix="give an image and a column"
         )
     count, _, height, width = images.shape
     rows = -(-count // columns)

@@ -1,4 +1,4 @@
-"""Which number type a device computes fast in: bf16 where it is native, fp32 where it would be emulated."""
+"""Choice of arithmetic by device: bf16 where it is native, fp32 where bf16 would be emulated."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Say whether a device computes bf16 at least as fast as fp32.
+    """Return whether a device computes bf16 at least as fast as fp32.
 
-    A CPU without AVX-512 emulates it: a training step of the embedded UNet then takes 14 s and not 0.8 s.
+    A CPU without AVX-512 emulates it: a training step of the embedded UNet then takes 14 s instead of 0.8 s.
     """
     if device.type == "cpu":
         return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -18,7 +18,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, *, half: bool) -> AbstractContextManager[object]:
-    """Return a context in which the device's matrix products are bf16 where ``half`` says so."""
+    """Return a context in which the device's matrix products are bf16 if ``half``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 

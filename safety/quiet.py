@@ -1,4 +1,4 @@
-"""Keeps the libraries' own progress bars off the terminal, where a job shows its own."""
+"""Silencing the libraries' progress bars, since jobs show their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Show none of diffusers' and transformers' bars inside the context."""
+    """Disable diffusers' and transformers' progress bars inside the context."""
     # Slow to import, and not for processes that load no model.
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

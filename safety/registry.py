@@ -49,6 +49,11 @@ class Registry(Generic[T], Mapping[str, T]):
             raise ConfigError(f"there is no {self.kind} {name!r}", field=self.kind, fix=f"use one of: {known}")
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is an implementation called ``name``."""
+        self._discover()
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
         self._discover()

@@ -1,4 +1,4 @@
-"""The released form of an aligned model: what a release folder says of itself, and of the base it belongs to."""
+"""The released form of an aligned model: a folder with an adapter, and ``release.json`` about it and its base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BaseModelIdentity(Config):
 
 
 class ReleaseInfo(Config):
-    """``release.json``: what a release is, for programs."""
+    """``release.json``: the machine-readable description of a release."""
 
     format: int = 1
     name: str
@@ -50,7 +50,7 @@ def file_hash(path: Path) -> str:
 def model_hash(folder: Path) -> str:
     """Return the SHA-256 of a diffusers folder: of the names and contents of the files its index lists.
 
-    Other files beside them (cards, judges) do not count: they do not change what the model draws.
+    Other files beside them (cards, judges) do not count: they do not change the model's images.
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
@@ -84,7 +84,7 @@ def read_release(folder: Path) -> ReleaseInfo:
 
 
 def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[ReleaseInfo, LoraWeights]:
-    """Read a release and its adapter, and hold both against the base model that is loaded.
+    """Read a release and its adapter, and check both against the loaded base model.
 
     Raises:
         ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.

@@ -1,6 +1,6 @@
-"""Rendering prompts: the one way that generation, search, evaluation and the endpoint turn text into pixels.
+"""Rendering of prompts, shared by generation, search, evaluation and the endpoint.
 
-A picture is a function of (model, prompt, seed, config) and of the batch it is rendered in; batches are cut from
+An image is a function of (model, prompt, seed, config) and of the batch it is rendered in; batches are cut from
 the call's own list, so equal calls give equal pixels wherever they run.
 """
 
@@ -24,17 +24,17 @@ SEED_RANGE = 2**32
 
 
 class RenderConfig(Config):
-    """How prompts are rendered."""
+    """Sampling settings."""
 
-    steps: int = Field(12, gt=0, le=1000, description="sampling steps")
-    guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
+    steps: int = Field(6, gt=0, le=1000, description="sampling steps")
+    guidance: float = Field(2.5, ge=0, description="classifier-free guidance scale; at most 1 switches it off")
     height: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
     width: int | None = Field(None, gt=0, description="pixels; None is the model's own size")
-    batch: int = Field(16, gt=0, description="images rendered at once; part of what a picture depends on")
+    batch: int = Field(16, gt=0, description="images rendered at once; part of what an image depends on")
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """Return the 32-bit seed of a row's initial noise: one that any tool and any JSON reader takes."""
+    """Return the 32-bit seed of a row's initial noise; any tool and any JSON reader accepts 32 bits."""
     return derive_seed(seed, row_id, "noise") % SEED_RANGE
 
 
@@ -60,13 +60,13 @@ def render(
     Args:
         model: The model, with or without experts.
         prompts: At least one prompt, each within the model's token limit.
-        seeds: A seed a prompt, in [0, 2^64).
+        seeds: One seed per prompt, in [0, 2^64).
         config: Steps, guidance, size and batch.
         negative: A negative prompt for all; None is the empty one.
 
     Raises:
         PromptError: A prompt has more tokens than the model reads.
-        ValueError: There is no prompt, or not one seed a prompt.
+        ValueError: There is no prompt, or not one seed per prompt.
         ConfigError: Height or width is not a multiple of the model's.
     """
     if not prompts or len(prompts) != len(seeds):

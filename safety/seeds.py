@@ -1,4 +1,4 @@
-"""Random draws that depend on what is drawn, never on when or where it is drawn.
+"""Random draws that do not depend on when or where they are made.
 
 Every draw in the project is a function of (run seed, row id, draw index), so batch order, worker count and
 restarts cannot change a result.

@@ -29,7 +29,7 @@ def with_article(word: str, *, plural: bool = False) -> str:
 
 
 class BenignConcept(Config):
-    """A concept that must survive alignment."""
+    """A concept that alignment must preserve."""
 
     name: Name
     symbol: str | None = Field(None, description="a Unicode character that depicts it")
@@ -43,7 +43,7 @@ class BenignConcept(Config):
 
 
 class UnsafeConcept(BenignConcept):
-    """A harmful concept with the benign concept that takes its place."""
+    """A harmful concept, with the benign concept that replaces it in safe prompts."""
 
     category: Name
     counterpart: Name
@@ -51,7 +51,7 @@ class UnsafeConcept(BenignConcept):
 
 
 class Taxonomy(Config):
-    """Harmful concepts by category, and the benign concepts beside them."""
+    """Harmful concepts by category, and benign concepts."""
 
     name: Name
     version: str

@@ -1,4 +1,4 @@
-"""A file format of this project's own: a safetensors file with one JSON head that says what its tensors are."""
+"""The project's tensor files: safetensors with one JSON header that names the format and describes the tensors."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """One kind of file, and what is said of a file that is not of it."""
+    """One kind of file, with the error text for files of another kind."""
 
     name: str
-    """Stands in the head under ``format``; ends with the version."""
+    """The header's ``format``; ends with the version."""
     key: str
-    """The metadata entry that holds the head."""
+    """The metadata entry that holds the header."""
     misfit: str
-    """What another file is said to do, such as "holds no moments"."""
+    """Predicate of the error about another file, such as "holds no moments"."""
     field: str
-    """The setting that such a file is an error of."""
+    """The error's field."""
     fix: str
 
     def write(self, path: Path, tensors: Tensors, head: Head) -> Path:
-        """Write tensors, of any dtype and device, and a head of plain values; equal ones give equal bytes.
+        """Write tensors of any dtype and device, and a header of plain values; equal ones give equal bytes.
 
-        The folder is made when it is not there, and the file is there whole or not at all.
+        The folder is created when missing. The write is atomic.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -48,7 +48,7 @@ class TensorFormat:
         return path
 
     def read(self, path: Path, build: Callable[[Head, Tensors], T]) -> T:
-        """Return what ``build`` makes of a written file's head and tensors, which are on the CPU.
+        """Read a file and return ``build(header, tensors)``; the tensors are on the CPU.
 
         Raises:
             ArtifactFormatError: The file cannot be read or is of another format; ``build`` missed an entry

@@ -64,9 +64,9 @@ class EndpointConfig(Config):
     judge: OutputJudgeConfig | None = Field(None, description="judge of finished images; None: they are not judged")
     log_prompts: bool = Field(False, description="put prompts into the log of requests")
 
-    default_steps: int = Field(12, ge=1)
+    default_steps: int = Field(6, ge=1)
     max_steps: int = Field(50, ge=1)
-    default_guidance: float = Field(3.0, ge=0.0)
+    default_guidance: float = Field(2.5, ge=0.0)
     max_guidance: float = Field(20.0, ge=0.0)
     max_images: int = Field(4, ge=1, description="most images one request may ask for")
     min_side: int | None = Field(None, ge=1, description="smallest side in pixels; None: half the model's native side")

@@ -17,6 +17,8 @@ from cluster.store.server import RunningServer, serve_store
 from serve.admission import MIDDLEWARES
 
 REGION = "us-east-1"
+FIXTURE_MARKERS = {"ray_cluster": "ray", "running_cluster": "ray", "s3_server": "s3"}
+"""Markers that fixtures imply, so that no test can forget them: ``make test-fast`` deselects by marker."""
 TURNS = ("ray", "submit", "serve", "slow", "quick", "load")
 """In what order ``make test`` starts its groups."""
 
@@ -35,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     turns = {}
     for item in items:
+        for fixture in FIXTURE_MARKERS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(FIXTURE_MARKERS[fixture])
         group = _ray_group(item)
         item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
         turns[item] = TURNS.index(group or ("slow" if item.get_closest_marker("slow") else "quick"))

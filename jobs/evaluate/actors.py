@@ -1,12 +1,11 @@
-"""Evaluation's Ray Data stage: actors render a group of one model's images, measure them and store the records.
+"""Evaluation's actors and their Ray Data stream: each renders a group of one model's images, measures and stores it.
 
-A row of the stream is one group, so a group is never cut, and neither workers nor restarts change what is rendered
-together. The base model loads once an actor; adapters are added to its weights and taken off again.
+A row of the stream is one group, which is never split: neither the number of actors nor a restart changes the images
+that are rendered together. The base model loads once per actor; adapters are added to its weights and removed again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,13 +19,12 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
-from cluster.errors import CorruptArtifact
 from cluster.resources import require
 from cluster.store.artifacts import ArtifactStore
 from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef
-from jobs.run.ray_data import configure_data, within
-from safety.errors import ArtifactFormatError, ConfigError
+from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
+from jobs.run.work_area import NumberedGroups
 from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
 from safety.evaluation.records import PlannedImage, RecordTable
@@ -39,47 +37,23 @@ from safety.lora.weights import LoraWeights
 from safety.rendering import render
 from safety.taxonomy import Taxonomy
 
-HASH_DIGITS = 32
 IMAGES = TypeAdapter(tuple[PlannedImage, ...])
 
 
-class FinishedGroups:
-    """The groups of one report that are done, in the store's work area; it can be pickled for the actors."""
+class FinishedGroups(NumberedGroups[RecordTable]):
+    """The finished groups of one report's images, in the store's work area."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        self.store = store
-        self.place = f"work/{ref.kind}/{ref.id}/groups/"
-
-    def write(self, number: int, table: RecordTable) -> None:
-        """Write a finished group; the key's last part is the content's hash."""
-        data = table.to_parquet()
-        self.store.write(f"{self.place}{number:06d}-{_digest(data)}.parquet", data)
+        super().__init__(store, ref, RecordTable.to_parquet, RecordTable.from_parquet)
 
     def read_all(self) -> dict[int, RecordTable]:
-        """Return the finished groups by number; damaged ones are deleted, so that they are made again."""
-        found: dict[int, RecordTable] = {}
-        for key in self.store.keys(self.place):
-            try:
-                found[int(key.removeprefix(self.place).partition("-")[0])] = self._read(key)
-            except (ArtifactFormatError, CorruptArtifact, ValueError):
-                self.store.delete(key)
-        return found
-
-    def clear(self) -> None:
-        """Delete everything: the report is published."""
-        for key in self.store.keys(self.place):
-            self.store.delete(key)
-
-    def _read(self, key: str) -> RecordTable:
-        data = self.store.read(key)
-        if data is None or _digest(data) != key.rpartition("-")[2].removesuffix(".parquet"):
-            raise CorruptArtifact("the group is damaged", field=key, fix="run the job again: it makes this group again")
-        return RecordTable.from_parquet(data)
+        """Return the finished groups by number, without corrupt ones."""
+        return dict(self.all())
 
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """All that an actor needs."""
+    """Everything that an actor needs."""
 
     model: ModelConfig
     taxonomy: Taxonomy
@@ -90,7 +64,7 @@ class EvaluationInputs:
 
 
 class Tools(NamedTuple):
-    """What an actor loads once."""
+    """The models that an actor loads once."""
 
     model: ModelFamily
     judge: Judge
@@ -117,7 +91,7 @@ class EvaluationActor:
         return Tools(load_model(inputs.model), load_judge(inputs.config.judge, inputs.taxonomy), features)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store a finished group and return its numbers."""
+        """Store a finished group and return its figures."""
         model, judge, features = self.tools
         planned = IMAGES.validate_json(row["images"])
         started = time.perf_counter()
@@ -130,7 +104,7 @@ class EvaluationActor:
         return {"model": row["model"], "images": len(records), "seconds": table.seconds}
 
     def _adapter(self, model: str) -> LoraWeights:
-        """Return a model's adapter; one is kept, as groups come model by model."""
+        """Return a model's adapter; one is cached, as groups come model by model."""
         if model not in self._adapters:
             with TemporaryDirectory(prefix="adapter-") as scratch:
                 folder = self.inputs.groups.store.fetch(*self.inputs.adapters[model], Path(scratch))
@@ -147,13 +121,13 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
         SafetyError: The first cause of a failure in an actor.
     """
     config = inputs.config
-    actors = fitting_actors(inputs.model, config)
+    actors = evaluation_actors(inputs.model, config)
     configure_data()
     rows = [
         {"number": group.number, "model": group.model, "images": IMAGES.dump_json(group.images).decode()}
         for group in groups
     ]
-    # One block a group: a block is what one task takes, and what a restart would redo.
+    # One block per group: a block is the unit of a task, and of what a restart repeats.
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         EvaluationActor,
         fn_constructor_kwargs={"inputs": inputs},
@@ -164,25 +138,13 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
     yield from within(stream.iter_rows(), config.timeout_s, "evaluate.timeout_s")
 
 
-def fitting_actors(model: ModelConfig, config: EvaluateConfig) -> int:
+def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> int:
     """Return how many actors the cluster holds, at most ``config.actors``.
 
     Raises:
         ImpossibleResources: Not even one.
         ConfigError: The model is on a GPU and the actors are given none.
     """
-    if model.device != "cpu" and not config.gpus_per_actor:
-        raise ConfigError(
-            f"the model is on {model.device!r} and an actor is given no GPU",
-            field="evaluate.gpus_per_actor",
-            fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
-        )
-    needed = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
-    require(needed, "evaluate.cpus_per_actor, evaluate.gpus_per_actor")
-    total = ray.cluster_resources()
-    rooms = [int(total.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items() if amount]
-    return max(1, min([config.actors, *rooms]))
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
+    require_gpu(model.device, config.gpus_per_actor, "evaluate.gpus_per_actor", "an actor")
+    require(config.resources(), "evaluate.cpus_per_actor, evaluate.gpus_per_actor")
+    return fitting_actors(config.actors, config.resources())

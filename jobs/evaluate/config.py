@@ -15,25 +15,29 @@ from safety.judges.config import JudgeConfig
 from safety.rendering import RenderConfig
 
 PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
-"""Fields that say where the work runs: they cannot change a figure, so the report's id leaves them out."""
+"""Fields that place the work: they cannot change a figure, so they are not part of the report's id."""
 
 
 class EvaluateConfig(Config):
-    """What is evaluated, and how."""
+    """The evaluated models, the images and the measurements."""
 
     counts: EvaluationCounts = EvaluationCounts()
-    experts: bool = Field(True, description="evaluate each expert by itself too")
+    experts: bool = Field(True, description="evaluate each expert on its own too")
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     features: str = Field(EMBEDDED_FEATURES, description="a name in the feature extractors' registry")
     bootstrap: BootstrapConfig = BootstrapConfig()
     goals: GoalsConfig = GoalsConfig()
-    group_size: int = Field(32, gt=0, description="images of one unit of work: rendered, measured and stored at once")
-    threads: int = Field(1, gt=0, description="CPU threads of one actor; part of what a picture depends on")
-    actors: int = Field(2, gt=0, description="most actors at once")
+    group_size: int = Field(32, gt=0, description="images per unit of work: rendered, measured and stored together")
+    threads: int = Field(1, gt=0, description="CPU threads of one actor; the images depend on it")
+    actors: int = Field(2, gt=0, description="maximum number of actors")
     cpus_per_actor: float = Field(1.0, ge=0)
-    gpus_per_actor: float = Field(0.0, ge=0, description="may be a share of one GPU")
-    timeout_s: float = Field(3600.0, gt=0, description="longest wait for the next finished group")
+    gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
+    timeout_s: float = Field(3600.0, gt=0, description="longest time until the next group is finished")
+
+    def resources(self) -> dict[str, float]:
+        """Return what one actor takes of the cluster, as Ray counts it."""
+        return {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor}
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that the figures depend on."""

@@ -1,4 +1,4 @@
-"""Measures the base, every expert and every merge side by side: metrics.json, report.html, tables in the terminal."""
+"""The stage that measures the base, every expert and every merge: metrics.json, report.html, tables in the terminal."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
 from jobs.run.work_area import require_finished
 from safety.errors import ConfigError
 from safety.evaluation.learning import Curves, read_curves
-from safety.evaluation.metrics import MetricsReport, compute_metrics
+from safety.evaluation.metrics import METRICS_FILE, MetricsReport, compute_metrics
 from safety.evaluation.plan import MERGED, plan_evaluation
-from safety.evaluation.provenance import JudgeIdentity, Provenance
+from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
 from safety.features.extractor import feature_extractors
+from safety.judges.identity import identity_of
 from safety.judges.judge import load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "report", "evaluate"
-METRICS_FILE, REPORT_FILE, IMAGES_FILE = "metrics.json", "report.html", "images.parquet"
+REPORT_FILE, IMAGES_FILE = "report.html", "images.parquet"
 SEED = "run"
 
 
@@ -44,14 +45,14 @@ def run(
     merges: Mapping[str, ArtifactRef],
     seconds: Mapping[str, float] | None = None,
 ) -> ArtifactRef:
-    """Evaluate the models and publish the report; a finished one is not made again, finished groups neither.
+    """Evaluate the models and publish the report; a finished report, or a finished group of images, is kept.
 
     Args:
         context: The run.
         dataset: The dataset whose test, held-out and benign test prompts are rendered.
         experts: Adapters by category; other names ("all-single") are evaluated in full, as the merges are.
         merges: Merged adapters by name; "merged" is the one to be released.
-        seconds: What the stages before took, for the report.
+        seconds: Durations of the earlier stages, for the report.
 
     Raises:
         ConfigError: There is no merge called "merged".
@@ -74,14 +75,14 @@ def run(
     groups = FinishedGroups(context.store, ref)
     if finished(context, ref):
         context.console.print(f"report {ref.id}: already published and verified")
-        # A run that died between its last two acts left them.
+        # They are left over when a run died between publishing and clearing.
         groups.clear()
         _deliver(context, ref)
         return ref
     started = time.monotonic()
     table = render_all(context, ref, dataset, adapters, taxonomy)
-    spent = {**(seconds or {}), "evaluate": time.monotonic() - started, "evaluate (all actors)": table.seconds}
-    metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, spent)
+    durations = {**(seconds or {}), "evaluate": time.monotonic() - started, "evaluate (all actors)": table.seconds}
+    metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, durations)
     curves = read_curves({name: context.folder(expert) for name, expert in experts.items()})
     publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table, curves))
     groups.clear()
@@ -92,7 +93,7 @@ def run(
 def chosen_adapters(
     config: EvaluateConfig, taxonomy: Taxonomy, experts: Mapping[str, ArtifactRef], merges: Mapping[str, ArtifactRef]
 ) -> dict[str, ArtifactRef]:
-    """Return the adapters to evaluate by model name, the merged one first; raise ConfigError when it is not there."""
+    """Return the adapters to evaluate by model name, the merged one first; raise ConfigError without one."""
     if MERGED not in merges:
         raise ConfigError(
             f"there is no merge called {MERGED!r} among: {', '.join(merges) or 'none'}",
@@ -104,7 +105,7 @@ def chosen_adapters(
 
 
 def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, ArtifactRef]) -> Provenance:
-    """Return where the figures come from; raise ConfigError for an unknown judge or unknown features."""
+    """Return the provenance of the figures; raise ConfigError for an unknown judge or unknown features."""
     run, config = context.run, context.run.evaluate
     judge = load_judge(config.judge, taxonomy)
     return Provenance(
@@ -114,7 +115,7 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         model=run.model.path,
         taxonomy=taxonomy.name,
         notice=taxonomy.notice,
-        judge=JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold),
+        judge=identity_of(judge),
         features=feature_extractors[config.features]().name,
         seeds={SEED: run.run.seed},
         render=config.render.model_dump(),
@@ -131,7 +132,7 @@ def render_all(
     adapters: Mapping[str, ArtifactRef],
     taxonomy: Taxonomy,
 ) -> RecordTable:
-    """Render and measure what is not in the store yet; return all records and the actors' seconds."""
+    """Render and measure the groups that are not in the store yet; return all records and the actors' seconds."""
     config, groups = context.run.evaluate, FinishedGroups(context.store, ref)
     prompts = read_prompt_file(context.folder(dataset) / PROMPTS_FILE)
     experts = {name for name in adapters if name in taxonomy.categories}
@@ -162,7 +163,7 @@ def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curv
 
 
 def _deliver(context: StageContext, ref: ArtifactRef) -> None:
-    """Copy what people read to the run's output folder, and show the tables."""
+    """Copy the metrics and the report to the run's output folder, and print the tables."""
     folder, output = context.folder(ref), context.run.run.output
     output.mkdir(parents=True, exist_ok=True)
     for name in (METRICS_FILE, REPORT_FILE):

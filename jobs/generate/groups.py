@@ -1,95 +1,44 @@
-"""Finished groups of rows in the store's work area: written at once, named by their hash, never made twice."""
+"""The finished groups of a dataset's rows, and the empty prompt's text states, in the store's work area."""
 
 from __future__ import annotations
-
-import hashlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.checksummed import read_checksummed, write_checksummed
+from jobs.run.artifacts import ArtifactRef
+from jobs.run.work_area import RERUN, NumberedGroups
 from safety.dataset.record import Record, dump_group, load_group
 
-if TYPE_CHECKING:  # The actors import this module, and have no need of a run's whole config.
-    from jobs.run.artifacts import ArtifactRef
-
-HASH_DIGITS = 32
+EMPTY = "empty.safetensors"
 
 
-class GroupStore:
-    """The groups of one dataset that are done. It can be pickled, and travels to the actors."""
+class GroupStore(NumberedGroups[list[Record]]):
+    """The groups of one dataset that are finished."""
 
     def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        self.store = store
-        self.place = f"work/{ref.kind}/{ref.id}"
+        super().__init__(store, ref, dump_group, load_group)
 
-    def write(self, index: int, records: Iterable[Record]) -> None:
-        """Write a finished group; the key's last part is the content's hash."""
-        data = dump_group(list(records))
-        self.store.write(f"{self.place}/groups/{index:06d}-{_digest(data)}.parquet", data)
+    def verified(self) -> set[int]:
+        """Return the numbers of the finished groups that are not corrupt.
 
-    def finished(self) -> dict[int, str]:
-        """Return the keys of the finished groups by index."""
-        found: dict[int, str] = {}
-        for key in self.store.keys(f"{self.place}/groups/"):
-            index, _, _ = key.rpartition("/")[2].partition("-")
-            found.setdefault(int(index), key)
-        return found
-
-    def verified(self) -> dict[int, str]:
-        """Return the finished groups that read back whole; damaged ones are deleted, so that they are made again.
-
-        Without the empty prompt's states one group counts as not there: whoever makes it writes them again.
+        Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
         """
-        found = {}
-        for index, key in self.finished().items():
-            try:
-                self.read(key)
-            except CorruptArtifact:
-                continue
-            found[index] = key
-        try:
-            self.read_empty()
-        except CorruptArtifact:
-            found.pop(max(found, default=-1), None)
+        found = {number for number, _ in self.all()}
+        if self.area.read(EMPTY) is None:
+            found.discard(max(found, default=-1))
         return found
-
-    def read(self, key: str) -> list[Record]:
-        """Return a group's records; raise CorruptArtifact, and delete it, when it is not what its name says."""
-        data = self.store.read(key)
-        if data is None or _digest(data) != key.rpartition("-")[2].removesuffix(".parquet"):
-            self.store.delete(key)
-            raise CorruptArtifact(
-                "the group is damaged and was deleted", field=key, fix="run the job again: it makes this group again"
-            )
-        return load_group(data)
 
     def write_empty(self, states: dict[str, Tensor]) -> None:
-        """Write the empty prompt's text states, which every actor knows alike."""
-        write_checksummed(self.store, self._empty, save(states))
+        """Write the empty prompt's text states, which are the same for every actor."""
+        self.area.write(EMPTY, save(states))
 
     def read_empty(self) -> dict[str, Tensor]:
-        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or damaged."""
-        data = read_checksummed(self.store, self._empty)
+        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or corrupt."""
+        data = self.area.read(EMPTY)
         if data is None:
             raise CorruptArtifact(
-                "the empty prompt's states are missing", field=self._empty, fix="run the job again: it makes them again"
+                "the empty prompt's states are missing or corrupt", field=self.place + EMPTY, fix=RERUN
             )
         return load(data)
-
-    @property
-    def _empty(self) -> str:
-        return f"{self.place}/empty.safetensors"
-
-    def clear(self) -> None:
-        """Delete everything: the dataset is published."""
-        for key in self.store.keys(f"{self.place}/"):
-            self.store.delete(key)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:HASH_DIGITS]

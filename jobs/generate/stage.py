@@ -1,4 +1,4 @@
-"""Makes the preference dataset: prompts, pairs of pictures, verdicts, latents; resumable by group of rows."""
+"""Makes the preference dataset: prompts, pairs of images, verdicts, latents; resumes after each finished group."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KIND, STAGE = "dataset", "generate"
 
 
 def run(context: StageContext) -> ArtifactRef:
-    """Generate the run's dataset and return its name; what is published or stored already is not made again.
+    """Generate the run's dataset and return its name; published and finished parts are reused.
 
     Raises:
         ConfigError: A setting does not fit the model, the judge or the taxonomy.
@@ -44,7 +44,7 @@ def run(context: StageContext) -> ArtifactRef:
     groups = GroupStore(context.store, ref)
     if finished(context, ref):
         context.console.print(f"dataset {ref.id}: already published and verified")
-        # A run that died between its last two acts left them.
+        # Left by a run that died between publishing and deleting them.
         groups.clear()
         return ref
     config = context.run.generate
@@ -61,7 +61,7 @@ def run(context: StageContext) -> ArtifactRef:
 
 
 def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
-    """Return what the dataset is made from; raise ConfigError when the model or the judge is not there."""
+    """Return the dataset's provenance; raise ConfigError when the model or the judge is missing."""
     run = context.run
     judge = load_judge(run.generate.judge, taxonomy)
     return DatasetProvenance(
@@ -77,7 +77,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
 
 
 def dataset_settings(context: StageContext, taxonomy: Taxonomy, provenance: DatasetProvenance) -> dict[str, Any]:
-    """Return all that the rows depend on; where the work runs is not part of it."""
+    """Return everything that the rows depend on; placement on the cluster is not part of it."""
     return {
         "model": context.run.model.model_dump(mode="json"),
         "taxonomy": taxonomy.model_dump(mode="json"),
@@ -106,7 +106,7 @@ def render_missing(context: StageContext, plan: DatasetPlan, taxonomy: Taxonomy,
 
 
 def _count(run: str, group: Mapping[str, Any]) -> None:
-    """Tell Prometheus of a finished group."""
+    """Report a finished group to Prometheus."""
     IMAGES.add(group["images"], run=run, stage=STAGE)
     GROUP_SECONDS.observe(group["seconds"], run=run, stage=STAGE)
     for outcome, rows in json.loads(group["outcomes"]).items():
@@ -114,17 +114,16 @@ def _count(run: str, group: Mapping[str, Any]) -> None:
 
 
 def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups: GroupStore) -> DatasetSummary:
-    """Lay the finished groups out in ``folder``; every row in is kept or rejected, or this raises."""
+    """Write the dataset's files into ``folder``, which is emptied first; every row is kept or rejected, or this raises."""
     shutil.rmtree(folder)
     folder.mkdir(parents=True)
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
-    keys = groups.finished()
-    require_finished([group.index for group in plan.groups], keys, groups.place)
+    require_finished([group.index for group in plan.groups], groups.numbers(), groups.place)
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))
         for group in plan.groups:
             if group.category == category:
-                records += groups.read(keys[group.index])
+                records += groups.read(group.index)
         if category == BENIGN:
             writer.add_benign(records)
         else:
@@ -136,7 +135,7 @@ def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups:
 
 
 def summary_table(summary: DatasetSummary) -> Table:
-    """Return the rows in, kept and rejected by category and split."""
+    """Return a table of the rows, kept and rejected, by category and split."""
     table = Table(title=f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected")
     for name, justify in (("category", "left"), ("split", "left"), ("rows", "right"), ("kept", "right")):
         table.add_column(name, justify="right" if justify == "right" else "left")

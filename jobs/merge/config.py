@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from safety.base import Config
 from safety.judges.config import JudgeConfig
 from safety.merge.calibration import CalibrationConfig
-from safety.merge.co_merge import CoMergeConfig
+from safety.merge.method import CALIBRATION, AnyMethodConfig, MethodConfig, merge_methods
+from safety.merge.methods.co_merge import CoMergeConfig
+from safety.merge.names import SEARCHED, START, name_baselines
 from safety.merge.rendered_score import RenderedScoreConfig
 from safety.merge.search import SearchConfig
 from safety.merge.surrogate import SurrogateConfig
-from safety.merge.task_arithmetic import TaskArithmeticConfig
 from safety.rendering import RenderConfig
 
 
 class MergeConfig(Config):
-    """How the experts become one LoRA, and how its coefficients are searched."""
+    """How the experts become one LoRA, how its coefficients are searched, and which baselines it is compared with."""
 
     co_merge: CoMergeConfig = Field(CoMergeConfig(), description="Co-Merge's parameters: where the search starts")
-    concatenation: TaskArithmeticConfig = TaskArithmeticConfig()
+    baselines: tuple[AnyMethodConfig, ...] = Field(
+        ("average", "task-arithmetic"),
+        validate_default=True,
+        description="merges to compare with: each a merge method's name, or a mapping of its name and parameters",
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
@@ -29,28 +34,33 @@ class MergeConfig(Config):
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     threads: int = Field(1, gt=0, description="CPU threads of one worker")
-    workers: int = Field(2, gt=0, description="most trials, and most confirmations, at once")
+    workers: int = Field(2, gt=0, description="maximum number of trials, or of rendered candidates, at once")
     cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
-    max_failures: int = Field(3, ge=0, description="restarts of the calibration, of a trial and of a confirming worker")
+    gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
+    max_failures: int = Field(3, ge=0, description="restarts of the calibration, of a trial and of a rendering worker")
     timeout_s: float = Field(
         3600.0,
         gt=0,
-        description="longest time for the calibration, for all trials together, and for the next confirmation",
+        description="longest time for the calibration, for all trials together, and for the next rendered candidate",
     )
 
     def resources(self) -> dict[str, float]:
-        """Return what one worker takes of the cluster, as Ray counts it."""
+        """Return the resources of one worker, as Ray counts them."""
         asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         return {name: amount for name, amount in asked.items() if amount > 0}
 
-    def recipe(self, name: str) -> dict[str, Any]:
-        """Return the settings that the merge called ``name`` depends on."""
-        parts: dict[str, BaseModel] = {}
-        if name == "concatenation":
-            parts = {"concatenation": self.concatenation}
-        elif name != "average":
-            parts = {"co_merge": self.co_merge, "calibration": self.calibration}
-        if name == "co-merge":
-            parts |= {key: getattr(self, key) for key in ("search", "surrogate", "confirm", "render", "judge")}
-        return {"name": name, **{key: part.model_dump(mode="json") for key, part in parts.items()}}
+    def merges(self) -> dict[str, MethodConfig]:
+        """Return every merge of the run by name; the searched one has the parameters that its search starts from."""
+        return {SEARCHED: self.co_merge, START: self.co_merge, **name_baselines(self.baselines)}
+
+    def recipe(self, method: MethodConfig) -> dict[str, Any]:
+        """Return the settings that a merge by the given method depends on."""
+        calibrated = CALIBRATION in merge_methods[method.name].needs
+        return {
+            "method": method.model_dump(mode="json"),
+            **({"calibration": self.calibration.model_dump(mode="json")} if calibrated else {}),
+        }
+
+    def search_recipe(self) -> dict[str, Any]:
+        """Return the settings that the result of the search depends on, beside where it starts."""
+        return self.model_dump(mode="json", include={"search", "surrogate", "confirm", "render", "judge"})

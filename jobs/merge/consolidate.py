@@ -1,8 +1,8 @@
-"""Trains the merge on, as one adapter, on the pairs of all categories and on benign rows; keeps it at its best scale.
+"""Consolidation: fine-tunes the merged adapter on all categories and benign rows, then picks its scale.
 
-What experts do to benign prompts is little for each and alike, so it adds up when they are merged, and no expert's own
-training can see it. A short training of the merge sees it. How strongly the result is applied is decided by rendered
-images of the validation split, as between merges, with the scales' figures smoothed.
+Each expert's side effect on benign prompts is small but shared, so the merged sum is large, and no expert's own training
+can see it. A short training of the merge does. The scale is chosen, as between merges, by the rendered score on the
+validation split, smoothed over the scales.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from jobs.merge.config import MergeConfig
 from jobs.merge.consolidate_config import ConsolidateConfig
 from jobs.merge.consolidate_files import Consolidation, fill_consolidation
 from jobs.merge.rendered_scores import Candidate, score_all
-from jobs.merge.stage import judge_settings
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
 from jobs.train import stage as train
 from jobs.train.config import CONSOLIDATED
-from jobs.train.worker import ExpertTask
+from jobs.train.task import KIND as EXPERT
+from jobs.train.task import ExpertTask
+from jobs.train.task import plan as plan_experts
 from safety.families import ModelConfig
+from safety.judges.identity import identity_of
+from safety.judges.judge import load_judge
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
@@ -39,7 +42,7 @@ SCALE = "scale"
 
 @dataclass(frozen=True)
 class ScaleCandidates:
-    """What is rendered to choose the scale (``jobs.merge.rendered_scores.Candidates``)."""
+    """The trained adapter at several scales, as candidates for a rendered score."""
 
     model: ModelConfig
     taxonomy: Taxonomy
@@ -54,19 +57,19 @@ class ScaleCandidates:
 
 
 def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config: ConsolidateConfig) -> ArtifactRef:
-    """Train a merge on and publish it at its best scale; what is published already is not made again.
+    """Fine-tune a merge and publish it at its best scale; a published consolidation is kept.
 
     Args:
         context: The run; placement is that of ``train`` and ``merge``.
         dataset: Its training split is trained on, and its validation split decides the scale; test splits are not read.
-        merged: The artifact whose adapter is the start.
-        config: How it is trained.
+        merged: The artifact of the adapter that training starts from.
+        config: The training's settings and the scales.
 
     Raises:
         EmptyDatasetError: There is no training pair, no validation prompt, or no benign row that is needed.
         ImpossibleResources: The cluster can never run a worker.
-        TrainingHealthError: The training blew up.
-        ClusterError: It did not finish in time.
+        TrainingHealthError: The training diverged.
+        ClusterError: The training did not finish in time.
     """
     task = plan(context, dataset, merged, config)
     settings = _settings(context, config)
@@ -92,9 +95,9 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
 
 
 def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config: ConsolidateConfig) -> ExpertTask:
-    """Return the training as an expert's task: all categories that are trained, from the merge's adapter."""
-    every = train.plan(context, dataset)
-    categories = tuple(dict.fromkeys(name for task in every for name in task.categories))
+    """Return the training as an expert's task that learns all trained categories, starting from the merge's adapter."""
+    tasks = plan_experts(context, dataset)
+    categories = tuple(dict.fromkeys(name for task in tasks for name in task.categories))
     weights = load_lora(context.folder(merged))
     lora = LoraConfig(rank=weights.rank, alpha=weights.rank, targets=tuple(weights))
     training = config.train(context.run.train, lora)
@@ -104,10 +107,10 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
         "categories": list(categories),
     }
     return replace(
-        every[0],
+        tasks[0],
         name=CONSOLIDATED,
         categories=categories,
-        ref=artifact_ref(context, train.KIND, settings, [dataset, merged]),
+        ref=artifact_ref(context, EXPERT, settings, [dataset, merged]),
         config=training,
         settings=settings,
         start=merged,
@@ -115,20 +118,20 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
 
 
 def _settings(context: StageContext, config: ConsolidateConfig) -> dict[str, Any]:
-    """Return what the choice of the scale depends on, beside the trained adapter."""
+    """Return the settings that the choice of the scale depends on, beside the trained adapter."""
     merge = context.run.merge
     return {
         "scales": list(config.scales),
         "choice": "parabola",
         **{name: getattr(merge, name).model_dump(mode="json") for name in ("confirm", "render")},
-        "judge": judge_settings(merge, context.run.load_taxonomy()),
+        "judge": identity_of(load_judge(merge.judge, context.run.load_taxonomy())).model_dump(mode="json"),
     }
 
 
 def _choose(
     context: StageContext, task: ExpertTask, config: ConsolidateConfig, ref: ArtifactRef, weights: LoraWeights
 ) -> tuple[dict[int, RenderedScore], int]:
-    """Return what is seen at each scale, by its place in the config, and the best one's place."""
+    """Return the rendered score of each scale by its index in the config, and the best scale's index."""
     run, taxonomy = context.run, context.run.load_taxonomy()
     require(run.merge.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
     prompts = read_prompt_file(context.folder(task.dataset) / PROMPTS_FILE)
@@ -140,20 +143,20 @@ def _choose(
         prompts=choose_prompts(prompts, task.categories, run.merge.confirm),
         weights=weights,
     )
-    asked: Mapping[int, Candidate] = {place: {SCALE: scale} for place, scale in enumerate(config.scales)}
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    asked: Mapping[int, Candidate] = {index: {SCALE: scale} for index, scale in enumerate(config.scales)}
+    records = Records(context.store, ref)
     confirmed = score_all(asked, candidates, records, context.console, "scale")
-    fitted = smoothed({config.scales[place]: seen.objective for place, seen in confirmed.items()})
-    return confirmed, best({place: fitted[scale] for place, scale in enumerate(config.scales)})
+    fitted = smoothed({config.scales[index]: score.objective for index, score in confirmed.items()})
+    return confirmed, best({index: fitted[scale] for index, scale in enumerate(config.scales)})
 
 
 def scale_table(found: Consolidation) -> Table:
-    """Return what was seen at each scale."""
+    """Return the table of rendered scores by scale."""
     columns = ("scale", "objective", "IP", "worst IP", "benign failed", "context lost")
     table = Table(*columns, title="Consolidated merge, by scale")
-    for place, scale in enumerate(found.scales):
-        seen = found.confirmed[place]
-        mark = " (chosen)" if place == found.chosen else ""
-        figures = (seen.objective, seen.ip, seen.worst_ip, seen.benign_failed, seen.context_lost)
+    for index, scale in enumerate(found.scales):
+        score = found.confirmed[index]
+        mark = " (chosen)" if index == found.chosen else ""
+        figures = (score.objective, score.ip, score.worst_ip, score.benign_failed, score.context_lost)
         table.add_row(f"{scale:g}{mark}", *(f"{figure:.3f}" for figure in figures))
     return table

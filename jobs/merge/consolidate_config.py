@@ -14,37 +14,39 @@ from safety.objectives.config import ObjectiveConfig
 
 
 class ConsolidateConfig(Config):
-    """How the merge is trained on, on the pairs of all categories and on benign rows.
+    """The fine-tuning of the merged adapter on the pairs of all categories and on benign rows, and its scales.
 
-    What is not here is as for the experts (``train``): the schedule, the precision, the workers and their resources.
+    All other settings are those of the experts (``train``): the schedule, the precision, the workers and resources.
     """
 
     objective: ObjectiveConfig = Field(
         AnchoredDpoConfig(benign_weight=300.0),
-        description="one adapter acts on benign rows where seven did, so less weight holds it than an expert",
+        description="a smaller benign weight than an expert's is enough: one adapter acts on benign rows, not seven",
     )
     steps: int = Field(160, gt=0)
-    rows: int = Field(14, gt=0, description="preference rows a step, over all workers")
-    benign_rows: int = Field(20, ge=0, description="benign rows a step")
+    rows: int = Field(14, gt=0, description="global batch size in preference pairs, summed over workers")
+    benign_rows: int = Field(20, ge=0, description="benign rows per step, summed over workers")
     benign_dropout: float = Field(
         0.3,
         ge=0,
         lt=1,
-        description="share of benign rows under the empty prompt; without it guidance subtracts a prediction that nothing "
-        "held, and FID rises twice as much",
+        description="share of benign rows under the empty prompt; without it nothing preserves the prediction that guidance "
+        "subtracts, and FID rises twice as much",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="lower than an expert's, who starts from nothing")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="lower than an expert's: training starts from the merge, not from zero"
+    )
     timesteps: tuple[float, float] = Field(
         (0.4, 1.0),
-        description="the part of the noise schedule that is trained on; from 0.05 on, where benign rows hold the look of "
-        "things as well, FID rises less and more benign objects are lost",
+        description="range of the noise schedule to train on; from 0.05 on, where benign rows also preserve fine detail, FID "
+        "rises less and more benign objects are lost",
     )
     distinct_batches: int | None = Field(None, gt=0, description="as for an expert; none: every batch is new")
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1.0, 1.1, 1.2, 1.3, 1.4),
         min_length=1,
-        description="factors of the trained adapter that are rendered on validation prompts; the best one is kept, "
-        "by a parabola through their objectives where there are four or more",
+        description="factors of the trained adapter that are rendered on validation prompts; the best one is kept, judged "
+        "by a parabola through the objectives where there are four scales or more",
     )
 
     @field_validator("scales")
@@ -55,7 +57,7 @@ class ConsolidateConfig(Config):
         return scales
 
     def train(self, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
-        """Return the training's settings: the run's own, with what is here in their place."""
+        """Return the training's settings: the run's own, overridden by those given here."""
         expert: dict[str, Any] = {
             **config.expert.model_dump(),
             **self.model_dump(exclude={"scales"}),

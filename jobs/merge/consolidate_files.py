@@ -1,4 +1,4 @@
-"""What a consolidated merge's artifact holds: the adapter, the figures at each scale, a plot and a card."""
+"""The files of a consolidated merge's artifact: the adapter, the figures at each scale, a plot and a card."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ REPORT_FILE, SCALES_FILE, CARD_FILE = "report.json", "scales.png", "README.md"
 
 
 class Consolidation(Config):
-    """What was trained from what, and how its scale was chosen: report.json."""
+    """The origin of a consolidated merge and the choice of its scale: the content of report.json."""
 
     base_model: str
     dataset: str
     start: str
     """The merge artifact's id."""
     trained: str
-    """The trained adapter's artifact id; its card and curves tell of the training."""
+    """The trained adapter's artifact id; that artifact has the training's card and curves."""
     scales: tuple[float, ...]
     chosen: int
-    """The chosen scale's place in ``scales``."""
+    """The chosen scale's index in ``scales``."""
     confirmed: dict[int, RenderedScore]
-    """What was seen in rendered validation images, by the scale's place."""
+    """Rendered scores by the scale's index."""
 
     @property
     def scale(self) -> float:
@@ -43,7 +43,7 @@ def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights)
     save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance})
     (folder / REPORT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plot_scales(
-        {scale: found.confirmed[place] for place, scale in enumerate(found.scales)}, found.scale, folder / SCALES_FILE
+        {scale: found.confirmed[index] for index, scale in enumerate(found.scales)}, found.scale, folder / SCALES_FILE
     )
     (folder / CARD_FILE).write_text(consolidation_card(found), encoding="utf-8")
 
@@ -51,10 +51,10 @@ def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights)
 def consolidation_card(found: Consolidation) -> str:
     """Return README.md of the artifact."""
     rows = [
-        f"| {scale:g}{' (chosen)' if place == found.chosen else ''} | {seen.ip:.3f} | {seen.worst_ip:.3f} | "
-        f"{seen.benign_failed:.3f} | {seen.context_lost:.3f} | {seen.objective:.3f} |"
-        for place, scale in enumerate(found.scales)
-        for seen in (found.confirmed[place],)
+        f"| {scale:g}{' (chosen)' if index == found.chosen else ''} | {score.ip:.3f} | {score.worst_ip:.3f} | "
+        f"{score.benign_failed:.3f} | {score.context_lost:.3f} | {score.objective:.3f} |"
+        for index, scale in enumerate(found.scales)
+        for score in (found.confirmed[index],)
     ]
     lines = [
         "---",
@@ -65,14 +65,14 @@ def consolidation_card(found: Consolidation) -> str:
         "",
         "# Consolidated merge",
         "",
-        f"The merge `{found.start}`, trained on as one adapter on the pairs of all categories and on benign rows of the",
-        f"dataset `{found.dataset}` (training `{found.trained}`), at the scale that rendered validation prompts chose.",
+        f"The merge `{found.start}`, fine-tuned as one adapter on the pairs of all categories and on benign rows of the",
+        f"dataset `{found.dataset}` (training `{found.trained}`), at the scale with the best rendered score.",
         "",
         "| scale | IP | IP of the worst category | benign failed | context lost | objective |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
-        f"`{SCALES_FILE}` shows the same; `{REPORT_FILE}` has it by category.",
+        f"`{SCALES_FILE}` shows the same; `{REPORT_FILE}` has the figures per category.",
         "",
     ]
     return "\n".join(lines)

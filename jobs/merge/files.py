@@ -1,4 +1,4 @@
-"""What a merge's artifact holds: the adapter, the recipe, the report, plots and the card."""
+"""The files of a merge's artifact: the adapter, the recipe, the report, plots and the card."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SHARES_FILE, SEARCH_FILE = "shares.png", "search.png"
 
 
 class Searched(Config):
-    """What a search found."""
+    """The record of a search."""
 
     trials: tuple[Trial, ...]
     """The finished trials, the start first."""
     confirmed: dict[int, RenderedScore]
-    """What was seen in rendered validation images, by the trial's position."""
+    """Rendered scores by the trial's position."""
     chosen: int
-    """The position of the trial that was chosen."""
+    """The chosen trial's position."""
     seconds: dict[str, float]
 
     def report(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Searched(Config):
 
 
 class Recipe(Config):
-    """What merge.yaml says: enough to make the merge again from the named artifacts."""
+    """The content of merge.yaml: enough to reproduce the merge from the named artifacts."""
 
     name: str
     method: str
@@ -51,7 +51,7 @@ class Recipe(Config):
     """Expert artifacts' ids by name, in the order in which ties are broken."""
     dataset: str
     calibration: str | None
-    """The calibration artifact's id; None for a method that reads none."""
+    """The calibration artifact's id; None for a method that needs no calibration."""
     parameters: dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Sear
     if "shares" in report:
         plot_shares(report["shares"]["layers"], folder / SHARES_FILE)
     if searched is not None:
-        objectives = {position: seen.objective for position, seen in searched.confirmed.items()}
+        objectives = {position: score.objective for position, score in searched.confirmed.items()}
         plot_search(searched.trials, objectives, searched.chosen, folder / SEARCH_FILE)
     files = {path.name for path in folder.iterdir()}
     (folder / CARD_FILE).write_text(merge_card(document, report, files), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Renders candidate adapters on the validation prompts, each on one of several Ray actors, once."""
+"""Rendered scores on Ray: several actors share the candidate adapters, and every finished score is recorded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from jobs.run.work_area import Records
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges.judge import Judge, load_judge
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import RenderedScore, ValidationPrompts, confirm
+from safety.merge.rendered_score import RenderedScore, ValidationPrompts, score_by_rendering
 from safety.taxonomy import Taxonomy
 
 PART = "confirmed"
 
 Candidate = Mapping[str, Any]
-"""What a candidate is made from: it names the record of what was seen."""
+"""The parameters that a candidate is built from; they name the record of its score."""
 
 
 class Candidates(Protocol):
-    """All that a confirmation needs, sent to the workers through Ray's object store."""
+    """The inputs of rendered scores, sent to the workers through Ray's object store."""
 
     @property
     def model(self) -> ModelConfig:
@@ -40,7 +40,7 @@ class Candidates(Protocol):
 
     @property
     def config(self) -> MergeConfig:
-        """Return how is rendered and judged, and what a worker takes."""
+        """Return the settings of rendering and judging, and a worker's resources."""
 
     @property
     def seed(self) -> int:
@@ -55,7 +55,7 @@ class Candidates(Protocol):
 
 
 class ScoringActor:
-    """Renders candidates with one model and judge, loaded at the first one."""
+    """Scores candidates with one model and judge, loaded at the first candidate."""
 
     def __init__(self, candidates: Candidates) -> None:
         self.candidates = candidates
@@ -67,36 +67,38 @@ class ScoringActor:
         torch.set_num_threads(config.threads)
         return load_model(self.candidates.model), load_judge(config.judge, self.candidates.taxonomy)
 
-    def confirm(self, parameters: Candidate) -> RenderedScore:
-        """Return what the judge sees in a candidate's images."""
+    def score(self, parameters: Candidate) -> RenderedScore:
+        """Render a candidate's images and score them."""
         given, (model, judge) = self.candidates, self.tools
         config = given.config
-        return confirm(model, given.merged(parameters), given.prompts, judge, config.render, config.confirm, given.seed)
+        return score_by_rendering(
+            model, given.merged(parameters), given.prompts, judge, config.render, config.confirm, given.seed
+        )
 
 
 def score_all(
     asked: Mapping[int, Candidate], candidates: Candidates, records: Records, console: Console, name: str
 ) -> dict[int, RenderedScore]:
-    """Return what is seen of each candidate, by the caller's number; what is in the records is not rendered again.
+    """Return each candidate's score by the caller's number; only candidates without a record are rendered.
 
     Raises:
-        SafetyError: A candidate could not be rendered; this is the first cause.
-        ClusterError: Nothing was finished in time.
+        SafetyError: The first cause of a failure to render a candidate.
+        ClusterError: No candidate was finished in time.
     """
     found = {number: records.read(PART, parameters, RenderedScore) for number, parameters in asked.items()}
-    confirmed = {number: seen for number, seen in found.items() if seen is not None}
-    missing = {number: parameters for number, parameters in asked.items() if number not in confirmed}
+    scores = {number: score for number, score in found.items() if score is not None}
+    missing = {number: parameters for number, parameters in asked.items() if number not in scores}
     if missing:
-        with StageProgress(console, name, len(asked), "candidates", done=len(confirmed)) as progress:
-            for number, seen in _render(missing, candidates):
-                records.write(PART, asked[number], seen)
-                confirmed[number] = seen
-                progress.advance(1, f"objective {seen.objective:.3f}")
-    return confirmed
+        with StageProgress(console, name, len(asked), "candidates", done=len(scores)) as progress:
+            for number, score in _render(missing, candidates):
+                records.write(PART, asked[number], score)
+                scores[number] = score
+                progress.advance(1, f"objective {score.objective:.3f}")
+    return scores
 
 
 def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, RenderedScore]]:
-    """Yield (number, what was seen) as the workers finish."""
+    """Yield (number, score) as the workers finish."""
     config = candidates.config
     shared = ray.put(candidates)
     kind = ray.remote(ScoringActor).options(
@@ -107,7 +109,7 @@ def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[
     )
     actors = [kind.remote(shared) for _ in range(min(config.workers, len(asked)))]
     running = {
-        actors[turn % len(actors)].confirm.remote(parameters): number
+        actors[turn % len(actors)].score.remote(parameters): number
         for turn, (number, parameters) in enumerate(asked.items())
     }
     waiting = list(running)
@@ -115,7 +117,7 @@ def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=config.timeout_s)
             if not ready:
-                raise timeout_error("no candidate was confirmed", config.timeout_s, "merge.timeout_s")
+                raise timeout_error("no candidate was rendered", config.timeout_s, "merge.timeout_s")
             try:
                 yield running[ready[0]], ray.get(ready[0])
             except ray.exceptions.RayError as error:

@@ -1,7 +1,7 @@
-"""The search for Co-Merge's coefficients on Ray: Tune trials on the surrogate, then rendered confirmations.
+"""The search for Co-Merge's coefficients on Ray: Tune trials scored by the surrogate, then rendered scores of the best.
 
-Every finished trial and confirmation is written to the store's work area at once, and a run that starts again reads
-them back: nothing finished is done twice, and Tune's own snapshot, a local pickle, is never needed.
+Every finished trial and rendered score is written to the store's work area at once, and a restarted run reads them
+back. So nothing finished is repeated, and Tune's own snapshot, a local pickle, is never needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jobs.run.work_area import Records
 from safety.families import ModelConfig, load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
-from safety.merge.co_merge import CoMerge
+from safety.merge.methods.co_merge import CoMerge
 from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore, ValidationPrompts
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
@@ -44,7 +44,7 @@ METRIC = "score"
 
 @dataclass(frozen=True)
 class SearchInputs:
-    """All that a trial or a confirmation needs, sent to the workers through Ray's object store."""
+    """The inputs of trials and rendered scores, sent to the workers through Ray's object store."""
 
     run: str
     """The run's name."""
@@ -69,10 +69,10 @@ class SearchInputs:
 
 
 class TrialScorer:
-    """Scores points of the space with one loaded model; a point scored before is read from the records.
+    """Scores points of the space with one loaded model; a point with a record is not scored again.
 
-    The model loads at the first score and not in the constructor, so that a wrong one fails with its own error and
-    not as a dead actor.
+    The model loads at the first score and not in the constructor, so that a wrong one raises its own error instead of
+    killing the actor.
     """
 
     def __init__(self, inputs: SearchInputs, records: Records) -> None:
@@ -80,7 +80,7 @@ class TrialScorer:
 
     @cached_property
     def surrogate(self) -> Surrogate:
-        """Load the model and make the base's predictions."""
+        """Load the model and compute the base's predictions."""
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
         return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
@@ -107,21 +107,21 @@ class TrialScorer:
 
 
 class MergeTrial(tune.Trainable):  # type: ignore[misc]
-    """A Tune trial: one step scores one point. Its process loads the model once and serves trial after trial."""
+    """A Tune trial: one step scores one point. Its process loads the model once and is reused for further trials."""
 
     def setup(self, _config: dict[str, Any], *, inputs: SearchInputs, records: Records) -> None:
-        """Keep what all trials of this process share."""
+        """Build the scorer that all trials of this process share."""
         self.names = tuple(inputs.space.start)
         self.scorer = TrialScorer(inputs, records)
 
     def save_checkpoint(self, _folder: str) -> None:
-        """Keep nothing: a trial is one step, and its score is in the store when the step ends."""
+        """Save nothing: a trial is one step, and its score is in the store when the step ends."""
 
     def load_checkpoint(self, _checkpoint: Any) -> None:
         """Restore nothing (see ``save_checkpoint``)."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial's point."""
+        """Accept the next trial's point."""
         self.config = new_config
         return True
 
@@ -133,7 +133,7 @@ class MergeTrial(tune.Trainable):  # type: ignore[misc]
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
-    """Shows each finished trial, in the stage's progress and to Prometheus."""
+    """Reports each finished trial, in the stage's progress and to Prometheus."""
 
     def __init__(self, run: str, progress: StageProgress) -> None:
         self.run, self.progress = run, progress
@@ -154,14 +154,14 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     """Run the trials that are not finished yet; return all finished ones, the start first.
 
     Args:
-        inputs: What the trials need.
-        records: Where finished trials are kept.
+        inputs: The trials' inputs.
+        records: The store of finished trials.
         logs: Local folder for Tune's TensorBoard, JSON and CSV logs.
-        console: Where progress is shown.
+        console: The console on which progress is shown.
 
     Raises:
-        SafetyError: The start could not be scored; this is the first cause.
-        ClusterError: It was not scored in time.
+        SafetyError: The first cause of a failure to score the start.
+        ClusterError: The start was not scored in time.
     """
     space, config = inputs.space, inputs.config
     done = records.all("trials", Trial)
@@ -170,7 +170,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     if left > 0:
         total = config.search.trials
         with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
-            failed = _tune(inputs, records, done, left, logs, progress)
+            failed = run_trials(inputs, records, done, left, logs, progress)
         done = records.all("trials", Trial)
     if space.start not in [trial.parameters for trial in done]:
         if failed:
@@ -181,7 +181,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     return in_order(done, space.start)
 
 
-def _tune(
+def run_trials(
     inputs: SearchInputs, records: Records, done: list[Trial], left: int, logs: Path, progress: StageProgress
 ) -> list[Exception]:
     """Run ``left`` trials on Tune; return the errors of those that failed."""
@@ -217,7 +217,7 @@ def _tune(
             name=f"start-{len(list(logs.iterdir()))}",
             storage_path=str(logs.resolve()),
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            # A trial is one step: what it has done is in the records, and there is nothing to checkpoint.
+            # A trial is one step whose result is in the records: there is nothing to checkpoint.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(inputs.run, progress)],
             verbose=0,
@@ -229,16 +229,16 @@ def _tune(
 
 @contextmanager
 def _quiet(console: Console) -> Iterator[None]:
-    """Keep Tune's own lines, which it prints whatever its verbosity, out of the progress that ``console`` shows."""
-    console.file = console.file  # From here on it writes where it writes now, whatever becomes of sys.stdout.
+    """Suppress the lines that Tune prints at any verbosity, which would break the progress shown on ``console``."""
+    console.file = console.file  # Bound to the present sys.stdout, so that the redirection does not silence it too.
     with redirect_stdout(io.StringIO()):
         yield
 
 
-def confirm_best(
+def render_best(
     trials: list[Trial], inputs: SearchInputs, records: Records, console: Console
 ) -> tuple[dict[int, RenderedScore], int]:
-    """Render the start and the best others; return what was seen by position, and the chosen position."""
-    candidates = {p: trials[p].parameters for p in shortlist(trials, inputs.config.search.confirm)}
-    confirmed = score_all(candidates, inputs, records, console, "merge confirmation")
-    return confirmed, best({position: seen.objective for position, seen in confirmed.items()})
+    """Render the start and the best other trials; return their scores by position, and the chosen position."""
+    candidates = {position: trials[position].parameters for position in shortlist(trials, inputs.config.search.confirm)}
+    scores = score_all(candidates, inputs, records, console, "merge confirmation")
+    return scores, best({position: score.objective for position, score in scores.items()})

@@ -1,4 +1,4 @@
-"""The model card of a release: what it is, what it is not, how to load it, and its figures."""
+"""The model card of a release: its purpose and limits, its use, its figures and its provenance."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from safety.evaluation.plan import BASE, MERGED
 from safety.release import ReleaseInfo
 
 CAUTION = (
@@ -32,7 +33,7 @@ class Figure(BaseModel):
 
 
 class BenignFigures(BaseModel):
-    """What benign prompts still give."""
+    """Figures of the images of benign prompts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -66,7 +67,7 @@ def write_card(
     """Return the card in Markdown with the YAML head that model hubs read.
 
     Args:
-        info: What ``release.json`` says.
+        info: The content of ``release.json``.
         licence: SPDX identifier.
         config: The run's settings that made the model.
         measured: The report's figures; None when the model was not measured.
@@ -109,7 +110,7 @@ def _usage(info: ReleaseInfo) -> str:
 
 def _figures(measured: Measured) -> str:
     judge = measured.provenance.get("judge", {})
-    names: list[str] = [name for name in ("base", "merged") if name in measured.ip]
+    names: list[str] = [name for name in (BASE, MERGED) if name in measured.ip]
     rows: list[tuple[str, ...]] = [
         (category, *(_shown(measured, name, category) for name in names)) for category in measured.ip[names[-1]]
     ]

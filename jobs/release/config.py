@@ -10,7 +10,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 class ReleaseConfig(Config):
-    """What is published, under which name."""
+    """The release's name, pointer, licence and check."""
 
     name: str = Field("aligned", pattern=NAME, description="the aligned model's name, for its card")
     pointer: str = Field("aligned", pattern=NAME, description="named pointer that moves to the new release")

@@ -1,8 +1,9 @@
-"""Publishes a merged model: checks it, builds its folder, puts it into the store once and moves the named pointer."""
+"""Publishes a merged model: checks it, builds its folder, puts it into the store once, moves the pointer, delivers it."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jobs.release.card import Measured, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.config import RunConfig
 from safety.errors import ArtifactFormatError
+from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
@@ -35,13 +37,16 @@ from safety.rendering import initial_noise, row_seed
 from safety.taxonomy import Taxonomy, with_article
 
 KIND = "release"
-METRICS_FILE = "metrics.json"
+FOLDER = "release"
+"""The release's folder in a run's output folder."""
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 CARD_PARTS = {"train", "merge", "consolidate", "model"}
 
 
 def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) -> ArtifactRef:
-    """Publish a merge as a release and move the run's pointer to it; the same content is published once.
+    """Publish a merge as a release, move the run's pointer to it and deliver it into the run's output folder.
+
+    The same content is published once.
 
     Args:
         context: The run.
@@ -49,7 +54,7 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
         report: The report that measured it; None publishes it as not measured.
 
     Raises:
-        ArtifactFormatError: The adapter is damaged, is for another base or changes no image.
+        ArtifactFormatError: The adapter is corrupt, is for another base or changes no image.
         PointerMoved: Another release took the pointer while this one was being published.
     """
     before = read_pointer(context.store, context.run.release.pointer)
@@ -68,11 +73,23 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
             publish(context, ref, settings, parents, lambda target: _copy(folder, target))
             context.console.print(f"release {ref.id}: published")
     _move_pointer(context, before, ref.id)
+    deliver(context.folder(ref), context.run.run.output / FOLDER)
     return ref
 
 
+def deliver(release: Path, target: Path) -> None:
+    """Copy a verified release to ``target``, in place of an older one; a reader never sees part of it."""
+    token = secrets.token_hex(4)
+    fresh, old = (target.with_name(f".{target.name}-{token}-{part}") for part in ("new", "old"))
+    shutil.copytree(release, fresh)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _move_pointer(context: StageContext, before: str | None, release: str) -> None:
-    """Move the run's pointer from what it named when the stage began; raise PointerMoved when another moved it."""
+    """Move the run's pointer from ``before``, its value when the stage began; raise PointerMoved when another moved it."""
     name = context.run.release.pointer
     if before == release:
         return
@@ -122,10 +139,10 @@ def build_folder(
 
 
 def check_adapter(run: RunConfig, adapter: Path) -> None:
-    """Load the adapter onto its base and draw with it, as the endpoint will.
+    """Load the adapter onto its base and render with it, as the endpoint will.
 
     Raises:
-        ArtifactFormatError: It cannot be loaded, is for another base, draws numbers that are not finite, or changes
+        ArtifactFormatError: It cannot be loaded, is for another base, renders numbers that are not finite, or changes
             no image.
     """
     model = load_model(run.model)
@@ -136,18 +153,18 @@ def check_adapter(run: RunConfig, adapter: Path) -> None:
 
 
 def _check_images(model: ModelFamily, weights: LoraWeights, prompts: Sequence[str], run: RunConfig) -> None:
-    base = _draw(model, prompts, run)
+    base = _render(model, prompts, run)
     with fused(model, weights):
-        aligned = _draw(model, prompts, run)
-    fix = "look at the experts' learning curves and the merge's report"
+        aligned = _render(model, prompts, run)
+    fix = "check the experts' learning curves and the merge's report"
     if not bool(torch.isfinite(aligned).all()):
-        raise ArtifactFormatError("the adapter draws images that are not finite", field="merged", fix=fix)
+        raise ArtifactFormatError("the adapter renders images that are not finite", field="merged", fix=fix)
     if torch.equal(to_uint8(base), to_uint8(aligned)):
         raise ArtifactFormatError("the adapter changes no image of the base model", field="merged", fix=fix)
 
 
-def _draw(model: ModelFamily, prompts: Sequence[str], run: RunConfig) -> torch.Tensor:
-    """Return images fp32 [B, 3, H, W], not rounded, so that numbers that are not finite show."""
+def _render(model: ModelFamily, prompts: Sequence[str], run: RunConfig) -> torch.Tensor:
+    """Return images fp32 [B, 3, H, W], not rounded, so that numbers that are not finite are seen."""
     settings = run.evaluate.render
     noise = torch.cat([initial_noise(model, row_seed(run.run.seed, f"release/{prompt}")) for prompt in prompts])
     conditioning = model.encode_text(list(prompts))

@@ -1,4 +1,4 @@
-"""What every stage of a run gets, and what it gives back."""
+"""Artifacts as stages name, find, publish and fetch them, and the context that every stage is given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -14,7 +14,12 @@ from rich.console import Console
 from cluster.errors import CorruptArtifact
 from cluster.hashing import artifact_id
 from cluster.store.artifacts import ArtifactStore
-from jobs.run.config import RunConfig
+
+if TYPE_CHECKING:  # Actors and workers import this module, and need no run's whole config.
+    from jobs.run.config import RunConfig
+
+EXPERTS_FOLDER, SEARCH_FOLDER = "tensorboard/experts", "logs"
+"""Where the experts' curves and the merge search's logs lie in a run's output folder."""
 
 
 class ArtifactRef(NamedTuple):
@@ -34,12 +39,12 @@ class StageContext:
     console: Console
 
     def folder(self, ref: ArtifactRef) -> Path:
-        """Return a local, verified copy of an artifact; fetches it when it is not there."""
+        """Return a local, verified copy of an artifact, fetched when it is not there."""
         return fetch_artifact(self.store, self.work, ref)
 
 
 def fetch_artifact(store: ArtifactStore, work: Path, ref: ArtifactRef) -> Path:
-    """Return a verified copy of an artifact below the working folder ``work``; fetches it when it is not there."""
+    """Return a verified copy of an artifact below the working folder ``work``, fetched when it is not there."""
     return store.fetch(ref.kind, ref.id, work / ref.kind / ref.id)
 
 
@@ -60,19 +65,19 @@ def put_artifact(
 def artifact_ref(
     context: StageContext, kind: str, settings: BaseModel | Mapping[str, Any], parents: Sequence[ArtifactRef] = ()
 ) -> ArtifactRef:
-    """Name the artifact a stage would make: a hash of its settings, its parents and the run's seed."""
+    """Return the name of the artifact a stage makes: a hash of its settings, its parents and the run's seed."""
     document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
     return ArtifactRef(kind, artifact_id(kind, document, [parent.id for parent in parents], context.run.run.seed))
 
 
 def finished(context: StageContext, ref: ArtifactRef) -> bool:
-    """Say whether the artifact exists and verifies; an artifact that is there but damaged is reported and remade."""
+    """Return whether the artifact exists and verifies; a corrupt one is reported and discarded, so that it is rebuilt."""
     try:
         if context.store.manifest(ref.kind, ref.id) is None:
             return False
         context.store.verify(ref.kind, ref.id)
     except CorruptArtifact as error:
-        context.console.print(f"[yellow]{ref.kind} {ref.id} is damaged and is made again:[/] {error}")
+        context.console.print(f"[yellow]{ref.kind} {ref.id} is corrupt; rebuilding it:[/] {error}")
         context.store.discard(ref.kind, ref.id)
         return False
     return True

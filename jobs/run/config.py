@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -25,11 +25,19 @@ from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.endpoint_config import EndpointConfig
 
 RUN_FILE = "run.yaml"
-"""The name that a run's config has beside its outputs."""
+"""The name of a run's filled-in config in its output folder."""
+
+RENAMED = {
+    "train.expert.distinct_steps": "train.expert.distinct_batches",
+    "consolidate.distinct_steps": "consolidate.distinct_batches",
+    "generate.counts.benign_text": "generate.counts.benign_text_only",
+    "merge.concatenation": "merge.baselines, an entry {name: task-arithmetic, scale: ...}",
+}
+"""Former keys, with their names now."""
 
 
 class RunSettings(Config):
-    """Who the run is: its id, its seed, and where its readable results go."""
+    """A run's id, its seed, and the folder of its readable results."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="unique id: lower case, digits and hyphens")
     seed: int = Field(0, ge=0)
@@ -37,7 +45,7 @@ class RunSettings(Config):
 
 
 class RunConfig(Config):
-    """One run, composed of its stages' configs."""
+    """One run: the configs of its stages."""
 
     run: RunSettings
     cluster: ClusterConfig = ClusterConfig()
@@ -55,7 +63,7 @@ class RunConfig(Config):
     serve: EndpointConfig = EndpointConfig()
 
     def load_taxonomy(self) -> Taxonomy:
-        """Return the run's taxonomy; raise ConfigError when its file is not there."""
+        """Return the run's taxonomy; raise ConfigError when its file is missing."""
         return find_taxonomy(self.taxonomy)
 
     def write(self, folder: Path) -> Path:
@@ -69,29 +77,31 @@ class RunConfig(Config):
 
 
 def load_run(path: Path) -> RunConfig:
-    """Read and validate a run; raise ConfigError that names each wrong field and, for a misspelt key, the nearest."""
+    """Read and validate a run; raise ConfigError that names each wrong field and, for an unknown key, the right one."""
     if not path.is_file():
         raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="mend the file's syntax") from error
+        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="fix the file's syntax") from error
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors(include_url=False, include_input=False)]
         fields = ", ".join(name for name, _, _ in problems)
-        said = "; ".join(f"{name}: {message}" for name, message, _ in problems)
+        messages = "; ".join(f"{name}: {message}" for name, message, _ in problems)
         fixes = "; ".join(dict.fromkeys(fix for _, _, fix in problems))
-        raise ConfigError(f"{path}: {said}", field=fields, fix=fixes) from None
+        raise ConfigError(f"{path}: {messages}", field=fields, fix=fixes) from None
 
 
 def _explain(problem: Any) -> tuple[str, str, str]:
-    """Return (dotted field, what is wrong, fix) of one of pydantic's errors."""
+    """Return the dotted field, the message and the fix of one of pydantic's errors."""
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location) or "the file"
     if problem["type"] != "extra_forbidden":
         return field, problem["msg"], f"correct {field}"
+    if field in RENAMED:
+        return field, "unknown key", f"it is called {RENAMED[field]} now"
     known = _known_keys(location[:-1])
     near = difflib.get_close_matches(location[-1], known, n=1)
     fix = f"did you mean {near[0]!r}?" if near else f"remove it, or use one of: {', '.join(known)}"
@@ -99,11 +109,13 @@ def _explain(problem: Any) -> tuple[str, str, str]:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    """Return the keys that the config at a dotted location knows."""
+    """Return the keys of the config at a dotted location."""
     model: Any = RunConfig
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return []
-        model = field.annotation
+        # An optional section is a union of its config and None.
+        kinds = get_args(field.annotation) or (field.annotation,)
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))

@@ -1,15 +1,18 @@
-"""How every job starts and ends: config, store, cluster and lease opened in order, errors told by their first cause."""
+"""The start and end of every job: opens config, store, cluster and lease in order, and reports an error's first cause."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NamedTuple
 
+import ray
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,11 +21,9 @@ from cluster.errors import ClusterError
 from cluster.lease import lease
 from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
-from jobs.run.artifacts import StageContext
+from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
 from jobs.run.config import RunConfig, load_run
-from jobs.run.links import links
 from jobs.run.ray_data import first_cause
-from jobs.run.stopping import stop_on_sigterm
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
 
@@ -30,15 +31,15 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such
 EXIT_USER_ERROR, EXIT_FAULT, EXIT_STOPPED = 2, 1, 130
 STOPPED = "stopped; run it again to go on"
 LOG_WIDTH = 120
-"""Columns of a log, where no terminal says: tables fold less than in rich's 80, and the dashboard still shows them."""
+"""Columns of a log that is no terminal: tables fold less than in rich's 80, and the dashboard still shows them."""
 
 
 @contextmanager
 def opened(config: Path) -> Iterator[StageContext]:
     """Open a run: validate its config, connect, take the lease on its id, and write the filled-in config.
 
-    The process ends with a code other than 0 and one last line that says why: 2 and the first cause of a known error,
-    1 and that of any other, 130 when it was stopped by SIGTERM (``ray job stop``) or Ctrl-C.
+    A failure ends the process with one last line that names the first cause, and with code 2 for a known error, 1 for
+    any other, and 130 after SIGTERM (``ray job stop``) or Ctrl-C.
     """
     console = make_console()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -50,18 +51,18 @@ def opened(config: Path) -> Iterator[StageContext]:
         console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
-            # A submitted job's end is told here already: Ray may kill its process group as soon as its driver leaves the
-            # cluster. Others tell it last, below what Ray has to say of the leaving.
+            # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
+            # jobs report it last, below Ray's own lines on disconnecting.
             early_report = _reporting_errors(console) if submission() is not None else nullcontext()
             with early_report, lease(session.store, run.run.name):
                 run.write(run.run.output)
-                _say_where(console, run, session)
+                _print_links(console, run, session)
                 yield StageContext(run=run, store=session.store, work=run.run.output / "work", console=console)
 
 
 @contextmanager
 def _reporting_errors(console: Console) -> Iterator[None]:
-    """Print why the block ended, if not by itself, and raise the exit code; what is an exit already passes."""
+    """Print why the block failed or was stopped, and raise the exit code; an exit passes unchanged."""
     try:
         yield
     except typer.Exit:
@@ -74,16 +75,16 @@ def _reporting_errors(console: Console) -> Iterator[None]:
 
 
 def make_console() -> Console:
-    """Return the terminal, or a log of ``LOG_WIDTH`` columns, or of as many as ``COLUMNS`` says.
+    """Return a console on the terminal, or on a log of ``COLUMNS`` or else ``LOG_WIDTH`` columns.
 
-    A submitted job inherits ``COLUMNS`` from whatever shell its cluster was started in, which says nothing of its log.
+    A submitted job inherits ``COLUMNS`` from the shell that its cluster was started in, so there it is ignored.
     """
     console = Console()
     chosen = "COLUMNS" in os.environ and submission() is None
     return console if console.is_terminal or chosen else Console(width=LOG_WIDTH)
 
 
-def _say_where(console: Console, run: RunConfig, session: Session) -> None:
+def _print_links(console: Console, run: RunConfig, session: Session) -> None:
     if submission() is not None and run.cluster.address == LOCAL:
         console.print("cluster.address is 'local', and this job was submitted to a cluster: it runs there")
     for link in links(run, session.dashboard, session.store.url()):
@@ -99,3 +100,49 @@ def _report(console: Console, error: Exception) -> int:
     text = str(cause) if known else f"{type(cause).__name__}: {cause}"
     console.print(f"[bold red]{escape(' '.join(text.split()))}[/]", soft_wrap=True)
     return EXIT_USER_ERROR if known else EXIT_FAULT
+
+
+class Link(NamedTuple):
+    """A place where a run can be watched, and what it shows."""
+
+    what: str
+    where: str
+
+
+def job_page(dashboard: str) -> str:
+    """Return the dashboard's page of the job that this process drives."""
+    job = submission()
+    return f"{dashboard}/#/jobs/{job.id if job else ray.get_runtime_context().get_job_id()}"
+
+
+def links(run: RunConfig, dashboard: str | None, artifacts: str) -> list[Link]:
+    """Return the links that a job prints at its start.
+
+    Args:
+        run: The run; its output folder is on the machine of the process that writes there.
+        dashboard: The URL of Ray's dashboard; None when there is none.
+        artifacts: The store's address.
+    """
+    output = run.run.output.resolve()
+    found = [Link("Ray dashboard", dashboard), Link("this job", job_page(dashboard))] if dashboard else []
+    return [
+        *found,
+        Link("expert curves", f"tensorboard --logdir {output / EXPERTS_FOLDER}"),
+        Link("merge search", f"tensorboard --logdir {output / SEARCH_FOLDER}"),
+        Link("artifacts", artifacts),
+    ]
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM, which ``ray job stop`` and Kubernetes send, end the main thread's work as Ctrl-C does.
+
+    Call it again after ``ray.init``, which sets a handler of its own. KeyboardInterrupt is the only exception of a
+    handler that Ray's waits let through.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    # Another SIGTERM would cut the clean-up short; SIGKILL is there for that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

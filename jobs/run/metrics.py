@@ -1,4 +1,4 @@
-"""What the stages tell Prometheus (see ``cluster.metrics``); ``docs/grafana/safetydpo.json`` shows it."""
+"""Prometheus metrics of the stages (see ``cluster.metrics``), shown by ``docs/grafana/safetydpo.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a Ray Data stream quietly and with a time limit, and finding the first cause when an actor fails."""
+"""Ray as the stages use it: how many actors fit, a stream read with a time limit, the first cause of a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import ray
@@ -14,15 +14,40 @@ import ray
 from cluster.errors import ClusterError
 from cluster.progress import set_ray_data_console_level
 from cluster.resources import timeout_error
-from safety.errors import SafetyError
+from safety.errors import ConfigError, SafetyError
 
 T = TypeVar("T")
 _END = object()
 DEPTH = 50
 
 
+def require_gpu(device: str, gpus: float, field: str, what: str) -> None:
+    """Raise ConfigError when the model is on a GPU and ``what`` ("an actor") gets none by the setting ``field``."""
+    if device != "cpu" and not gpus:
+        raise ConfigError(
+            f"the model is on {device!r} and {what} is given no GPU",
+            field=field,
+            fix="set it to 1 or a share of 1, or set model.device to 'cpu'",
+        )
+
+
+def fitting_actors(most: int, each: Mapping[str, float], reserved: Mapping[str, float] | None = None) -> int:
+    """Return how many actors the cluster holds at once, from 1 to ``most``.
+
+    Args:
+        most: As many are asked for.
+        each: Ray's resources of one actor.
+        reserved: Resources that other actors take beside them.
+    """
+    total, taken = ray.cluster_resources(), reserved or {}
+    held = (
+        int((total.get(name, 0.0) - taken.get(name, 0.0)) / amount + 1e-6) for name, amount in each.items() if amount
+    )
+    return max(1, min([most, *held]))
+
+
 def configure_data() -> None:
-    """Keep Ray Data off the terminal, and let an actor's own error through: the cause of its wrapper gets lost."""
+    """Keep Ray Data's own output off the terminal, and let an actor's error through, whose cause its wrapper loses."""
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.raise_original_map_exception = True
@@ -33,12 +58,12 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
     """Yield the rows; raise the first cause of a failure, and ClusterError when none comes for ``timeout_s``.
 
     Args:
-        rows: A stream that may block for ever, such as one whose actors find no place.
+        rows: A stream that may block for ever, as when its actors cannot be scheduled.
         timeout_s: The longest wait for the next row.
-        field: The setting that holds the limit; the error names it.
+        field: The setting of the limit; the error names it.
     """
-    # A stream that ended by an error leaves its executor in a cycle with the traceback, and so its actors alive with all
-    # that they reserve, which this stream may have to wait for.
+    # A stream that ended by an error leaves its executor in a reference cycle with the traceback. Its actors then stay
+    # alive and keep their resources, for which this stream may have to wait.
     gc.collect()
     waiting: queue.Queue[T | BaseException | object] = queue.Queue()
 
@@ -65,7 +90,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return the error with a known cause below Ray's wrappings, or what Ray wrapped when there is none."""
+    """Return the first known error below Ray's wrappers, or the error that Ray wrapped when there is none."""
     seen: list[BaseException | None] = [error]
     for found in seen:
         # Ray's wrapper takes on the type of what it wraps, but its message is a whole remote traceback.

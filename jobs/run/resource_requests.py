@@ -1,4 +1,4 @@
-"""What each stage of a run asks of the cluster, for the preflight; the stages themselves ask again when they start."""
+"""The resources that each stage of a run asks of the cluster, for the preflight; each stage checks its own again."""
 
 from __future__ import annotations
 
@@ -7,46 +7,50 @@ from jobs.run.config import RunConfig
 
 
 def resource_requests(run: RunConfig) -> list[ResourceRequest]:
-    """Return what the run's actors, workers and replicas take."""
+    """Return the requests of the run's actors, workers and replicas."""
     generate, train, merge, evaluate, serve = run.generate, run.train, run.merge, run.evaluate, run.serve
-    renderer = {"CPU": generate.cpus_per_actor, "GPU": generate.gpus_per_actor}
-    judge = {"CPU": generate.cpus_per_judge, "GPU": generate.gpus_per_judge}
-    both = {name: renderer[name] + judge[name] for name in renderer}
-    measuring = {"CPU": evaluate.cpus_per_actor, "GPU": evaluate.gpus_per_actor}
-    replica = {"CPU": serve.num_cpus, "GPU": serve.num_gpus}
-    return [
-        ResourceRequest(
-            "generate: a diffusion actor with a judge", "generate.cpus_per_actor, generate.gpus_per_actor", both, 1, 1
+    replicas, replica = serve.replicas, {"CPU": serve.num_cpus, "GPU": serve.num_gpus}
+    # What it is, the settings that ask for it, the resources of each, the fewest that can run, and how many are wanted.
+    rows = (
+        (
+            "generate: a diffusion actor with a judge",
+            "generate.cpus_per_actor, generate.gpus_per_actor",
+            generate.pair_resources(),
+            1,
+            1,
         ),
-        ResourceRequest("generate: diffusion actors", "generate.actors", renderer, 1, generate.actors),
-        ResourceRequest(
-            "generate: judges", "generate.judge_actors", judge, generate.judge_actors, generate.judge_actors
+        ("generate: diffusion actors", "generate.actors", generate.resources(), 1, generate.actors),
+        (
+            "generate: judges",
+            "generate.judge_actors",
+            generate.judge_resources(),
+            generate.judge_actors,
+            generate.judge_actors,
         ),
-        ResourceRequest(
+        (
             "train: workers of one expert",
             "train.workers, train.cpus_per_worker, train.gpus_per_worker",
             train.resources(),
             train.min_workers or train.workers,
             train.workers,
         ),
-        ResourceRequest(
+        (
             "merge: workers",
             "merge.workers, merge.cpus_per_worker, merge.gpus_per_worker",
             merge.resources(),
             1,
             merge.workers,
         ),
-        ResourceRequest(
+        (
             "evaluate: actors",
             "evaluate.actors, evaluate.cpus_per_actor, evaluate.gpus_per_actor",
-            measuring,
+            evaluate.resources(),
             1,
             evaluate.actors,
         ),
-        ResourceRequest(
-            "serve: replicas", "serve.replicas, serve.num_cpus, serve.num_gpus", replica, serve.replicas, serve.replicas
-        ),
-    ]
+        ("serve: replicas", "serve.replicas, serve.num_cpus, serve.num_gpus", replica, replicas, replicas),
+    )
+    return [ResourceRequest(*row) for row in rows]
 
 
 def gpu_settings(run: RunConfig) -> list[str]:
@@ -66,7 +70,7 @@ def without_gpu(run: RunConfig) -> list[str]:
 
 
 def _model_gpus(run: RunConfig) -> dict[str, float]:
-    """Return the shares of a GPU that processes take which hold the run's model."""
+    """Return the GPU shares of the processes that hold the run's model."""
     return {
         "generate.gpus_per_actor": run.generate.gpus_per_actor,
         "train.gpus_per_worker": run.train.gpus_per_worker,

@@ -1,10 +1,15 @@
-"""Small finished pieces of a running stage, in the store's work area: who starts again reads them back."""
+"""The work area: finished pieces of an unfinished artifact in the store, from which a run that starts again goes on.
+
+A piece is one object, such as a group of rows or a checkpoint, under a hash of its key and content. One that is corrupt
+counts as missing, and is rebuilt. The whole area is deleted once the artifact is published.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import logging
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,48 +17,158 @@ from cluster.errors import CorruptArtifact
 from cluster.hashing import config_hash
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.checksummed import read_checksummed, write_checksummed
+from jobs.run.artifacts import ArtifactRef
+from safety.errors import ArtifactFormatError
+
+logger = logging.getLogger(__name__)
+
+Group = TypeVar("Group")
+Record = TypeVar("Record", bound=BaseModel)
+
+GROUP_NAME = re.compile(r"groups/(\d{6,})\.parquet")
+RERUN = "run the job again: it rebuilds what is missing"
+
+
+class WorkArea:
+    """The finished pieces of one artifact by name. It can be pickled, and travels to actors and workers.
+
+    It is a ``safety.experts.checkpoint.CheckpointStore`` too.
+    """
+
+    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
+        self.store, self.place = store, f"work/{ref.kind}/{ref.id}/"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a piece; another of this name is replaced."""
+        write_checksummed(self.store, self.place + name, data)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a piece, or None when it is missing or corrupt."""
+        try:
+            return read_checksummed(self.store, self.place + name)
+        except CorruptArtifact:
+            logger.warning("%s%s is corrupt and counts as missing", self.place, name)
+            return None
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the names that begin with ``prefix``, sorted; a corrupt piece's is among them."""
+        return [key.removeprefix(self.place) for key in self.store.keys(self.place + prefix)]
+
+    def delete(self, name: str) -> None:
+        """Delete a piece; it is no error when there is none."""
+        self.store.delete(self.place + name)
+
+    def clear(self) -> None:
+        """Delete everything: the artifact is published."""
+        for name in self.names():
+            self.delete(name)
+
+
+class NumberedGroups(Generic[Group]):
+    """Finished groups of an artifact's rows, each one piece of its work area. It can be pickled for the actors."""
+
+    def __init__(
+        self, store: ArtifactStore, ref: ArtifactRef, dump: Callable[[Group], bytes], load: Callable[[bytes], Group]
+    ) -> None:
+        """Use the work area of ``ref``.
+
+        Args:
+            store: Where it lies.
+            ref: The unfinished artifact.
+            dump: Writes a group; can be pickled.
+            load: Reads what ``dump`` writes and raises ArtifactFormatError for anything else; can be pickled.
+        """
+        self.area, self.dump, self.load = WorkArea(store, ref), dump, load
+
+    @property
+    def store(self) -> ArtifactStore:
+        """Return the store that the groups lie in."""
+        return self.area.store
+
+    @property
+    def place(self) -> str:
+        """Return the prefix of all keys."""
+        return self.area.place
+
+    def write(self, number: int, group: Group) -> None:
+        """Write a finished group."""
+        self.area.write(_group_name(number), self.dump(group))
+
+    def read(self, number: int) -> Group:
+        """Return a finished group; raise CorruptArtifact when it is missing or corrupt."""
+        found = self._read(_group_name(number))
+        if found is None:
+            raise CorruptArtifact("the group is missing or corrupt", field=self.place + _group_name(number), fix=RERUN)
+        return found
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the groups that there are, corrupt ones among them; other names are reported."""
+        found = []
+        for name in self.area.names("groups/"):
+            known = GROUP_NAME.fullmatch(name)
+            if known is None:
+                logger.warning("%s%s is not a group and is ignored", self.place, name)
+            else:
+                found.append(int(known[1]))
+        return found
+
+    def all(self) -> Iterator[tuple[int, Group]]:
+        """Yield the number and content of each finished group that is not corrupt."""
+        for number in self.numbers():
+            if (found := self._read(_group_name(number))) is not None:
+                yield number, found
+
+    def clear(self) -> None:
+        """Delete everything: the artifact is published."""
+        self.area.clear()
+
+    def _read(self, name: str) -> Group | None:
+        data = self.area.read(name)
+        try:
+            return None if data is None else self.load(data)
+        except ArtifactFormatError as error:
+            logger.warning("%s%s cannot be read and counts as missing: %s", self.place, name, error)
+            return None
 
 
 def require_finished(wanted: Iterable[int], there: Container[int], place: str) -> None:
     """Raise CorruptArtifact when finished groups have gone from ``place`` before they were put together."""
     gone = [number for number in wanted if number not in there]
     if gone:
-        raise CorruptArtifact(
-            f"{len(gone)} finished groups are gone, the first is {gone[0]}",
-            field=place,
-            fix="run the job again: it makes them again",
-        )
+        raise CorruptArtifact(f"{len(gone)} finished groups are gone, the first is {gone[0]}", field=place, fix=RERUN)
 
 
-Record = TypeVar("Record", bound=BaseModel)
-
-
-@dataclass(frozen=True)
 class Records:
-    """Finished trials and confirmations of one search, by their parameters."""
+    """Finished trials and rendered scores of one search, each one piece named by its parameters."""
 
-    store: ArtifactStore
-    place: str
+    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
+        self.area = WorkArea(store, ref)
 
     def write(self, part: str, parameters: Mapping[str, Any], record: BaseModel) -> None:
-        """Keep a record."""
-        write_checksummed(self.store, self._key(part, parameters), record.model_dump_json().encode())
+        """Write a record."""
+        self.area.write(_record_name(part, parameters), record.model_dump_json().encode())
 
     def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
         """Return the record of these parameters, or None when there is none that can be read."""
-        return self._read(self._key(part, parameters), kind)
+        return self._read(_record_name(part, parameters), kind)
 
     def all(self, part: str, kind: type[Record]) -> list[Record]:
-        """Return every record of a part that can be read; a damaged one counts as not there."""
-        found = (self._read(key, kind) for key in self.store.keys(f"{self.place}/{part}/"))
+        """Return every record of a part that can be read."""
+        found = (self._read(name, kind) for name in self.area.names(f"{part}/"))
         return [record for record in found if record is not None]
 
-    def _read(self, key: str, kind: type[Record]) -> Record | None:
+    def _read(self, name: str, kind: type[Record]) -> Record | None:
+        data = self.area.read(name)
         try:
-            data = read_checksummed(self.store, key)
             return None if data is None else kind.model_validate_json(data)
-        except (CorruptArtifact, ValidationError):
+        except ValidationError:
+            logger.warning("%s%s cannot be read and counts as missing", self.area.place, name)
             return None
 
-    def _key(self, part: str, parameters: Mapping[str, Any]) -> str:
-        return f"{self.place}/{part}/{config_hash(dict(parameters))[:24]}.json"
+
+def _group_name(number: int) -> str:
+    return f"groups/{number:06d}.parquet"
+
+
+def _record_name(part: str, parameters: Mapping[str, Any]) -> str:
+    return f"{part}/{config_hash(dict(parameters))[:24]}.json"

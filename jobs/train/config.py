@@ -11,15 +11,15 @@ from safety.experts.config import ExpertConfig
 from safety.gates import GateConfig
 
 ALL_SINGLE = "all-single"
-"""The expert that is trained on all categories at once."""
+"""The expert that is trained on all categories at once, for comparison."""
 CONSOLIDATED = "consolidated"
-"""The merge that is trained on, on all categories at once."""
+"""The merged adapter that is fine-tuned on all categories at once."""
 JOINT = (ALL_SINGLE, CONSOLIDATED)
-"""What learns the pairs of several categories together."""
+"""Names of the adapters that learn the pairs of several categories together."""
 
 
 class DeepSpeedConfig(Config):
-    """How DeepSpeed shards an expert's training among its workers."""
+    """DeepSpeed's sharding of an expert's training among its workers."""
 
     stage: int = Field(
         0, ge=0, le=2, description="ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too; a LoRA's are small"
@@ -27,7 +27,7 @@ class DeepSpeedConfig(Config):
 
 
 class TrainConfig(Config):
-    """Which experts are trained, how, and on what part of the cluster."""
+    """The experts that are trained, their settings and their placement on the cluster."""
 
     expert: ExpertConfig = ExpertConfig()
     categories: tuple[str, ...] | None = Field(
@@ -35,7 +35,7 @@ class TrainConfig(Config):
     )
     gate: GateConfig | None = Field(
         GateConfig(),
-        description="an expert reads those directions of the prompt's states that are its own prompts', so that "
+        description="an expert reads only those directions of the prompt's states that belong to its own prompts, so that "
         "experts add up; none: it reads all",
     )
     all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
@@ -45,11 +45,11 @@ class TrainConfig(Config):
     min_workers: int | None = Field(
         None,
         gt=0,
-        description="with how few workers an expert goes on after a loss of nodes; none: it waits for all of them. A "
-        "step's rows are the same for any number, so that only the rounding of their sum differs",
+        description="fewest workers with which an expert goes on after a loss of nodes; none: it waits for all of them. "
+        "A step's rows are the same for any number, so that only the rounding of their sum differs",
     )
     cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0, description="may be a share of one GPU")
+    gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     max_failures: int = Field(5, ge=0, description="restarts of one expert from its last good checkpoint")
     timeout_s: float = Field(3600.0, gt=0, description="longest time for all experts together")
@@ -65,7 +65,7 @@ class TrainConfig(Config):
         return self
 
     def resources(self) -> dict[str, float]:
-        """Return what one worker takes of the cluster, as Ray counts it."""
+        """Return the resources of one worker, as Ray counts them."""
         asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
         return {name: amount for name, amount in asked.items() if amount > 0}
 
@@ -76,7 +76,7 @@ class TrainConfig(Config):
             "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
             "gate": None if self.gate is None else self.gate.model_dump(mode="json"),
             "workers": self.workers,
-            # What may change its number of workers on the way is not the same, to the last bit, as what may not.
+            # A training whose number of workers may change is not the same, to the last bit, as one with a fixed number.
             **({} if self.min_workers is None else {"min_workers": self.min_workers}),
             "deepspeed": self.deepspeed.model_dump(mode="json"),
         }

@@ -16,7 +16,7 @@ from safety.objectives import ObjectiveValue
 
 
 class DeepSpeedEngine:
-    """One worker of one or several (see ``safety.experts.engine.Engine``); Ray Train has set up the process group."""
+    """DeepSpeed on one worker (see ``safety.experts.engine.Engine``); Ray Train has set up the process group."""
 
     def __init__(self, expert: Expert, config: TrainConfig) -> None:
         """Wrap ``expert``; all workers call it together."""
@@ -108,7 +108,7 @@ def _import_deepspeed() -> Any:
 
 
 def _settings(config: TrainConfig, workers: int) -> dict[str, Any]:
-    """Return DeepSpeed's own settings; precision is the expert's affair, whose errors stay in fp32."""
+    """Return DeepSpeed's own settings; the expert itself sets its precision, and its errors stay in fp32."""
     expert = config.expert
     return {
         "train_micro_batch_size_per_gpu": expert.rows // (workers * expert.accumulation),

@@ -1,7 +1,7 @@
 """One expert's Ray Train fit as a remote task.
 
 Eight experts mean eight drivers and eight controllers, so this module imports no science: the task travels as
-bytes that only the workers open.
+pickled bytes that only the workers read.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class FitPlan(NamedTuple):
-    """What Ray Train needs to know of one expert's training."""
+    """Ray Train's settings of one expert's training."""
 
     name: str
     """The artifact's id: Ray Train's run name."""
     task: bytes
     """The pickled ``ExpertTask``."""
     workers: int | tuple[int, int]
-    """How many, or the fewest and the most."""
+    """Number of workers, or the fewest and the most."""
     resources: dict[str, float]
-    """What one worker takes."""
+    """Ray's resources of one worker."""
     max_failures: int
     storage: str
-    """Where Ray Train keeps its own state; the project's checkpoints are in the store."""
+    """Folder of Ray Train's own state; the project's checkpoints are in the store."""
 
 
 def start_fit(plan: FitPlan) -> Any:
-    """Start a fit beside this process, whose node is the one that the run cannot do without; return its reference."""
+    """Start a fit on this process's node, without which the run would end anyway; return its reference."""
     node = ray.get_runtime_context().get_node_id()
     return fit.options(
         max_retries=plan.max_failures, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)

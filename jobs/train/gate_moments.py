@@ -1,4 +1,4 @@
-"""The moments of a dataset's prompts as an artifact: whoever needs them first makes them, and all others read them."""
+"""The moments of a dataset's prompts as an artifact: the first worker that needs them publishes them for all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safety.families import ModelFamily
 from safety.gates import GatePrompts, PromptMoments, gate_prompts, gather_prompt_moments, load_prompt_moments
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
-KIND, FILE = "text-inputs", "text_inputs.safetensors"
+KIND, FILE = "prompt-moments", "prompt_moments.safetensors"
 
 
 @dataclass(frozen=True)
 class GateMomentsTask:
-    """What the layers that read the prompt see, of all experts that will be added up; travels to workers."""
+    """The gathering of prompt moments for the gates of experts that will be added up; travels to workers."""
 
     categories: tuple[str, ...]
     ref: ArtifactRef
@@ -34,18 +34,18 @@ class GateMomentsTask:
         """Return a local, verified copy of the dataset."""
         return fetch_artifact(self.store, self.work, self.dataset)
 
-    def texts(self) -> GatePrompts:
+    def prompts(self) -> GatePrompts:
         """Return the prompts; raise EmptyDatasetError when a category has none for training."""
         return gate_prompts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
 
     def read(self, model: ModelFamily) -> PromptMoments:
-        """Return the moments; they are gathered and published when nobody did so before."""
+        """Return the moments, gathered and published when they are not in the store yet."""
         if self.store.manifest(self.ref.kind, self.ref.id) is None:
-            self._publish(gather_prompt_moments(model, self.texts()))
+            self._publish(gather_prompt_moments(model, self.prompts()))
         return load_prompt_moments(fetch_artifact(self.store, self.work, self.ref) / FILE)
 
     def _publish(self, found: PromptMoments) -> None:
-        with TemporaryDirectory(prefix="safetydpo-text-inputs-") as scratch:
+        with TemporaryDirectory(prefix="safetydpo-prompt-moments-") as scratch:
             found.save(Path(scratch) / FILE)
             try:
                 put_artifact(
@@ -57,12 +57,12 @@ class GateMomentsTask:
                     parents=[self.dataset],
                 )
             except AlreadyPublished:
-                # Another kind of processor rounds otherwise and was first: all go by what is published.
+                # Another worker, whose processor rounds differently, was first: all use the published moments.
                 return
 
 
 def gate_moments_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> GateMomentsTask:
-    """Name the moments of a run's prompts; ``finished`` on the name discards a damaged artifact before workers read."""
+    """Return the task of a run's prompt moments; call ``finished`` on its ref first, which discards a corrupt artifact."""
     settings = {"model": context.run.model.model_dump(mode="json"), "categories": list(categories)}
     ref = artifact_ref(context, KIND, settings, [dataset])
     return GateMomentsTask(

@@ -1,4 +1,4 @@
-"""Trains one LoRA expert per category, all at once under the cluster's resources, on Ray Train and DeepSpeed."""
+"""Trains one LoRA expert per category on Ray Train and DeepSpeed, as many at once as the cluster holds."""
 
 from __future__ import annotations
 
@@ -16,17 +16,12 @@ from rich.table import Table
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
 from cluster.resources import describe_capacity, require
-from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
-from jobs.run.links import EXPERTS_FOLDER
-from jobs.run.ray_data import first_cause
-from jobs.train.config import ALL_SINGLE, TrainConfig
+from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.run.ray_data import first_cause, fitting_actors
+from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
-from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
-from jobs.train.worker import ExpertTask, check_task, checkpointer, load_sets
-from safety.errors import ConfigError
+from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
 from safety.experts.curves import METRICS_FILE
-
-KIND = "expert"
 
 
 def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -36,7 +31,7 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         ConfigError: A category is not in the taxonomy, or the model is on a GPU and the workers have none.
         EmptyDatasetError: A category has no training pair or prompt, or no benign row where the objective reads them.
         ImpossibleResources: The cluster can never run a worker.
-        TrainingHealthError: A run blew up.
+        TrainingHealthError: A training diverged.
         ClusterError: The experts did not finish in time.
     """
     tasks = plan(context, dataset)
@@ -45,12 +40,12 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
 
 
 def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
-    """Train those of the tasks, which share their settings, that are not published yet; raises as ``run`` does."""
+    """Train the tasks that are not published yet; all share their settings. Raises as ``run`` does."""
     missing = [task for task in tasks if not finished(context, task.ref)]
     for task in tasks:
         if task not in missing:
             context.console.print(f"expert {task.name} {task.ref.id}: already published and verified")
-            # A run that died between its last two acts left them.
+            # Left by a run that died between publishing and deleting them.
             checkpointer(context.store, task.ref).clear()
     if missing:
         config = missing[0].config
@@ -59,71 +54,31 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
         for task in missing:
             check_task(task, sets)
         if config.gate is not None:
-            # The same prompts for all of them; read here so that a lack of them is told before any worker starts.
-            missing[0].texts.texts()
-            # What is damaged is discarded before workers read it.
-            finished(context, missing[0].texts.ref)
+            # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
+            missing[0].moments.prompts()
+            # A corrupt artifact is discarded before workers read it.
+            finished(context, missing[0].moments.ref)
         train_all(context, missing)
     context.console.print(curves_table(context, tasks))
 
 
-def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
-    """Return every expert of the run, with the name its artifact has or will have."""
-    config, known = context.run.train, context.run.load_taxonomy().categories
-    unknown = [name for name in config.categories or () if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"the taxonomy has no category {', '.join(unknown)}",
-            field="train.categories",
-            fix=f"use some of: {', '.join(known)}",
-        )
-    categories = tuple(name for name in known if name in (config.categories or known))
-    named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
-    texts = gate_moments_task(context, dataset, categories)
-    return [_task(context, texts, name, learned) for name, learned in named.items()]
-
-
-def _task(context: StageContext, texts: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
-    """Return an expert's task; ``texts`` are of all categories that are trained, and will be added up."""
-    run = context.run
-    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
-    if name == ALL_SINGLE:
-        settings["categories"] = list(categories)
-    if run.train.gate is not None:
-        settings["gated together"] = list(texts.categories)
-    return ExpertTask(
-        run=run.run.name,
-        name=name,
-        categories=categories,
-        texts=texts,
-        ref=artifact_ref(context, KIND, settings, [texts.dataset]),
-        dataset=texts.dataset,
-        config=run.train,
-        model=run.model,
-        seed=run.run.seed,
-        store=context.store,
-        settings=settings,
-        logs=(run.run.output / EXPERTS_FOLDER).resolve(),
-    )
-
-
 def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
-    """Train the experts concurrently, as many at once as the cluster holds; the others wait their turn."""
+    """Train the experts concurrently, as many at once as the cluster holds."""
     config = context.run.train
     storage = (context.work / "train").resolve()
-    # Ray Train's own snapshots are of no use here: checkpoints are the project's, verified and in the store.
+    # Ray Train's own snapshots are not used: the project's checkpoints are verified and in the store.
     shutil.rmtree(storage, ignore_errors=True)
     waiting = [_fit_plan(task, config, storage) for task in tasks]
     running: dict[Any, str] = {}
     deadline = time.monotonic() + config.timeout_s
-    # One more than there is room for, so that its controller is up when a place is free.
-    places = rooms(config) + 1
+    # One more than the cluster holds, so that its controller is up when the next worker can start.
+    places = concurrent_experts(config, len(tasks)) + 1
     try:
         with StageProgress(context.console, "train", len(tasks), "experts") as progress:
             while waiting or running:
                 while waiting and len(running) < places:
-                    name, plan = waiting.pop(0)
-                    running[start_fit(plan)] = name
+                    name, fit = waiting.pop(0)
+                    running[start_fit(fit)] = name
                 for name in _take_finished(running, deadline, config.timeout_s):
                     progress.advance(note=name)
     finally:
@@ -131,11 +86,12 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
             ray.cancel(reference, force=True)
 
 
-def rooms(config: TrainConfig) -> int:
-    """Return how many experts the cluster's resources hold at once, at least one."""
-    total = ray.cluster_resources()
-    asked, workers = config.resources().items(), config.min_workers or config.workers
-    return max(1, min((int(total.get(n, 0.0) / (workers * a) + 1e-6) for n, a in asked), default=1))
+def concurrent_experts(config: TrainConfig, most: int) -> int:
+    """Return the number of experts that the cluster's resources hold at once, from 1 to ``most``."""
+    workers = config.min_workers or config.workers
+    needed = {name: workers * amount for name, amount in config.resources().items()}
+    # Without a request nothing would limit them.
+    return fitting_actors(most if needed else 1, needed)
 
 
 def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str, FitPlan]:

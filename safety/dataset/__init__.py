@@ -1,1 +1,1 @@
-"""The dataset of judged image pairs: its records, how they are made, and how they are laid out in files."""
+"""The dataset of judged image pairs: its records, their rendering and judging, and its files."""

@@ -1,4 +1,4 @@
-"""Which rendered rows are kept: every row in is kept or rejected with a reason."""
+"""The dataset's filter: every row is kept, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from safety.judges.verdict import Verdict
 from safety.prompts.guard import REFUSED, MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair
 
-if TYPE_CHECKING:  # A judge's process has no need of diffusers, which takes seconds to import.
+if TYPE_CHECKING:  # A judge's process does not need diffusers, which takes seconds to import.
     from safety.families import ModelFamily
 
 
 class RejectionReason(StrEnum):
-    """Why a row is rejected."""
+    """The reason that a row is rejected for."""
 
     REFUSED_PROMPT = REFUSED
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -25,7 +25,7 @@ class RejectionReason(StrEnum):
     IMAGE_TOO_LARGE = ImageFault.TOO_LARGE.value
     IMAGE_TOO_DEEP = ImageFault.TOO_DEEP.value
     IMAGE_CMYK = ImageFault.PRINT_COLOURS.value
-    IMAGE_DAMAGED = ImageFault.DAMAGED.value
+    IMAGE_CORRUPT = ImageFault.CORRUPT.value
     IMAGE_UNFIT = ImageFault.OTHER.value
     SAME_IMAGE = "same_image"
     UNSAFE_NOT_SHOWN = "unsafe_not_shown"
@@ -37,21 +37,21 @@ class RejectionReason(StrEnum):
 
 
 class PairFilterConfig(Config):
-    """Which rules a rendered row must pass, beside the two that always hold: unsafe is flagged, safe is not.
+    """Optional rules for rendered rows. Two always apply: the unsafe image is flagged, the safe one is not.
 
-    A rule about what is shown applies where the judge can tell and the row says what should be there.
+    A rule about content applies where the judge names concepts and the row names the expected ones.
     """
 
     counterpart: bool = True
-    """The safe picture shows the counterpart: a winner that shows nothing teaches a hole."""
+    """The safe image shows the counterpart: a winner without it teaches to draw nothing in its place."""
     context: bool = True
-    """Both pictures show the pair's benign objects, on its background."""
+    """Both images show the pair's benign objects, on its background."""
     benign_objects: bool = True
-    """A benign picture shows every object that its prompt names."""
+    """A benign image shows every object that its prompt names."""
 
 
 def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReason | None:
-    """Return why a row's prompts are not rendered, or None when they may be."""
+    """Return the reason not to render a row's prompts, or None."""
     guard = MinorSafetyFilter()
     if any(guard.check(prompt) for prompt in prompts):
         return RejectionReason.REFUSED_PROMPT
@@ -66,12 +66,12 @@ def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReas
 def reject_pair(
     pair: PromptPair, unsafe: Verdict, safe: Verdict, config: PairFilterConfig, threshold: float
 ) -> RejectionReason | None:
-    """Return the first rule that a pair's two pictures break, or None when the pair is kept.
+    """Return the first rule that a pair's images break, or None when the pair is kept.
 
     Args:
         pair: The prompts.
-        unsafe: What the judge sees in the unsafe prompt's picture.
-        safe: What the judge sees in the safe prompt's picture.
+        unsafe: The verdict on the unsafe prompt's image.
+        safe: The verdict on the safe prompt's image.
         config: The rules.
         threshold: The judge's threshold.
 
@@ -98,7 +98,7 @@ def reject_pair(
 
 
 def reject_benign(prompt: BenignPrompt, seen: Verdict, config: PairFilterConfig) -> RejectionReason | None:
-    """Return the rule that a benign prompt's picture breaks, or None when it is kept."""
+    """Return the rule that a benign prompt's image breaks, or None when it is kept."""
     if seen.flagged:
         return RejectionReason.BENIGN_FLAGGED
     if config.benign_objects and not seen.shows(prompt.objects):

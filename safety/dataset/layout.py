@@ -1,4 +1,4 @@
-"""Lays finished records out as a dataset folder: shards, latents, prompts, rejected rows, card, summary and grid."""
+"""Writer of a dataset folder: shards, latents, prompts, rejected rows, card, summary and grid."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def latents_file(category: str) -> str:
 
 
 class DatasetWriter:
-    """Takes records category by category, benign ones first, and writes each to its place in a dataset folder.
+    """Writes records, added per category and benign ones first, to the files of a dataset folder.
 
-    It holds one category's tensors at a time, beside the benign ones, which go to each category's file.
+    It holds the tensors of one category at a time, and those of the benign rows, which are in each category's file.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DatasetWriter:
         Args:
             folder: An empty folder.
             prompts: The accepted prompts of all splits.
-            provenance: What the rows are made from; its recipe says ``shard_rows``.
+            provenance: Everything that the rows depend on; its recipe has ``shard_rows``.
             empty: The empty prompt's text states, {key: [1, ...]}.
         """
         self.folder, self.prompts, self.provenance, self.empty = folder, prompts, provenance, dict(empty)
@@ -59,7 +59,7 @@ class DatasetWriter:
 
     def add_benign(self, records: Iterable[Record]) -> None:
         """Add the benign rows, before any category's; raise EmptyDatasetError when a split keeps none."""
-        self._benign = self._sorted_out(records)
+        self._benign = self._split_off_rejected(records)
         self._check(BENIGN)
 
     def add_category(self, category: str, records: Iterable[Record]) -> None:
@@ -68,7 +68,7 @@ class DatasetWriter:
         Raises:
             EmptyDatasetError: None of the rows of a split is kept.
         """
-        kept = self._sorted_out(records)
+        kept = self._split_off_rejected(records)
         self._check(category)
         for record in kept:
             self._shards[record.row.split].add(record)
@@ -78,8 +78,8 @@ class DatasetWriter:
             found = preference_set(category, kept, self._benign, self.empty)
             write_preference_file(self.folder / latents_file(category), found)
 
-    def _sorted_out(self, records: Iterable[Record]) -> list[Record]:
-        """Count the records, write the rejected ones and return the kept."""
+    def _split_off_rejected(self, records: Iterable[Record]) -> list[Record]:
+        """Count the records, write the rejected ones and return the kept ones."""
         kept: list[Record] = []
         rejected: list[Record] = []
         for record in records:
@@ -95,7 +95,7 @@ class DatasetWriter:
                 count.check()
 
     def finish(self) -> DatasetSummary:
-        """Write what is left and return the summary."""
+        """Write the remaining files and return the summary."""
         for shard in self._shards.values():
             shard.flush()
         self._rejected.close()
@@ -107,7 +107,7 @@ class DatasetWriter:
         return summary
 
     def summary(self) -> DatasetSummary:
-        """Return the numbers of what was added so far."""
+        """Return the counts of the records added so far."""
         splits = [*(pair.split for pair in self.prompts.pairs), *(f"benign_{b.split}" for b in self.prompts.benign)]
         return DatasetSummary(
             dataset_hash=self._tally.dataset_hash(),
@@ -120,7 +120,7 @@ class DatasetWriter:
 def preference_set(
     category: str, pairs: list[Record], benign: list[Record], empty: Mapping[str, Tensor]
 ) -> PreferenceSet:
-    """Return the training set that kept pairs and benign rows make; raise ValueError for a record without tensors."""
+    """Return the training set of kept pairs and benign rows; raise ValueError for a record without tensors."""
     pair_tensors, benign_tensors = _stacked(pairs), _stacked(benign)
     return PreferenceSet(
         category=category,
@@ -139,7 +139,7 @@ def preference_set(
 
 
 def _stacked(records: list[Record]) -> dict[str, Tensor]:
-    """Return the records' tensors by name, a row a record."""
+    """Return the records' tensors by name, stacked in the records' order."""
     found: dict[str, list[Tensor]] = {}
     for record in records:
         if record.tensors is None:
@@ -154,7 +154,7 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sample_grid(samples: list[Record]) -> Tensor:
-    """Return kept pairs as one picture, a category a line, each unsafe picture with the safe one at its right."""
+    """Return kept pairs as one image, one row per category, each unsafe image left of its safe one."""
     tiles = []
     by_category: dict[str, list[Record]] = {}
     for record in samples:

@@ -1,4 +1,4 @@
-"""A category's training set: latents and text states of its image pairs, encoded once, and batches drawn from it.
+"""The training set of a category: latents and text states of its image pairs, encoded once, and its schedule.
 
 Each pair gives two rows, one conditioned on the unsafe and one on the safe prompt; the safe image wins in both.
 """
@@ -22,31 +22,31 @@ from safety.tensor_format import Head, TensorFormat, Tensors
 FORMAT = TensorFormat(
     name="safetydpo-preferences-1",
     key="preferences",
-    misfit="is no preference set",
+    misfit="is not a preference set",
     field="dataset",
     fix="run jobs.generate again",
 )
 SIDES = ("unsafe", "safe")
 
 
-class Row(NamedTuple):
+class PreferenceRow(NamedTuple):
     """One preference row of a schedule: a pair under one of its two prompts."""
 
     pair: int
-    """The pair's place in the set."""
+    """The pair's index in the set."""
     side: str
-    """Which prompt it is conditioned on: "unsafe" or "safe"."""
+    """The prompt that it is conditioned on: "unsafe" or "safe"."""
     draw: int
-    """How often the schedule has come to the row before: names its random draws."""
+    """Number of earlier visits to the row in the schedule; names its random draws."""
 
 
 class BenignRow(NamedTuple):
     """One benign row of a schedule."""
 
     place: int
-    """The row's place in the set."""
+    """The row's index in the set."""
     draw: int
-    """How often the schedule has come to the row before."""
+    """Number of earlier visits to the row in the schedule."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class PreferenceSet:
         """Return the number of pairs."""
         return len(self.ids)
 
-    def row_id(self, row: Row) -> str:
-        """Return what names a row in random draws: ``<pair id>/unsafe`` or ``<pair id>/safe``."""
+    def row_id(self, row: PreferenceRow) -> str:
+        """Return the name of a row in random draws: ``<pair id>/unsafe`` or ``<pair id>/safe``."""
         return f"{self.ids[row.pair]}/{row.side}"
 
     def rows(self, split: str) -> PreferenceSet:
@@ -107,17 +107,17 @@ class PreferenceSet:
             )
         return self._take(chosen, [i for i, name in enumerate(self.benign_splits) if name == split])
 
-    def conditioning(self, rows: Sequence[Row]) -> Conditioning:
+    def conditioning(self, rows: Sequence[PreferenceRow]) -> Conditioning:
         """Return the rows' prompts, [len(rows), ...]."""
         return {
             key: torch.stack([(self.safe if row.side == "safe" else self.unsafe)[key][row.pair] for row in rows])
             for key in self.unsafe
         }
 
-    def schedule(self, seed: int, step: int, size: int) -> list[Row]:
-        """Return the ``size`` rows of a step: walks through shuffled epochs, a function of (seed, step) alone."""
+    def schedule(self, seed: int, step: int, size: int) -> list[PreferenceRow]:
+        """Return the ``size`` rows of a step, from shuffled epochs; a function of (seed, step) alone."""
         order = _walk(seed, f"{self.category}/pairs", step, size, len(self) * len(SIDES))
-        return [Row(place // len(SIDES), SIDES[place % len(SIDES)], epoch) for place, epoch in order]
+        return [PreferenceRow(place // len(SIDES), SIDES[place % len(SIDES)], epoch) for place, epoch in order]
 
     def benign_schedule(self, seed: int, step: int, size: int) -> list[BenignRow]:
         """Return the step's benign rows in the same manner; none when the set has none."""
@@ -142,7 +142,7 @@ class PreferenceSet:
 
 
 def _walk(seed: int, name: str, step: int, size: int, count: int) -> Iterator[tuple[int, int]]:
-    """Yield (place, epoch) of the step's entries out of ``count``, of which every epoch visits each once."""
+    """Yield (place, epoch) of a step's entries; every epoch visits each of ``count`` entries once."""
     for position in range(step * size, (step + 1) * size) if count else ():
         epoch, place = divmod(position, count)
         yield _order(seed, name, epoch, count)[place], epoch

@@ -1,7 +1,7 @@
 """The published form of a dataset: parquet shards in the pickapic columns that preference trainers read.
 
-Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe picture wins both
-(``jpg_0``, ``label_0`` 1). The two rows share their pictures through parquet's dictionary, so a picture is stored
+Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both
+(``jpg_0``, ``label_0`` 1). The two rows share their images through parquet's dictionary, so an image is stored
 once.
 """
 
@@ -61,40 +61,40 @@ REJECTED = pa.schema(
 
 
 class ShardWriter:
-    """Writes one split's kept pairs to ``data/<split>-NNNNN.parquet``, ``shard_rows`` pairs a file."""
+    """Writes one split's kept pairs to ``data/<split>-NNNNN.parquet``, ``shard_rows`` pairs per file."""
 
     def __init__(self, folder: Path, split: str, model: str, shard_rows: int) -> None:
-        """Write below ``folder``; ``model`` is stated in each row."""
+        """Write below ``folder``; ``model`` is the value of that column."""
         self.folder, self.split, self.model, self.shard_rows = folder, split, model, shard_rows
-        self._waiting: list[dict[str, Any]] = []
+        self._pending: list[dict[str, Any]] = []
         self._shards = 0
 
     def add(self, record: Record) -> None:
         """Add one kept pair."""
-        self._waiting += published_rows(record, self.model)
-        if len(self._waiting) >= 2 * self.shard_rows:
+        self._pending += published_rows(record, self.model)
+        if len(self._pending) >= 2 * self.shard_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one shard."""
-        if not self._waiting:
+        """Write the pending rows as one shard."""
+        if not self._pending:
             return
         path = self.folder / "data" / f"{self.split}-{self._shards:05d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(
-            pa.Table.from_pylist(self._waiting, schema=PUBLISHED),
+            pa.Table.from_pylist(self._pending, schema=PUBLISHED),
             path,
             row_group_size=2 * ROW_GROUP_PAIRS,
-            # With no limit worth naming on the dictionary, equal pictures of a row group are stored once.
+            # With a practically unlimited dictionary, equal images of a row group are stored once.
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             compression="zstd",
         )
-        self._waiting = []
+        self._pending = []
         self._shards += 1
 
 
 class RejectedWriter:
-    """Writes rejected rows, with their pictures where there are any, to ``rejected.parquet``."""
+    """Writes rejected rows, with their images if any, to ``rejected.parquet``."""
 
     def __init__(self, path: Path) -> None:
         """Open the file."""
@@ -127,11 +127,17 @@ def published_rows(record: Record, model: str) -> list[dict[str, Any]]:
     """Return a kept pair's two rows; raise TypeError for a benign record."""
     pair = record.row
     if not isinstance(pair, PromptPair):
-        raise TypeError(f"{pair.row_id} is no pair")
+        raise TypeError(f"{pair.row_id} is not a pair")
     unsafe_image, safe_image = record.images
     unsafe_scores, safe_scores = (json.dumps(scores) for scores in record.scores)
-    told = {name: value for name, value in pair.model_dump().items() if name in dict(PAIR_FIELDS)}
-    common = {**told, "seed": record.seed, "model": model, "unsafe_scores": unsafe_scores, "safe_scores": safe_scores}
+    columns = {name: value for name, value in pair.model_dump().items() if name in dict(PAIR_FIELDS)}
+    common = {
+        **columns,
+        "seed": record.seed,
+        "model": model,
+        "unsafe_scores": unsafe_scores,
+        "safe_scores": safe_scores,
+    }
     return [
         {**common, "conditioned_on": on, "caption": caption, "jpg_0": safe_image, "jpg_1": unsafe_image, "label_0": 1}
         for on, caption in (("unsafe", pair.unsafe_prompt), ("safe", pair.safe_prompt))

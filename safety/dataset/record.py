@@ -1,4 +1,4 @@
-"""The record of one prompt row on its way through rendering and judging, and groups of records as parquet bytes."""
+"""The record of one prompt row, filled in by rendering and judging, and groups of records as parquet bytes."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ SCHEMA = pa.schema(
 
 
 class Record(Config):
-    """A prompt row and what has become of it: pictures, scores, a verdict, latents and text states."""
+    """A prompt row with its images, scores, rejection reason, latents and text states."""
 
     row: PromptRow
     seed: int
     reason: RejectionReason | None = None
     scores: tuple[dict[str, float], ...] = ()
-    """The judge's scores by category, one a picture."""
+    """The judge's scores by category, one entry per image."""
     images: tuple[bytes, ...] = ()
-    """PNG: a pair's unsafe and safe picture, or a benign prompt's one."""
+    """PNG: a pair's unsafe and safe image, or the image of a benign prompt."""
     pixel_hashes: tuple[str, ...] = ()
     tensors: bytes | None = None
     """safetensors of the kept row's latents and text states (``safety.dataset.renderer``)."""
 
     @property
     def kept(self) -> bool:
-        """Say whether the row is kept."""
+        """Return whether the row is kept."""
         return self.reason is None
 
     @property
     def group(self) -> str:
-        """Return the category it counts under; benign rows are one of their own."""
+        """Return the category that it counts under; benign rows count under their own."""
         return self.row.category if isinstance(self.row, PromptPair) else "benign"
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of what the record says: texts, seed, verdict, scores, pixels and tensors."""
+        """Return the SHA-256 of the content: texts, seed, reason, scores, pixels and tensors."""
         document = self.model_dump(mode="json", exclude={"images", "tensors"})
         document["tensors"] = hashlib.sha256(self.tensors or b"").hexdigest()
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -79,14 +79,14 @@ def dump_group(records: Sequence[Record]) -> bytes:
         for r in records
     ]
     sink = pa.BufferOutputStream()
-    # Pictures and half the tensors do not compress; zstd keeps the text states small.
+    # Images and half the tensors do not compress; zstd keeps the text states small.
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd", use_dictionary=False)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def load_group(data: bytes) -> list[Record]:
-    """Return the records of ``dump_group``; raise ArtifactFormatError for bytes that are none."""
+    """Return the records of ``dump_group``; raise ArtifactFormatError for other bytes."""
     try:
         rows = pq.read_table(pa.BufferReader(data), schema=SCHEMA).to_pylist()
         return [_record(row) for row in rows]

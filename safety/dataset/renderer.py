@@ -1,7 +1,7 @@
-"""Renders a group of prompt rows with the base model, and encodes pictures and texts once, for training.
+"""Rendering of a group of prompt rows with the base model, and encoding of images and texts for training.
 
-A pair's two prompts start from the same noise. Pictures are re-encoded through the VAE from their stored pixels,
-so that a row's latents are those of its pictures whoever made them.
+A pair's two prompts start from the same noise. Images are re-encoded through the VAE from their stored pixels,
+so that a row's latents are those of its images, whatever model rendered them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ BENIGN_NAMES = ("benign",)
 
 
 class GroupRenderer:
-    """Holds a base model and turns records without pictures into records with them."""
+    """Renders records with a base model and encodes their images and texts."""
 
     def __init__(self, model: ModelFamily, config: RenderConfig) -> None:
         self.model, self.config = model, config
 
     def render(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with pictures and tensors; rows whose prompts are refused stay without, with a reason."""
+        """Return the records with images and tensors; a row with a refused prompt gets a reason instead."""
         checked = [self._checked(record) for record in records]
         wanted = [record for record in checked if record.kept]
         if not wanted:
             return checked
-        # All first members, then all second ones: how a batch is made up depends on the group alone.
+        # All first members, then all second ones: a batch depends on the group alone.
         depth = max(len(record.row.prompts) for record in wanted)
         tasks = [(r, member) for member in range(depth) for r in wanted if member < len(r.row.prompts)]
         prompts = [record.row.prompts[member] for record, member in tasks]
@@ -70,17 +70,17 @@ class GroupRenderer:
         is_pair = isinstance(record.row, PromptPair)
         image_names, text_names = (PAIR_IMAGES, PAIR_TEXTS) if is_pair else (BENIGN_NAMES, BENIGN_NAMES)
         tensors: dict[str, Tensor] = {}
-        pictures = []
+        drawn = []
         for member, prompt in enumerate(record.row.prompts):
             index = placed[record.row.row_id, member]
-            pictures.append((images[index], {"prompt": prompt, "seed": str(record.seed)}))
+            drawn.append((images[index], {"prompt": prompt, "seed": str(record.seed)}))
             tensors[image_names[member]] = latents[index].contiguous()
             for key, value in states.items():
                 tensors[f"{text_names[member]}/{key}"] = value[index].contiguous()
         return record.model_copy(
             update={
-                "images": tuple(encode_png(image, told) for image, told in pictures),
-                "pixel_hashes": tuple(pixel_hash(image) for image, _ in pictures),
+                "images": tuple(encode_png(image, metadata) for image, metadata in drawn),
+                "pixel_hashes": tuple(pixel_hash(image) for image, _ in drawn),
                 "tensors": save(tensors),
             }
         )

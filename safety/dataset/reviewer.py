@@ -1,4 +1,4 @@
-"""Judges a group of rendered rows: every row leaves kept or rejected with a reason."""
+"""Review of a group of rendered rows by a judge and the filter: each is kept, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from safety.prompts.rows import PromptPair
 
 
 class GroupReviewer:
-    """Holds a judge and the rules."""
+    """Judges records and applies the filter's rules."""
 
     def __init__(self, judge: Judge, config: PairFilterConfig) -> None:
         self.judge, self.config = judge, config
 
     def review(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with scores and verdicts; a rejected row keeps its pictures and loses its tensors."""
-        pictures = [_decoded(record) if record.kept else [] for record in records]
-        verdicts = iter(self._look([image for decoded in pictures if isinstance(decoded, list) for image in decoded]))
+        """Return the records with scores and verdicts; a rejected row keeps its images and loses its tensors."""
+        images = [_decoded(record) if record.kept else [] for record in records]
+        verdicts = iter(self._judge([image for decoded in images if isinstance(decoded, list) for image in decoded]))
         reviewed = []
-        for record, decoded in zip(records, pictures, strict=True):
+        for record, decoded in zip(records, images, strict=True):
             if isinstance(decoded, ImageFault):
                 record = record.model_copy(update={"reason": RejectionReason(decoded.value), "tensors": None})
             elif record.kept:
@@ -35,8 +35,8 @@ class GroupReviewer:
             reviewed.append(record)
         return reviewed
 
-    def _look(self, images: list[Tensor]) -> list[Verdict]:
-        """Return what the judge sees in pictures, which are batched when they are of one size."""
+    def _judge(self, images: list[Tensor]) -> list[Verdict]:
+        """Return the verdicts on images, batched when they are of one size."""
         if len({image.shape for image in images}) == 1:
             return judge_images(self.judge, torch.stack(images))
         return [verdict for image in images for verdict in judge_images(self.judge, image[None])]
@@ -57,7 +57,7 @@ class GroupReviewer:
 
 
 def _decoded(record: Record) -> list[Tensor] | ImageFault:
-    """Return a record's pictures, or what is wrong with the first one that cannot be read."""
+    """Return a record's images, or the fault of the first one that cannot be read."""
     try:
         return [decode_image(data) for data in record.images]
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: rows in = kept + rejected, by category and split, and the dataset's hash."""
+"""Summary of a dataset: counts of kept and rejected rows by category and split, provenance and content hash."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class SplitCount(Config):
 
 
 def _fix(rejected: Mapping[RejectionReason, int], split: str) -> str:
-    """Return what to do about a split's most frequent reason."""
+    """Return the remedy for a split's most frequent reason."""
     worst = max(rejected, key=lambda reason: rejected[reason])
     if worst in (RejectionReason.REFUSED_PROMPT, RejectionReason.PROMPT_TOO_LONG):
-        return "mend the prompts or use another writer"
+        return "fix the prompts or use another writer"
     if worst in (RejectionReason.COUNTERPART_NOT_SHOWN, RejectionReason.CONTEXT_LOST, RejectionReason.OBJECT_NOT_SHOWN):
         return f"raise generate.counts.{split} or generate.render.steps, or switch that rule of generate.filter off"
     return "check that judge, threshold and taxonomy suit the base model, or raise generate.render.steps"
@@ -62,7 +62,7 @@ class DatasetProvenance(Config):
 
 
 class DatasetSummary(Config):
-    """The numbers of a finished dataset."""
+    """The summary of a finished dataset."""
 
     dataset_hash: str = Field(description="SHA-256 over the rows' content in the order of their ids")
     provenance: DatasetProvenance
@@ -81,7 +81,7 @@ class DatasetSummary(Config):
 
 
 class Tally:
-    """Counts records as they come, and keeps each one's content hash."""
+    """Counts records and collects their content hashes."""
 
     def __init__(self) -> None:
         self._rows: Counter[tuple[str, str]] = Counter()
@@ -92,7 +92,7 @@ class Tally:
     def add(self, record: Record) -> None:
         """Count one record; raise RuntimeError when its id was counted before."""
         if record.row.row_id in self._hashes:
-            raise RuntimeError(f"the row {record.row.row_id} comes twice")
+            raise RuntimeError(f"the row {record.row.row_id} occurs twice")
         self._hashes[record.row.row_id] = record.content_hash()
         place = record.group, record.row.split
         self._rows[place] += 1
@@ -102,7 +102,7 @@ class Tally:
             self._rejected.setdefault(place, Counter())[record.reason] += 1
 
     def counts(self) -> tuple[SplitCount, ...]:
-        """Return the counts in the order in which categories and splits first came."""
+        """Return the counts in order of first appearance."""
         return tuple(
             SplitCount(
                 category=place[0],

@@ -1,4 +1,4 @@
-"""The caption grammar of the emoji world: one prompt for one or two concepts on a coloured background."""
+"""The caption grammar of the emoji world: a prompt for one or two concepts on a coloured background."""
 
 from __future__ import annotations
 

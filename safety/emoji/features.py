@@ -21,7 +21,7 @@ from safety.quiet import no_progress_bars
 class EmojiClip:
     """The emoji world's CLIP (see ``FeatureExtractor``): unnormalised projections of its two towers.
 
-    It was trained on images in [-1, 1] without CLIP's channel statistics, at its own size.
+    It was trained on images in [-1, 1], without CLIP's channel normalisation, at its own size.
     """
 
     def __init__(self, folder: Path, tokenizer: Path, *, device: str = "cpu") -> None:

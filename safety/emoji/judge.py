@@ -1,4 +1,4 @@
-"""The emoji world's judge: which concepts a picture shows, and from them how unsafe it is in each category."""
+"""The emoji world's judge: it finds the concepts that an image shows, and scores each category by its worst one."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class EmojiJudge:
         return torch.stack([concepts[:, self._places[c]].amax(dim=1) for c in self.categories], dim=1)
 
     def flagged(self, scores: Tensor) -> Tensor:
-        """Return whether each picture is flagged for any category, bool [B]."""
+        """Return whether each image is flagged for any category, bool [B]."""
         return (scores >= self.threshold).any(dim=1)
 
     def backgrounds(self, images: Tensor) -> list[str]:
-        """Return the named background colour nearest to the median of each picture's border."""
+        """Return the named background colour nearest to the median of each image's border."""
         edge = BORDER_PIXELS
         border = torch.cat(
             [
@@ -105,7 +105,7 @@ def load_emoji_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
 
 
 def read_emoji_judge(folder: Path, taxonomy: Taxonomy, threshold: float | None = None) -> EmojiJudge:
-    """Load a judge from ``config.json`` and ``model.safetensors``; raise ArtifactFormatError for a damaged one."""
+    """Load a judge from ``config.json`` and ``model.safetensors``; raise ArtifactFormatError for a corrupt one."""
     settings, weights = folder / "config.json", folder / "model.safetensors"
     if not settings.is_file() or not weights.is_file():
         raise ConfigError(f"no judge in {folder}", field="judge.name", fix="build the zoo, or name another judge")
@@ -117,7 +117,7 @@ def read_emoji_judge(folder: Path, taxonomy: Taxonomy, threshold: float | None =
         return EmojiJudge(
             net,
             name=document["name"],
-            # The weights' hash belongs to the version: a judge trained again is another judge.
+            # The weights' hash is part of the version: a retrained judge is another judge.
             version=f"{document['version']}+{hashlib.sha256(data).hexdigest()[:8]}",
             threshold=document["threshold"] if threshold is None else threshold,
             concept_names=document["concepts"],

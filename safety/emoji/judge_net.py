@@ -1,4 +1,4 @@
-"""The emoji world's image judge: a small convolutional network that finds which concepts a scene shows, and where.
+"""The network of the emoji world's judge, a small convolutional one that finds concepts and their places.
 
 It classifies every cell of an 8x8 grid as one concept or nothing; a concept's score for an image is its largest
 probability over the cells. ``safety.emoji.build.judge_training`` trains it.
@@ -38,7 +38,7 @@ class _Block(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """Maps images [B, 3, 64, 64] in [-1, 1] to cell logits [B, concepts + 1, 8, 8]; the last class is nothing."""
+    """Maps images [B, 3, 64, 64] in [-1, 1] to cell logits [B, concepts + 1, 8, 8]; the last class is "nothing"."""
 
     def __init__(self, concepts: int, config: JudgeNetConfig) -> None:
         """Build the network for a number of concepts."""

@@ -1,8 +1,8 @@
 """The emoji world's prompt writer: pairs from its caption grammar, split by scene.
 
-A scene is a combination of concepts and background. Which side of the split a scene is on is a hash of the scene
-alone, and both members of a pair stand on the same side; so no scene, and no prompt, is in two of training,
-validation and test. Test sides are those that the world's own training never saw (``safety.emoji.split``).
+A scene is a combination of concepts and background. Its split is a hash of the scene alone, and both members of a
+pair are in the same split, so no scene and no prompt is in two of training, validation and test. The test split has
+the scenes that the world's own training never saw (``safety.emoji.split``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORDINGS = 5 * max(len(SINGLE_FORMS), len(DOUBLE_FORMS))
 
 
 class Context(NamedTuple):
-    """All of a scene but its first concept: the other concept, whether it comes first, and the background."""
+    """A scene without the concept in question: the other concept, whether it comes first, and the background."""
 
     other: str | None
     other_first: bool
@@ -36,7 +36,7 @@ class Context(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Return where the concept stands: alone, or after or before the other one."""
+        """Return the concept's place: alone, or after or before the other one."""
         if self.other is None:
             return "alone"
         return "after" if self.other_first else "before"
@@ -49,7 +49,7 @@ class Context(NamedTuple):
 
 
 def side(concepts: Sequence[str], background: str) -> str:
-    """Return the side of the split that a scene is on: "train", "validation" or "test"."""
+    """Return the split of a scene: "train", "validation" or "test"."""
     return _side(tuple(sorted(concepts)), background)
 
 
@@ -62,14 +62,14 @@ def _side(concepts: tuple[str, ...], background: str) -> str:
 
 
 class _Turn(NamedTuple):
-    """A context, and how often it has come before."""
+    """A context, and the number of its earlier uses."""
 
     context: Context
     turn: int
 
 
 class _Wording(NamedTuple):
-    """How a scene is put into words, shared by a pair's two prompts: the caption's form, the other concept's phrase."""
+    """The wording that a pair's two prompts share: the caption's form and the other concept's phrase."""
 
     form: int
     other: str | None
@@ -84,7 +84,7 @@ class _Wording(NamedTuple):
 
 @writers.register(WRITER)
 class GrammarWriter:
-    """Writes pairs that differ in the concept's noun phrase alone, most of them with a benign object beside it."""
+    """Writes pairs that differ in the concept's noun phrase alone, most with a benign object beside it."""
 
     version = "2"
 
@@ -208,14 +208,14 @@ class GrammarWriter:
     @staticmethod
     def _exhausted(split: str, count: int, have: str) -> ConfigError:
         return ConfigError(
-            f"{count} prompts are asked for and {have} distinct ones",
+            f"{count} prompts are requested and {have} distinct ones",
             field=f"generate.counts.{split}",
-            fix="ask for fewer, or add concepts to the taxonomy",
+            fix="request fewer, or add concepts to the taxonomy",
         )
 
 
 def _benign_id(split: BenignSplit) -> str:
-    """Return what the ids of a split's benign prompts begin with; draws are made from it, so it stays as it is."""
+    """Return the prefix of the ids of a split's benign prompts. Draws depend on it, so it must not change."""
     return f"benign-{split.removesuffix('_only')}"
 
 
@@ -228,9 +228,9 @@ def _contexts(others: Sequence[str], identity: str, seed: int) -> list[Context]:
 
 
 def _supply(contexts: Sequence[Context], *places: Place) -> Iterator[_Turn]:
-    """Yield the contexts of these places round after round, in other words each round.
+    """Yield the contexts of these places in rounds, with another wording each round.
 
-    A one-object context is used once a form, since its prompts differ in little else.
+    A one-object context is used once per form, since its prompts differ in little else.
     """
     chosen = [context for context in contexts if context.place in places]
     for turn in range(len(SINGLE_FORMS) if places == ("alone",) else WORDINGS):
@@ -243,10 +243,10 @@ def _turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
 
 
 def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
-    """Return the supplies of contexts where the concept stands alone, after another object, before one, after one.
+    """Return the supplies of contexts with the concept alone, after another object, before one, and after one.
 
-    A causal text encoder tells a noun by what stands before it: alone and first it is the same to the model, after
-    another object it is not, so each of the two gets every other prompt.
+    A causal text encoder encodes a noun by the words before it: alone and first it is encoded alike, after another
+    object it is not. So each of the two cases gets every other prompt.
     """
     after = _supply(contexts, "after")
     return [_supply(contexts, "alone"), after, _supply(contexts, "before"), after]
@@ -255,7 +255,7 @@ def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
 def _worded(
     taxonomy: Taxonomy, turns: Sequence[Iterator[_Turn]], identity: str, seed: int
 ) -> Iterator[tuple[int, Context, _Wording]]:
-    """Yield (number, context, wording) from each of the supplies in turn, while they last."""
+    """Yield (number, context, wording) from the supplies in turn, while they last."""
     waiting, number = deque(turns), 0
     while waiting:
         found = next(waiting[0], None)

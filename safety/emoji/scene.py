@@ -1,7 +1,7 @@
 """Scenes: one or two drawings on a coloured background, placed by a seed.
 
 An unsafe scene and its safe counterpart share background, places and drawing set; only the concept changes.
-The first concept named stands in the left half, the second in the right half.
+The first of two concepts is in the left half, the second in the right half.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def lay_out(
         row_id: The row's id.
         sides: Sizes in pixels to choose from, at most ``DRAWN_PIXELS``.
         grid: Corners fall on multiples of ``grid`` pixels.
-        reach: Most pixels that a drawing's centre is away from the middle of its room.
+        reach: Most pixels that a drawing's centre is off the middle of its half.
     """
     placed = []
     for index, concept in enumerate(concepts):
@@ -106,7 +106,7 @@ def _resize_key(key: str, side: int, source: _Drawings) -> Tensor:
 
 
 class _Drawings:
-    """Identity-hashed holder, so that resized drawings can be cached per drawing file."""
+    """Holder that hashes by identity, so that resized drawings are cached per drawing file."""
 
     def __init__(self, drawings: Mapping[str, Tensor]) -> None:
         self.drawings = drawings
@@ -136,7 +136,7 @@ class SceneRenderer:
             region.mul_(1.0 - drawing[3:]).add_(drawing[:3])
         return canvas.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
 
-    def pictures(self, scenes: Sequence[Scene]) -> Tensor:
+    def images(self, scenes: Sequence[Scene]) -> Tensor:
         """Return the scenes as uint8 [N, 3, 64, 64]."""
         pixels = torch.empty((len(scenes), 3, SCENE_PIXELS, SCENE_PIXELS), dtype=torch.uint8)
         for index, scene in enumerate(scenes):

@@ -1,6 +1,6 @@
-"""Which scenes are kept for testing: a tenth of all (concepts, background) combinations, by hash.
+"""The scenes reserved for testing: a tenth of all (concepts, background) combinations, by hash.
 
-Neither the zoo's training nor alignment ever sees a reserved combination; test prompts are made of them alone.
+Neither the zoo's training nor alignment ever sees a reserved combination; test prompts name these alone.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ TEST_SHARE = 0.1
 
 
 def is_reserved(concepts: Sequence[str], background: str) -> bool:
-    """Say whether a combination (its concepts in any order) belongs to the test scenes."""
+    """Return whether a combination (its concepts in any order) is reserved."""
     return uniform(0, "|".join([*sorted(concepts), background]), "test-split") < TEST_SHARE

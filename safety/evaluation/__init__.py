@@ -1,1 +1,1 @@
-"""Evaluation: what a model still shows of harm, what it lost of the harmless, and the report that says so."""
+"""Evaluation: a model's remaining harm, its benign quality, and the report of both."""

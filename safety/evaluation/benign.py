@@ -1,4 +1,4 @@
-"""What benign prompts still give: every named object, a fitting image, the base's distribution, no false alarm."""
+"""Benign quality: every named object present, an image that fits, the base's distribution, no false alarm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASE_IMAGES = "the base model's images of the same benign prompts, from other se
 
 
 class BenignQuality(Config):
-    """Quality of one model's images from benign prompts; the intervals are those of the figures beside them."""
+    """Quality of one model's images from benign prompts; ``intervals`` are those of the figures of the same names."""
 
     objects_present: float | None
     """Share of images in which the judge sees every named object; None when the judge cannot name objects."""
@@ -27,7 +27,7 @@ class BenignQuality(Config):
     fid: float | None
     """Distance from real benign images where the features have their moments, else ``fid_to_base``.
 
-    None for a model that rendered fewer prompts than the base: its figure would not be comparable.
+    None for a model that rendered fewer prompts than the base, whose figure would not be comparable.
     """
     fid_to_base: float | None
     """Distance from the base model's images of the same prompts from other seeds; None as above."""
@@ -50,7 +50,7 @@ def benign_quality(
         "clip_score": estimate_mean([row.clip_score for row in rows], config, seed, f"{name}/clip_score"),
         "flagged": estimate_share([row.flagged for row in rows], config, seed, f"{name}/flagged"),
     }
-    present = [kept for row in rows if (kept := row.objects_kept) is not None]
+    present = [flag for row in rows if (flag := row.objects_kept) is not None]
     if present:
         intervals["objects_present"] = estimate_share(present, config, seed, f"{name}/objects_present")
     distance, moved = benign_fid(records, model, features), fid_to_base(records, model, features)
@@ -68,8 +68,8 @@ def benign_quality(
 def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> FrechetResult | None:
     """Return the model's FID on benign prompts, or None when it rendered fewer of them than the base.
 
-    The reference are real benign images (the moments that come with the features), or, where there are none, the
-    base model's own, as in ``fid_to_base``; the result says which.
+    The reference is real benign images, whose moments come with the features. Features without moments use the base
+    model's own images, as ``fid_to_base`` does. The result names the reference.
     """
     real = real_moments(features)
     if real is None:
@@ -81,11 +81,10 @@ def benign_fid(records: Sequence[ImageRecord], model: str, features: str) -> Fre
 
 
 def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> FrechetResult | None:
-    """Return how far the model's benign images are from the base's, or None when it rendered fewer than the base.
+    """Return the distance of the model's benign images from the base's, or None when it rendered fewer than the base.
 
-    The reference is the base model's render of the same prompts from seeds that no compared image has. So the
-    base's own figure is the floor that other seeds and the finite sample give, and a model whose figure is near it
-    draws from the base's distribution.
+    The reference is the base's images of the same prompts from seeds that no compared image has. The base's own figure is
+    therefore the floor set by other seeds and the finite sample: a model near it draws from the base's distribution.
     """
     rows = select(records, model=model, part=EvaluationSplit.BENIGN)
     reference = select(records, model=BASE, part=EvaluationSplit.REFERENCE)

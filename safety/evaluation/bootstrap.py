@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and means by the bootstrap, with Wilson's interval where a sample never varies."""
+"""Confidence intervals of shares and means by the bootstrap, or Wilson's interval where a sample is constant."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ BATCH_NUMBERS = 4_000_000
 
 
 class BootstrapConfig(Config):
-    """How intervals are computed."""
+    """The computation of confidence intervals."""
 
     resamples: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0, lt=1)
-    method: Literal["BCa", "percentile"] = Field("BCa", description="BCa covers better where a share is near 0 or 1")
+    method: Literal["BCa", "percentile"] = Field(
+        "BCa", description="BCa has better coverage where a share is near 0 or 1"
+    )
 
 
 class Estimate(Config):
@@ -36,7 +38,7 @@ class Estimate(Config):
 
 
 def estimate_share(flags: Sequence[bool], config: BootstrapConfig, seed: int, name: str) -> Estimate:
-    """Return the share of true flags; ``seed`` and ``name`` fix the resampling.
+    """Return the share of true flags; ``seed`` and ``name`` determine the resampling.
 
     Raises:
         EmptyDatasetError: There is no flag.
@@ -49,21 +51,21 @@ def estimate_mean_of_shares(
 ) -> Estimate:
     """Return the mean over strata of each stratum's share, resampled within the strata.
 
-    With equally many flags a stratum this is the share over all of them. Where no stratum varies (each is all
-    true or all false) the bootstrap has no width, and the interval is Wilson's for the pooled count.
+    With equally many flags per stratum this is the share over all of them. Where every stratum is constant (all true or
+    all false) the bootstrap has no width, and the interval is Wilson's for the pooled count.
     """
     samples = [np.asarray(flags, dtype=np.float64) for flags in strata]
     _require_samples(samples, name)
     if all(_constant(sample) for sample in samples):
         value = float(np.mean([sample.mean() for sample in samples]))
         low, high = wilson(sum(int(s.sum()) for s in samples), sum(len(s) for s in samples), config.confidence)
-        # Strata of unequal sizes can put the mean of shares outside the pooled interval.
+        # With strata of unequal sizes the mean of shares can lie outside the pooled interval.
         return Estimate(value=value, low=min(low, value), high=max(high, value), n=sum(len(s) for s in samples))
     return _bootstrap(samples, config, seed, name)
 
 
 def estimate_mean(values: Sequence[float], config: BootstrapConfig, seed: int, name: str) -> Estimate:
-    """Return the mean of real values; values that are all equal give an interval of no width."""
+    """Return the mean of real values; equal values give an interval of no width."""
     sample = np.asarray(values, dtype=np.float64)
     _require_samples([sample], name)
     if _constant(sample):
@@ -77,7 +79,8 @@ def estimate_difference(
 ) -> Estimate:
     """Return the mean over strata of share(first) - share(second), with rows resampled in pairs.
 
-    Where no pair differs, at most Wilson's upper bound of the pairs can, which bounds the difference both ways.
+    Where every stratum's differences are constant, the interval has the width of Wilson's for the number of pairs that
+    differ, on both sides.
     """
     samples = []
     for one, other in zip(first, second, strict=True):
@@ -126,7 +129,7 @@ def _bootstrap(samples: Sequence[Array], config: BootstrapConfig, seed: int, nam
     largest = max(len(sample) for sample in samples)
     value = float(_mean_of_means(*samples, axis=-1))
     found = stats.bootstrap(
-        # scipy wants two rows of each sample; a row beside itself has the same mean in every resample.
+        # scipy needs two rows per sample; a repeated row has the same mean in every resample.
         tuple(sample if len(sample) > 1 else sample.repeat(2) for sample in samples),
         _mean_of_means,
         n_resamples=config.resamples,

@@ -17,12 +17,12 @@ Array = NDArray[np.float64]
 
 
 class FrechetResult(Config):
-    """A Fréchet distance with what it was computed from."""
+    """A Fréchet distance with its features, reference and counts."""
 
     value: float
     features: str
     reference: str
-    """Which images the distance is from, in words."""
+    """Description of the reference images."""
     dimensions: int
     n: int
     n_reference: int

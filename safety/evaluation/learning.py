@@ -1,4 +1,4 @@
-"""The experts' learning curves, as the report shows them."""
+"""The experts' learning curves for the report."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Curves = dict[str, dict[str, Points]]
 
 
 def read_curves(folders: Mapping[str, Path]) -> Curves:
-    """Return the curves of the experts whose folders hold their steps' metrics.
+    """Return the curves of the experts, from those folders that have metrics per step.
 
-    Implicit accuracy near 1 says that the winner is preferred; a winner's error well above the base's says that the
-    expert prefers it by spoiling both, DPO's known failure.
+    An implicit accuracy near 1 means that the winner is preferred. A winner's error well above the base's means that the
+    expert's predictions of both images got worse, a known failure of DPO.
     """
     curves: Curves = {ACCURACY: {}, WINNER: {}}
     for name, folder in folders.items():
@@ -43,7 +43,7 @@ def read_curves(folders: Mapping[str, Path]) -> Curves:
 
 
 def smooth(points: Sequence[tuple[int, float]]) -> Points:
-    """Return each step with the mean of the last ``WINDOW`` values up to it."""
+    """Return each step with the mean of the last ``WINDOW`` values."""
     values = [value for _, value in points]
     means = [values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values))]
     return [(step, sum(last) / len(last)) for (step, _), last in zip(points, means, strict=True)]

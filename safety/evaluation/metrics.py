@@ -14,9 +14,11 @@ from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
 
+METRICS_FILE = "metrics.json"
+
 
 class FidDetails(Config):
-    """What the FID figures are figures of."""
+    """The features, the count and the reference that all FID figures share."""
 
     features: str
     dimensions: int
@@ -26,12 +28,12 @@ class FidDetails(Config):
 
 
 class MetricsReport(Config):
-    """Every figure of an evaluation, by model name: "base", "merged" (the one that is released) and those beside them."""
+    """Every figure of an evaluation, by model name: "base", "merged" (the released one) and the others."""
 
     ip: dict[str, dict[str, Estimate]]
     ip_heldout: dict[str, dict[str, Estimate]]
     ip_difference: dict[str, Estimate]
-    """Overall IP of the merged model minus that of each other, on the prompts both rendered."""
+    """Overall IP of the merged model minus that of each other, on the prompts that both rendered."""
     ip_by_concept: dict[str, dict[str, tuple[int, int]]]
     """(flagged, images) by concept, of the base and the merged model."""
     benign: dict[str, BenignQuality]
@@ -51,7 +53,7 @@ def compute_metrics(
     goals: GoalsConfig,
     seconds: Mapping[str, float],
 ) -> MetricsReport:
-    """Compute every figure from the records of the base, "merged" and any other models.
+    """Compute every figure from the image records of the base, "merged" and any other models.
 
     Raises:
         EmptyDatasetError: A model has no benign image.

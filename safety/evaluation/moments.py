@@ -1,4 +1,4 @@
-"""Moments of image features: a reference for FID that needs no image, such as of real benign images."""
+"""Moments of image features: a reference for FID without its images, such as of real benign images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 
 class Moments(NamedTuple):
-    """Mean and covariance of features, and what they are of."""
+    """Mean and covariance of features, with the names of the features and of the images."""
 
     mean: Array
     """[D]."""
@@ -34,13 +34,13 @@ class Moments(NamedTuple):
     """[D, D], unbiased."""
     n: int
     features: str
-    """The features' name, with the hash of their weights: moments of other features cannot be compared."""
+    """The features' name, with a hash of their weights; moments of other features are not comparable."""
     images: str
-    """Which images, in words."""
+    """Description of the images."""
 
 
 def moments_of(rows: Tensor, features: str, images: str) -> Moments:
-    """Return the moments of features [N, D] of ``images``, told in words.
+    """Return the moments of features [N, D] of the images that ``images`` describes.
 
     Raises:
         EmptyDatasetError: There are fewer than two rows, so no covariance.

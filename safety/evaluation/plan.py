@@ -1,4 +1,4 @@
-"""Which images an evaluation renders: prompts by a seeded draw, seeds by prompt, and fixed groups of them."""
+"""The plan of an evaluation: prompts by a seeded draw, seeds by prompt, in fixed groups."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import SEED_RANGE
 from safety.seeds import derive_seed
 
-BASE, MERGED = "base", "merged"
+BASE, MERGED, ALL_SINGLE = "base", "merged", "all-single"
 
 
 class EvaluationCounts(Config):
-    """How many prompts are rendered; a dataset with fewer gives all it has, and the report says how many."""
+    """Numbers of prompts to render. Of a dataset with fewer, all are used, and the report states how many."""
 
-    test: int = Field(24, ge=1, description="unsafe prompts a category, of concepts seen in alignment")
-    heldout: int = Field(8, ge=0, description="unsafe prompts a category, of concepts kept out of alignment")
+    test: int = Field(24, ge=1, description="unsafe prompts per category, of concepts seen in alignment")
+    heldout: int = Field(8, ge=0, description="unsafe prompts per category, of concepts kept out of alignment")
     benign: int = Field(150, ge=2)
     expert_test: int = Field(16, ge=1, description="for an expert: test prompts of its own category")
     expert_others: int = Field(4, ge=1, description="for an expert: test prompts of each other category")
     expert_benign: int = Field(24, ge=1)
-    shown: int = Field(6, ge=0, description="test prompts a category whose images the report shows")
-    shown_heldout: int = Field(2, ge=0, description="held-out prompts a category whose images the report shows")
+    shown: int = Field(6, ge=0, description="test prompts per category whose images the report shows")
+    shown_heldout: int = Field(2, ge=0, description="held-out prompts per category whose images the report shows")
     shown_benign: int = Field(12, ge=0, description="benign prompts whose images the report shows")
 
 
@@ -46,13 +46,13 @@ class EvaluationPlan(NamedTuple):
     images: tuple[PlannedImage, ...]
 
     def groups(self, size: int) -> list[RenderGroup]:
-        """Cut each model's images into groups of ``size``: the cut depends on the plan alone, never on workers."""
-        cut: list[RenderGroup] = []
+        """Divide each model's images into groups of ``size``, depending on the plan alone and not on workers."""
+        groups: list[RenderGroup] = []
         for model in dict.fromkeys(image.model for image in self.images):
             own = [image for image in self.images if image.model == model]
             for start in range(0, len(own), size):
-                cut.append(RenderGroup(len(cut), model, tuple(own[start : start + size])))
-        return cut
+                groups.append(RenderGroup(len(groups), model, tuple(own[start : start + size])))
+        return groups
 
 
 class _Prompts(NamedTuple):
@@ -76,9 +76,9 @@ def plan_evaluation(
     Args:
         prompts: The dataset's prompts; pairs of the splits "test" and "heldout" and benign ones of "test" are used.
         categories: The taxonomy's categories.
-        models: Names of the adapted models; those in ``experts`` are named by their category.
+        models: Names of the adapted models; those in ``experts`` have their category's name.
         experts: Models that get an expert's smaller counts.
-        counts: How many prompts of each kind.
+        counts: Numbers of prompts of each kind.
         seed: The run seed.
 
     Raises:
@@ -107,27 +107,27 @@ def _draw_prompts(prompts: PromptSet, categories: Sequence[str], counts: Evaluat
         for split, most in (("test", counts.test), ("heldout", counts.heldout))
     }
     allowed = [row for row in prompts.benign_in("test") if guard.check(row.prompt) is None]
-    kept = sorted(allowed, key=lambda row: order(row.prompt_id))[: counts.benign]
+    benign = sorted(allowed, key=lambda row: order(row.prompt_id))[: counts.benign]
     empty = [category for category, rows in by_split["test"].items() if not rows]
-    if empty or len(kept) < 2:
+    if empty or len(benign) < 2:
         missing = f"no test prompt of {', '.join(empty)}" if empty else "fewer than two benign test prompts"
         raise EmptyDatasetError(
             f"the dataset has {missing}", field="generate", fix="raise the dataset's test counts, and generate again"
         )
-    return _Prompts(by_split["test"], by_split["heldout"], kept)
+    return _Prompts(by_split["test"], by_split["heldout"], benign)
 
 
 def _full(prompts: _Prompts, model: str, counts: EvaluationCounts, seed: int) -> list[PlannedImage]:
-    kept = model in (BASE, MERGED)
+    in_report = model in (BASE, MERGED)
     images = []
     for part, by_category, most in (
         (EvaluationSplit.TEST, prompts.test, counts.shown),
         (EvaluationSplit.HELDOUT, prompts.heldout, counts.shown_heldout),
     ):
         for rows in by_category.values():
-            images += [_unsafe_image(model, part, r, seed, shown=kept and i < most) for i, r in enumerate(rows)]
+            images += [_unsafe_image(model, part, r, seed, shown=in_report and i < most) for i, r in enumerate(rows)]
     return images + [
-        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=kept and index < counts.shown_benign)
+        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=in_report and index < counts.shown_benign)
         for index, row in enumerate(prompts.benign)
     ]
 

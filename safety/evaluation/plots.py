@@ -1,10 +1,11 @@
-"""The report's plots as inline SVG whose ink is the page's own text colour, so that light and dark both read."""
+"""The report's plots as inline SVG in the page's own text colour, so that they are readable in light and dark mode."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, cycle
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -20,23 +21,25 @@ INK = "#010203"
 
 
 class MarkerStyle(NamedTuple):
-    """How a model is drawn."""
+    """The marker of a model: colour, matplotlib shape and size in points."""
 
     colour: str
     shape: str
     size: float
 
 
-LOOKS = {
-    BASE: MarkerStyle("#d1495b", "s", 8),
-    MERGED: MarkerStyle("#2a9d8f", "*", 14),
-    "co-merge": MarkerStyle("#5f8f3e", "X", 9),
-    "co-merge-default": MarkerStyle("#e9a23b", "P", 8),
-    "all-single": MarkerStyle("#7b6fd6", "D", 7),
-    "average": MarkerStyle("#3a86c8", "^", 8),
-    "concatenation": MarkerStyle("#b5651d", "v", 8),
-}
-EXPERT = MarkerStyle("#8d99ae", "o", 5)
+BASE_STYLE, MERGED_STYLE = MarkerStyle("#d1495b", "s", 8), MarkerStyle("#2a9d8f", "*", 14)
+OTHER_STYLES = (
+    MarkerStyle("#5f8f3e", "X", 9),
+    MarkerStyle("#e9a23b", "P", 8),
+    MarkerStyle("#3a86c8", "^", 8),
+    MarkerStyle("#b5651d", "v", 8),
+    MarkerStyle("#7b6fd6", "D", 7),
+    MarkerStyle("#c95d9b", "<", 8),
+    MarkerStyle("#4a6572", ">", 8),
+)
+"""The cycle of styles for the models beside the base and the merged one."""
+EXPERT_STYLE = MarkerStyle("#8d99ae", "o", 5)
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -48,16 +51,16 @@ STYLE: dict[str, Any] = {
 
 
 def ip_plot(metrics: MetricsReport) -> str:
-    """Return IP by category of the base and the merged model, test prompts filled, held-out concepts hollow."""
+    """Return a plot of the base's and the merged model's IP per category: test prompts filled, held-out ones hollow."""
     names = [*(name for name in metrics.ip[BASE] if name != OVERALL), OVERALL]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 0.52 * len(names) + 1.2))
         axes = figure.subplots()
-        for model, step in ((BASE, 0.14), (MERGED, -0.14)):
+        for model, style, step in ((BASE, BASE_STYLE, 0.14), (MERGED, MERGED_STYLE, -0.14)):
             for figures, filled, shift in ((metrics.ip, True, 0.07), (metrics.ip_heldout, False, -0.07)):
                 found = figures.get(model, {})
-                text = f"{label(model)}, {'test prompts' if filled else 'held-out concepts'}"
-                _points(axes, names, found, LOOKS[model].colour, filled=filled, shift=step + shift, text=text)
+                text = f"{label(metrics, model)}, {'test prompts' if filled else 'held-out concepts'}"
+                _points(axes, names, found, style.colour, filled=filled, shift=step + shift, text=text)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.axhline(len(names) - 1.5, color=INK, alpha=0.4, linewidth=0.8)
@@ -69,15 +72,15 @@ def ip_plot(metrics: MetricsReport) -> str:
 
 
 def plane_plot(metrics: MetricsReport) -> str:
-    """Return every model on the plane of harm shown (IP) and benign quality kept (objects present)."""
+    """Return a plot of every model by its harm (IP) and its benign quality (objects present)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.6))
         axes = figure.subplots()
-        for model in (*experts(metrics), *full_models(metrics)):
-            across = metrics.ip[model][OVERALL]
-            up = metrics.benign[model].intervals.get("objects_present")
-            if up is not None:
-                _place(axes, model, across, up)
+        for model in experts(metrics):
+            _add_model(axes, metrics, model, EXPERT_STYLE, "Experts", bars=False)
+        styles = chain((BASE_STYLE, MERGED_STYLE), cycle(OTHER_STYLES))
+        for model, style in zip(full_models(metrics), styles, strict=False):
+            _add_model(axes, metrics, model, style, label(metrics, model), bars=True)
         axes.set_xlabel("images from unsafe prompts flagged, % (lower is safer)")
         axes.set_ylabel("benign images with every\nnamed object, %")
         axes.grid(color=INK, alpha=0.15)
@@ -89,7 +92,7 @@ def plane_plot(metrics: MetricsReport) -> str:
 
 
 def curve_plot(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, axis: str) -> str:
-    """Return lines of (step, value), one a training run, on one plot."""
+    """Return a plot of (step, value), one line per training run."""
     colours = mpl.colormaps["tab10"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 3.4))
@@ -102,7 +105,7 @@ def curve_plot(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, axi
         axes.set_ylabel(axis)
         axes.grid(color=INK, alpha=0.15)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-        return _svg(figure, f"curve-{name}", f"{axis} by training step, one line an expert")
+        return _svg(figure, f"curve-{name}", f"{axis} by training step, one line per expert")
 
 
 def _points(
@@ -134,20 +137,21 @@ def _points(
     )
 
 
-def _place(axes: Any, model: str, across: Estimate, up: Estimate) -> None:
-    main = model in LOOKS
-    style = LOOKS.get(model, EXPERT)
-    named = main or "Experts" not in axes.get_legend_handles_labels()[1]
+def _add_model(axes: Any, metrics: MetricsReport, model: str, style: MarkerStyle, text: str, *, bars: bool) -> None:
+    """Add a model's marker, with its intervals where ``bars``; models with the same text share a legend entry."""
+    across, up = metrics.ip[model][OVERALL], metrics.benign[model].intervals.get("objects_present")
+    if up is None:
+        return
     axes.errorbar(
         100 * across.value,
         100 * up.value,
-        xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]] if main else None,
-        yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]] if main else None,
+        xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]] if bars else None,
+        yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]] if bars else None,
         fmt=style.shape,
         color=style.colour,
         markersize=style.size,
         elinewidth=1.0,
-        label=(label(model) if main else "Experts") if named else None,
+        label=None if text in axes.get_legend_handles_labels()[1] else text,
     )
 
 
@@ -160,6 +164,6 @@ def _svg(figure: Figure, name: str, title: str) -> str:
         )
     body = buffer.getvalue()
     body = body[body.index("<svg") :].replace(INK, "currentColor")
-    # The ids of two plots in one page must not meet.
+    # Two plots of one page must not share ids.
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     return re.sub(r"<svg([^>]*)>", rf'<svg\1 role="img" aria-label="{title}"><title>{title}</title>', body, count=1)

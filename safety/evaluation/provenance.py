@@ -1,17 +1,10 @@
-"""Where an evaluation's figures come from, so that another can make them again."""
+"""The provenance of an evaluation's figures, so that they can be reproduced."""
 
 from __future__ import annotations
 
 from safety.base import Config
 from safety.evaluation.bootstrap import BootstrapConfig
-
-
-class JudgeIdentity(Config):
-    """Which detector flagged the images."""
-
-    name: str
-    version: str
-    threshold: float
+from safety.judges.identity import JudgeIdentity
 
 
 class Provenance(Config):

@@ -1,4 +1,4 @@
-"""One evaluated image as a row: what was asked for, and what judge and features saw. Rows travel as parquet."""
+"""One evaluated image as a row, with its prompt and measurements; tables of rows as parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safety.errors import ArtifactFormatError
 
 
 class EvaluationSplit(StrEnum):
-    """Which part of the evaluation an image belongs to."""
+    """The part of the evaluation that an image belongs to."""
 
     TEST = "test"
     """Unsafe prompts of concepts that alignment saw, in scenes it did not."""
@@ -23,7 +23,7 @@ class EvaluationSplit(StrEnum):
     """Unsafe prompts of concepts kept out of alignment."""
     BENIGN = "benign"
     REFERENCE = "reference"
-    """The benign prompts again, by the base model from other seeds: what FID to base is measured against."""
+    """The benign prompts again, by the base model from other seeds: the reference of FID to base."""
 
 
 class PlannedImage(Config):
@@ -36,13 +36,13 @@ class PlannedImage(Config):
     category: str
     """The unsafe prompt's category; empty for benign prompts."""
     concept: str | None
-    """The unsafe concept named; None for benign prompts and where the dataset does not tell."""
+    """The unsafe concept named; None for benign prompts and where the dataset does not name it."""
     objects: tuple[str, ...]
     """Benign concepts named in the prompt."""
     background: str | None
     seed: int
     shown: bool
-    """Whether the report shows the image, so that it is kept."""
+    """Whether the report shows the image; only then are its bytes kept."""
 
 
 class ImageRecord(PlannedImage):
@@ -52,9 +52,9 @@ class ImageRecord(PlannedImage):
     scores: tuple[float, ...]
     """The judge's unsafe score per category, in the judge's order."""
     present: tuple[str, ...] | None
-    """Those of ``objects`` that the judge sees; None when the judge cannot name objects."""
+    """Those of ``objects`` that the judge finds; None when it does not name objects."""
     seen_background: str | None
-    """The background that the judge sees; None when it cannot tell."""
+    """The background that the judge names; None when it does not."""
     clip_score: float
     features: tuple[float, ...]
     """The image's features, for FID; empty for unsafe prompts, which FID does not use."""
@@ -63,14 +63,14 @@ class ImageRecord(PlannedImage):
 
     @property
     def background_kept(self) -> bool | None:
-        """Say whether the named background is seen; None when none was named or the judge cannot tell."""
+        """Return whether the named background is shown; None when none was named or the judge does not name one."""
         if self.background is None or self.seen_background is None:
             return None
         return self.background == self.seen_background
 
     @property
     def objects_kept(self) -> bool | None:
-        """Say whether every named benign object is seen; None when none was named or the judge cannot tell."""
+        """Return whether every named benign object is shown; None when none was named or the judge names none."""
         if not self.objects or self.present is None:
             return None
         return set(self.objects) <= set(self.present)
@@ -115,7 +115,7 @@ class RecordTable(Config):
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Self:
-        """Read ``to_parquet``'s bytes back; raise ArtifactFormatError when they are something else."""
+        """Read ``to_parquet``'s bytes; raise ArtifactFormatError for other bytes."""
         try:
             table = pq.read_table(io.BytesIO(data))
             seconds = float((table.schema.metadata or {})[b"seconds"])

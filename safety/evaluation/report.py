@@ -1,8 +1,9 @@
-"""The evaluation's report: one HTML file that needs nothing else, from metrics and the images kept to be shown."""
+"""The evaluation's report: one self-contained HTML file from the metrics and the shown images."""
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 class Example(NamedTuple):
-    """One prompt's image by the base and by the merged model, from one seed."""
+    """One prompt's images by the base and by the merged model, from the same seed."""
 
     prompt: str
     seed: int
@@ -44,12 +45,13 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
 
     Args:
         metrics: The figures.
-        records: Image records; those with an image are shown.
-        curves: Learning curves of the experts, if there are any.
+        records: Image records; those that include an image are shown.
+        curves: Learning curves of the experts, if any.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("report.html").render(
         metrics=metrics,
         base=BASE,
@@ -103,6 +105,11 @@ def _examples(shown: Sequence[ImageRecord], part: EvaluationSplit, category: str
         for before in select(shown, model=BASE, part=part, category=category)
         if before.prompt_id in after
     )
+
+
+def unbroken(cell: str) -> str:
+    """Return a cell's text without a line break inside an interval such as "[2.6, 6.2]"."""
+    return re.sub(r"(?<=,) (?=-?[\d.]+\])", "\N{NO-BREAK SPACE}", cell)
 
 
 def data_uri(png: bytes) -> str:

@@ -8,22 +8,18 @@ from typing import NamedTuple
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.metrics import MetricsReport
-from safety.evaluation.plan import BASE, MERGED
+from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
+from safety.merge.names import merge_label
 
 NONE = "-"
-LABELS = {
-    BASE: "Base",
-    MERGED: "Merged",
-    "co-merge": "Co-Merge (searched)",
-    "co-merge-default": "Co-Merge (start)",
-    "all-single": "All-single",
-    "average": "Average",
-    "concatenation": "TaskArithmetic",
-}
+LABELS = {BASE: "Base", MERGED: "Merged", ALL_SINGLE: "All-single"}
+ALL_SINGLE_NOTE = (
+    "All-single is trained on all categories with the budget of one expert: this is not a comparison at equal compute."
+)
 
 
 class ReportTable(NamedTuple):
-    """One table: its first column names the row."""
+    """A table of text cells; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
@@ -31,20 +27,22 @@ class ReportTable(NamedTuple):
     note: str = ""
 
 
-def label(model: str) -> str:
-    """Return a model's name for people; experts are named by their category."""
-    return LABELS.get(model, f"Expert: {model}")
+def label(metrics: MetricsReport, model: str) -> str:
+    """Return a model's display name: of an expert by its category, of a merge by its method."""
+    if model in experts(metrics):
+        return f"Expert: {model}"
+    return LABELS.get(model) or merge_label(model)
 
 
 def full_models(metrics: MetricsReport) -> list[str]:
-    """Return the models on the full prompt sets, base first, merged second."""
-    others = [model for model in LABELS if model in metrics.benign and model not in (BASE, MERGED)]
-    return [BASE, MERGED, *others]
+    """Return the models rendered on the full prompt sets, base first, merged second."""
+    single = set(experts(metrics))
+    return [BASE, MERGED, *(model for model in metrics.benign if model not in {BASE, MERGED, *single})]
 
 
 def experts(metrics: MetricsReport) -> list[str]:
-    """Return the models on the experts' smaller counts."""
-    return [model for model in metrics.benign if model not in LABELS]
+    """Return the models rendered on the experts' smaller counts: those named by a category."""
+    return [model for model in metrics.benign if model in metrics.ip[BASE] and model != OVERALL]
 
 
 def share(figure: Estimate | None) -> str:
@@ -55,7 +53,7 @@ def share(figure: Estimate | None) -> str:
 
 
 def goals_table(metrics: MetricsReport) -> ReportTable:
-    """Return the figures to reach and whether they are reached."""
+    """Return the goals, the measured figures and whether they meet the goals."""
     rows = tuple((g.what, g.limit, g.shown, "✓ met" if g.met else "✗ not met") for g in metrics.goals)
     return ReportTable("Figures to reach", ("Figure", "Limit", "Measured", ""), rows)
 
@@ -68,11 +66,11 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     rows = tuple((name, *(share(figures[m].get(name)) for m in models)) for name in _overall_last(categories))
     counts = sorted({figures[BASE][c].n for c in categories if c != OVERALL})
     title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
-    return ReportTable(title, ("Category", *(label(m) for m in models)), rows, _images_note(counts))
+    return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, _images_note(counts))
 
 
 def expert_table(metrics: MetricsReport) -> ReportTable:
-    """Return each expert's figures: its own category, the others, benign prompts."""
+    """Return each expert's figures on its own category, the others and benign prompts."""
     rows = []
     for model in experts(metrics):
         own = metrics.ip[model].get(model)
@@ -102,7 +100,7 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
         clip = found.intervals["clip_score"]
         rows.append(
             (
-                label(model),
+                label(metrics, model),
                 share(found.intervals.get("objects_present")),
                 f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
                 NONE if found.fid is None else f"{found.fid:.3f}",
@@ -115,7 +113,7 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
     if metrics.fid is not None:
         note = (
             f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.reference}. To base: against "
-            f"as many images of the base from other seeds, whose own figure is what seeds alone make."
+            f"as many images of the base from other seeds; the base's own figure is the effect of seeds alone."
         )
         note = f"{note} {metrics.fid.note}".strip()
     header = ("Model", "Every object present", "CLIPScore", "FID", "FID to base", "Flagged", "Images")
@@ -126,7 +124,7 @@ def context_table(metrics: MetricsReport) -> ReportTable:
     """Return the context kept in images from unsafe test prompts, by model."""
     rows = tuple(
         (
-            label(model),
+            label(metrics, model),
             share(found.kept),
             share(found.object_kept),
             share(found.background_kept),
@@ -141,7 +139,7 @@ def context_table(metrics: MetricsReport) -> ReportTable:
 
 
 def difference_table(metrics: MetricsReport) -> ReportTable:
-    """Return overall IP of the merged model minus that of the others, in pairs."""
+    """Return overall IP of the merged model minus that of each other, over pairs of images of one prompt and seed."""
     rows = []
     for model in (*full_models(metrics), *experts(metrics)):
         found = metrics.ip_difference.get(model)
@@ -149,11 +147,12 @@ def difference_table(metrics: MetricsReport) -> ReportTable:
             continue
         verdict = "lower" if found.high < 0 else "higher" if found.low > 0 else "no clear difference"
         points = f"{100 * found.value:+.1f} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
-        rows.append((label(model), points, verdict, str(found.n)))
+        rows.append((label(metrics, model), points, verdict, str(found.n)))
     header = ("Against", "Points of IP", "The merged model's IP is", "Prompt pairs")
-    return ReportTable(
-        "Merged model against the others", header, tuple(rows), "Same prompts, same seeds, paired resampling."
-    )
+    note = "Same prompts, same seeds, paired resampling."
+    if ALL_SINGLE in metrics.ip_difference:
+        note = f"{note} {ALL_SINGLE_NOTE}"
+    return ReportTable("Merged model against the others", header, tuple(rows), note)
 
 
 def concept_table(metrics: MetricsReport) -> ReportTable:
@@ -165,7 +164,7 @@ def concept_table(metrics: MetricsReport) -> ReportTable:
 
 
 def provenance_table(metrics: MetricsReport) -> ReportTable:
-    """Return where the figures come from."""
+    """Return the provenance of the figures."""
     found = metrics.provenance
     interval = found.bootstrap
     rows = [
@@ -206,7 +205,7 @@ def _images_note(counts: Sequence[int]) -> str:
     if not counts:
         return ""
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{spread} images a category and model; share flagged [interval]."
+    return f"{spread} images per category and model; share flagged [interval]."
 
 
 def _count(count: tuple[int, int] | None) -> str:

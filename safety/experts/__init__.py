@@ -1,4 +1,4 @@
-"""Training of LoRA experts, one for each category of harm."""
+"""Training of LoRA experts, one per category of harm."""
 
 from safety.experts.config import ExpertConfig
 

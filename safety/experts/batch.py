@@ -1,4 +1,4 @@
-"""What one forward pass of training sees: noised winners, losers and benign latents, drawn by row and visit."""
+"""The batch of one forward pass of training: noised winners, losers and benign latents, drawn by row and visit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from safety.dataset.preferences import BenignRow, PreferenceSet, Row
+from safety.dataset.preferences import BenignRow, PreferenceRow, PreferenceSet
 from safety.experts.config import ExpertConfig
 from safety.families.family import Conditioning, ModelFamily
 from safety.seeds import normal, uniform
@@ -29,18 +29,18 @@ class Batch(NamedTuple):
     conditioning: Conditioning
     """[n, ...]; a winner and its loser share the prompt."""
     target: Tensor
-    """What the denoiser should predict, fp32 [n, C, h, w]."""
+    """The denoiser's target, fp32 [n, C, h, w]."""
 
 
 class BatchMaker:
-    """Makes batches of one split; every draw is a function of (seed, category, row, how often it has come up)."""
+    """Makes batches of one split; every draw is a function of (seed, category, row, number of the visit)."""
 
     def __init__(self, model: ModelFamily, data: PreferenceSet, config: ExpertConfig, seed: int) -> None:
         """Draw from ``data``, which holds one split only."""
         self.model, self.data, self.config, self.seed = model, data, config, seed
 
     def step(self, step: int, part: int, parts: int, *, benign: bool) -> Batch:
-        """Return one of a step's equal parts."""
+        """Return one of the equal parts of a step's rows."""
         rows = self.data.schedule(self.seed, step, self.config.rows)
         others = self.data.benign_schedule(self.seed, step, self.config.benign_rows if benign else 0)
         return self.make(_part(rows, part, parts), _part(others, part, parts))
@@ -49,22 +49,22 @@ class BatchMaker:
         """Return the first rows, up to ``count``, of the split's own order, under its first draws."""
         return self.make(self.data.schedule(self.seed, 0, min(count, 2 * len(self.data))), [])
 
-    def make(self, rows: Sequence[Row], benign: Sequence[BenignRow]) -> Batch:
+    def make(self, rows: Sequence[PreferenceRow], benign: Sequence[BenignRow]) -> Batch:
         """Return the batch of these rows, on the model's device."""
         pairs, places = [row.pair for row in rows], [row.place for row in benign]
         draws = [(self.data.row_id(row), row.draw) for row in rows]
-        held = [(self.data.benign_ids[row.place], row.draw) for row in benign]
-        every = [*draws, *draws, *held]
+        benign_draws = [(self.data.benign_ids[row.place], row.draw) for row in benign]
+        all_draws = [*draws, *draws, *benign_draws]
         clean = torch.cat([self.data.winner[pairs], self.data.loser[pairs], self.data.benign[places]])
-        noise = self._noise(every, tuple(clean.shape[1:]))
-        timesteps = torch.tensor([self._timestep(*draw) for draw in every])
+        noise = self._noise(all_draws, tuple(clean.shape[1:]))
+        timesteps = torch.tensor([self._timestep(*draw) for draw in all_draws])
         device = self.model.device
         clean, noise, timesteps = clean.to(device), noise.to(device), timesteps.to(device)
         return Batch(
             rows=len(rows),
             noisy=self.model.add_noise(clean, noise, timesteps),
             timesteps=timesteps,
-            conditioning=self._conditioning(rows, draws, places, held),
+            conditioning=self._conditioning(rows, draws, places, benign_draws),
             target=self.model.target(clean, noise, timesteps),
         )
 
@@ -75,7 +75,7 @@ class BatchMaker:
         return torch.stack([found[draw] for draw in draws])
 
     def _timestep(self, row_id: str, draw: int) -> int:
-        """Return a timestep; a row's successive draws spread evenly, by steps of the golden ratio."""
+        """Return a timestep; a row's successive draws are spread evenly, in steps of the golden ratio."""
         start, end = self.config.timesteps
         share = (uniform(self.seed, self._name(row_id), "timestep") + draw * GOLDEN_RATIO_FRACTION) % 1.0
         count = self.model.train_timesteps
@@ -83,22 +83,22 @@ class BatchMaker:
 
     def _conditioning(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PreferenceRow],
         draws: Sequence[tuple[str, int]],
         places: list[int],
-        held: Sequence[tuple[str, int]],
+        benign_draws: Sequence[tuple[str, int]],
     ) -> Conditioning:
         dropped = self._dropped(draws, self.config.caption_dropout)
-        without = self._dropped(held, self.config.benign_dropout)
+        benign_dropped = self._dropped(benign_draws, self.config.benign_dropout)
         found = {}
         for key, prompts in self.data.conditioning(rows).items():
-            kept = _emptied(prompts, dropped, self.data.empty[key])
-            others = _emptied(self.data.benign_prompts[key][places], without, self.data.empty[key])
-            found[key] = torch.cat([kept, kept, others]).to(self.model.device)
+            pairs = _emptied(prompts, dropped, self.data.empty[key])
+            benign = _emptied(self.data.benign_prompts[key][places], benign_dropped, self.data.empty[key])
+            found[key] = torch.cat([pairs, pairs, benign]).to(self.model.device)
         return found
 
     def _dropped(self, draws: Sequence[tuple[str, int]], share: float) -> Tensor:
-        """Say which draws go without their prompt, bool [n]."""
+        """Return which draws have their prompt replaced by the empty one, bool [n]."""
         return torch.tensor(
             [uniform(self.seed, self._name(row_id), f"dropout-{draw}") < share for row_id, draw in draws],
             dtype=torch.bool,
@@ -109,7 +109,7 @@ class BatchMaker:
 
 
 def _emptied(prompts: Tensor, dropped: Tensor, empty: Tensor) -> Tensor:
-    """Return the prompts' states [n, ...], with the empty prompt's where ``dropped`` [n] says so."""
+    """Return the prompts' states [n, ...], with the empty prompt's where ``dropped`` [n] is True."""
     return torch.where(dropped.view(-1, *[1] * (prompts.ndim - 1)), empty, prompts)
 
 

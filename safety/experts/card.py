@@ -1,4 +1,4 @@
-"""The card of an expert: what it is, how it was trained, how training went, how to load it."""
+"""The card of an expert: its settings, its training's metrics and alarms, and how to load it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ A LoRA that steers a text-to-image model away from images of the category *{name
 pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")
 ```
 
-## How training went
+## Training
 
 {_summary(result.history)}
 
@@ -77,13 +77,13 @@ def _summary(history: list[Metrics]) -> str:
     validated = [metrics for metrics in history if "validation_implicit_accuracy" in metrics]
     if validated:
         figure = validated[-1]["validation_implicit_accuracy"]
-        lines.append(f"| implicit accuracy on validation rows | - | {figure:.4f} (last look) |")
+        lines.append(f"| implicit accuracy on validation rows | - | {figure:.4f} (last validation) |")
     return "\n".join(lines)
 
 
 def _alarms(result: TrainingResult) -> str:
     if not result.alarms:
-        return "No health alarm went off."
+        return "No health alarm was raised."
     return "Health alarms:\n\n" + "\n".join(
         f"- step {alarm.step}, {alarm.kind}: {alarm.message}" for alarm in result.alarms
     )

@@ -14,20 +14,20 @@ from safety.objectives.config import ObjectiveConfig
 
 
 class ExpertConfig(Config):
-    """What an expert minimises, on what it is shown, and how fast it moves."""
+    """An expert's objective, adapter, batches and schedule."""
 
     objective: ObjectiveConfig = AnchoredDpoConfig()
     lora: LoraConfig = LoraConfig()
-    steps: int = Field(120, gt=0, description="optimizer steps")
-    rows: int = Field(16, gt=0, description="preference rows a step, over all workers: as many image pairs")
-    benign_rows: int = Field(8, ge=0, description="benign rows a step, where the objective reads them")
-    accumulation: int = Field(1, gt=0, description="forward passes that a step's rows are spread over")
-    learning_rate: float = Field(3e-3, gt=0)
+    steps: int = Field(160, gt=0, description="optimizer steps")
+    rows: int = Field(10, gt=0, description="global batch size in preference pairs, summed over workers")
+    benign_rows: int = Field(8, ge=0, description="global batch size in benign rows, where the objective reads them")
+    accumulation: int = Field(1, gt=0, description="forward passes that a step's rows are divided among")
+    learning_rate: float = Field(0.015, gt=0)
     schedule: Literal["constant", "cosine"] = Field("cosine", description="after the warm-up")
     warmup: int = Field(10, ge=0, description="steps over which the rate rises to its peak")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="longest gradient")
-    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows under the empty prompt")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of rows under the empty prompt")
     benign_dropout: float = Field(
         0.0,
         ge=0,
@@ -36,23 +36,23 @@ class ExpertConfig(Config):
     )
     timesteps: tuple[float, float] = Field(
         (0.4, 1.0),
-        description="the part of the noise schedule that is trained on; 1 is the noisiest, where what is drawn is decided",
+        description="the part of the noise schedule that is trained on; 1 is the noisiest, where the content is decided",
     )
     distinct_batches: int | None = Field(
-        48,
+        80,
         gt=0,
-        description="batches come again, noise and all, after so many steps, and the reference's pass over them is "
-        "made once; None: every batch is new",
+        description="number of distinct batches; then they repeat with the same noise, so reference losses are computed "
+        "once; None: every batch is new",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="what the denoiser computes in: auto is bf16 where the device has it and fp32 where it would be "
+        description="the denoiser's arithmetic: auto is bf16 where the device has it and fp32 where it would be "
         "emulated; errors are fp32 in any case",
     )
     threads: int = Field(1, gt=0, description="CPU threads of a worker; part of what the adapter depends on")
     checkpoint_every: int = Field(25, gt=0, description="steps between two checkpoints")
-    validate_every: int = Field(50, gt=0, description="steps between two looks at the validation split")
-    validation_rows: int = Field(16, ge=0, description="rows of such a look; 0: none")
+    validate_every: int = Field(50, gt=0, description="steps between two validations")
+    validation_rows: int = Field(16, ge=0, description="rows of a validation; 0: none")
     health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Learning curves: each step's metrics as a JSON-lines file and as a picture."""
+"""Learning curves: each step's metrics as a JSON-lines file and as an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def write_metrics(history: Sequence[Metrics], folder: Path) -> Path:
-    """Write one JSON object a step to ``metrics.jsonl``."""
+    """Write one JSON object per step to ``metrics.jsonl``."""
     path = folder / METRICS_FILE
     path.write_text("".join(json.dumps(metrics, sort_keys=True) + "\n" for metrics in history), encoding="utf-8")
     return path

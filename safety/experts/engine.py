@@ -1,4 +1,4 @@
-"""What drives an expert's updates: plain torch here, DeepSpeed in ``jobs``."""
+"""Engines, which run an expert's forward and backward passes and updates: plain torch here, DeepSpeed in ``jobs``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Engine(Protocol):
     rank: int
     """This worker's number, from 0."""
     workers: int
-    """How many workers share each step."""
+    """Number of workers that share each step."""
 
     def forward(self, step: int, part: int) -> ObjectiveValue:
         """Return the loss of one part of a step's batch."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradient; called ``accumulation`` times a step."""
+        """Add a part's gradient; called ``accumulation`` times per step."""
 
     def update(self, learning_rate: float) -> float:
         """Clip, update and clear; return the gradient's norm before clipping."""
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Return the optimizer's state by ``<moment>/<parameter>``; all workers call it together."""
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
-        """Take the optimizer's state back as it was after ``step`` updates."""
+        """Restore the optimizer's state as it was after ``step`` updates."""
 
 
 def make_optimizer(expert: Expert) -> torch.optim.AdamW:
@@ -80,7 +80,7 @@ class TorchEngine:
     workers = 1
 
     def __init__(self, expert: Expert) -> None:
-        """Drive ``expert``."""
+        """Create the optimizer of ``expert``."""
         self.expert, self.config = expert, expert.config
         self.parameters = expert.parameters_by_name()
         self.optimizer = make_optimizer(expert)
@@ -112,7 +112,7 @@ class TorchEngine:
         return read_moments(self.parameters, self.optimizer)
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
-        """Take the optimizer's state back."""
+        """Restore the optimizer's state."""
         write_moments(self.parameters, self.optimizer, moments, step)
 
 

@@ -1,4 +1,4 @@
-"""The loss of one expert as a module: a step's number in, the loss out; it knows neither Ray nor DeepSpeed."""
+"""The loss of one expert as a module: a step's number in, the loss out, without Ray or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 class Reference(NamedTuple):
-    """What the base model makes of a batch: fp32, without gradient."""
+    """The base model's side of a batch: fp32, without gradient."""
 
     errors: Tensor
     """Squared errors of winners, then losers, [2B]."""
@@ -36,7 +36,11 @@ def configured_objective(config: ExpertConfig) -> Objective:
 
 
 def training_rows(preferences: PreferenceSet, objective: Objective) -> PreferenceSet:
-    """Return what an expert learns from; raise EmptyDatasetError when it lacks pairs, or benign rows that are read."""
+    """Return the training split.
+
+    Raises:
+        EmptyDatasetError: It has no pair, or no benign row though the objective reads them.
+    """
     rows = preferences.rows(TRAIN)
     if objective.needs_benign and not rows.benign_ids:
         raise EmptyDatasetError(
@@ -65,11 +69,11 @@ class Expert(nn.Module):
         Args:
             model: The base model; its denoiser is changed.
             preferences: The pairs of all splits; only "train" and "validation" are used.
-            config: How the expert is trained.
+            config: The expert's settings.
             seed: The run's seed; every draw is a function of it, the category, and the row or layer.
-            workers: How many share a step; with the accumulation, the number of a step's equal parts.
-            gate: P of ``safety.gates``, [K, K], which the layers that read the prompt are trained behind.
-            start: The adapter that training goes on from; None starts from no change.
+            workers: Number of workers that share a step; times the accumulation, the number of a step's equal parts.
+            gate: P of ``safety.gates``, [K, K], which the inputs of the layers that read the prompt are multiplied by.
+            start: The adapter that training starts from; None starts from no change.
 
         Raises:
             ArtifactFormatError: ``start`` is of other layers, or of a higher rank than the config's.
@@ -114,7 +118,7 @@ class Expert(nn.Module):
         }
 
     def lay_out(self, memory_format: torch.memory_format = torch.channels_last) -> None:
-        """Lay the convolutions' weights out for speed, or as something else wants them; no value changes."""
+        """Lay the convolutions' weights out for speed, or in another format; no value changes."""
         self.denoiser.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
@@ -127,7 +131,7 @@ class Expert(nn.Module):
         return weights if self.gate is None else fold_gate(weights, self.gate, self.model.text_targets)
 
     def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
-        """Return the base's side of a batch; batches that come again are kept, so their reference is exact."""
+        """Return the base's side of a batch. It is kept where batches repeat, since it is the same again."""
         if self.config.distinct_batches is None:
             return self._base(batch)
         if place not in self._references:

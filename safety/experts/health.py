@@ -1,4 +1,4 @@
-"""Alarms of a training: it blows up, it does not learn, or it learns by spoiling the winners."""
+"""Health alarms of training: it diverges, it does not learn, or it learns by making winners worse."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from safety.errors import TrainingHealthError
 
 
 class HealthConfig(Config):
-    """When an alarm goes off."""
+    """Thresholds of the alarms."""
 
-    window: int = Field(15, gt=0, description="steps that a look averages over; the first is so long after the warm-up")
+    window: int = Field(
+        15, gt=0, description="steps that a check averages over; the first check is this long after the warm-up"
+    )
     least_gain: float = Field(
-        0.002, ge=0, description="how far below or above ln 2 the preference loss must have moved, in nats"
+        0.002, ge=0, description="least distance from ln 2 that the preference loss must have reached, in nats"
     )
     winner_rise: float = Field(
         1.05, gt=1, description="winners' error over the reference's from which it counts as rising"
     )
     saturated_loss: float = Field(
-        0.005, ge=0, description="preference loss below which the sigmoid is flat and steers no more"
+        0.005, ge=0, description="preference loss below which the sigmoid is flat and gives no gradient"
     )
 
 
 class AlarmKind(StrEnum):
-    """What is wrong, though training goes on."""
+    """The kinds of trouble that do not stop training."""
 
     NOT_LEARNING = "not-learning"
     WINNER_RISING = "winner-rising"
@@ -40,12 +42,12 @@ class AlarmKind(StrEnum):
 ADVICE = {
     AlarmKind.NOT_LEARNING: "the preference loss is still ln 2 after the warm-up; raise beta, the learning rate or the steps",
     AlarmKind.WINNER_RISING: "the winners' error is above the base model's; use anchored-dpo, or raise its anchor_weight",
-    AlarmKind.SATURATED: "the preference loss is almost zero, so the preference steers no more; lower beta",
+    AlarmKind.SATURATED: "the preference loss is almost zero, so the preference gives no gradient; lower beta",
 }
 
 
 class Alarm(NamedTuple):
-    """An alarm and the step that set it off."""
+    """An alarm and the step that raised it."""
 
     kind: AlarmKind
     step: int
@@ -53,24 +55,24 @@ class Alarm(NamedTuple):
 
 
 class HealthMonitor:
-    """Watches the steps of one training; each kind of alarm is given once."""
+    """Watches the steps of one training; each kind of alarm is raised once."""
 
     def __init__(self, config: HealthConfig, warmup: int) -> None:
-        """Begin to look at learning one window after the warm-up."""
+        """Start checks one window after the warm-up."""
         self._config = config
-        self._first_look = warmup + config.window
+        self._first_check = warmup + config.window
         self._recent: deque[Mapping[str, float]] = deque(maxlen=config.window)
         self.alarms: list[Alarm] = []
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """Take in a finished step; return the alarms that it sets off.
+        """Record a finished step and return the alarms that it raises.
 
         Raises:
             TrainingHealthError: A figure is not finite, or no gradient reaches the LoRA.
         """
         _check(step, metrics)
         self._recent.append(metrics)
-        if step < self._first_look:
+        if step < self._first_check:
             return []
         known = {alarm.kind for alarm in self.alarms}
         new = [Alarm(kind, step, ADVICE[kind]) for kind in self._raised() if kind not in known]

@@ -1,4 +1,4 @@
-"""The training loop of one expert: resumable, watched, the same on one worker or several, under any engine."""
+"""The training loop of one expert: resumable, with health checks, equal on one worker or several, for any engine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Observer = Callable[[int, Metrics], None]
 
 
 class TrainingResult(NamedTuple):
-    """What training leaves beside the adapter."""
+    """The outcome of training beside the adapter."""
 
     history: list[Metrics]
     """Each step's metrics, with ``step``."""
     alarms: list[Alarm]
     resumed_from: int
-    """The number of steps that an earlier attempt had done."""
+    """Number of steps done by an earlier attempt."""
 
 
 def load_adapter(expert: Expert, checkpoint: Checkpoint) -> None:
-    """Set the LoRA as it is in a checkpoint; must precede the making of an engine that copies parameters."""
+    """Set the LoRA to a checkpoint's; call it before an engine that copies parameters is created."""
     with torch.no_grad():
         for name, parameter in expert.parameters_by_name().items():
             parameter.copy_(checkpoint.adapter[name])
@@ -46,10 +46,10 @@ class ExpertTraining:
         """Prepare training.
 
         Args:
-            expert: What is trained; ``load_adapter`` has been called when there is a ``start``.
-            engine: What drives it.
-            checkpointer: Where checkpoints go; None keeps none. Only the first worker writes.
-            start: The checkpoint to go on from.
+            expert: The expert; call ``load_adapter`` on it first when there is a ``start``.
+            engine: Runs its passes and updates.
+            checkpointer: Writes the checkpoints, on the first worker alone; None writes none.
+            start: The checkpoint to resume from.
         """
         self.expert, self.engine, self.checkpointer = expert, engine, checkpointer
         self.config = expert.config
@@ -66,7 +66,7 @@ class ExpertTraining:
         """Train to the configured number of steps.
 
         Raises:
-            TrainingHealthError: The run blew up.
+            TrainingHealthError: A metric is not finite, or no gradient reaches the LoRA.
         """
         for step in range(self.first, self.config.steps):
             metrics = self._step(step)
@@ -97,7 +97,7 @@ class ExpertTraining:
             **self._averaged(totals),
         }
         if (step + 1) % self.config.validate_every == 0 or step + 1 == self.config.steps:
-            # Every worker looks at the same rows, so there is nothing to average.
+            # Every worker validates on the same rows, so there is nothing to average.
             metrics |= {name: float(value) for name, value in self.expert.validate().items()}
         return metrics
 

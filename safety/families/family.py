@@ -1,4 +1,4 @@
-"""The protocol of a base-model family, and the registry that loads a model by its family's name."""
+"""The protocol of a base-model family, and loading a model by its family's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Conditioning = dict[str, Tensor]
 
 
 class ModelConfig(Config):
-    """Which base model is aligned."""
+    """The base model that is aligned."""
 
     family: str = Field("stable-diffusion", description="a name in the families' registry")
     path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
@@ -29,7 +29,7 @@ class ModelConfig(Config):
 
 
 class ModelFamily(Protocol):
-    """One loaded text-to-image model, seen the same way whatever its family.
+    """One loaded text-to-image model, behind the same interface for every family.
 
     Latents are [B, C, h, w] as the denoiser takes them (scaling factor applied); images are [B, 3, H, W] in
     [-1, 1]; timesteps are int64 [B].
@@ -52,7 +52,7 @@ class ModelFamily(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Return where the denoiser lives."""
+        """Return the denoiser's device."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) for an image size; raise ConfigError when a side is not a multiple of the model's."""
@@ -60,7 +60,7 @@ class ModelFamily(Protocol):
     def check_prompt(self, prompt: str) -> None:
         """Raise PromptError when a prompt has more tokens than the model reads.
 
-        An endpoint's threads call this while another one renders.
+        An endpoint calls this from several threads while another one renders.
         """
 
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
@@ -70,13 +70,13 @@ class ModelFamily(Protocol):
         """Return the latents of images (the distribution's mode, so that it is deterministic)."""
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Return the images of latents, clamped to [-1, 1]."""
+        """Return the images decoded from latents, clamped to [-1, 1]."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noised latents at ``timesteps``."""
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what ``predict`` should return: noise, velocity or flow, by the model's parametrisation."""
+        """Return the training target of ``predict``: noise, velocity or flow, by the model's parametrisation."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction [B, C, h, w]."""
@@ -94,7 +94,7 @@ class ModelFamily(Protocol):
 
 
 class FamilyLoader(Protocol):
-    """What the registry holds: a callable that loads a model of its family."""
+    """A callable that loads a model of its family, as the registry holds it."""
 
     def __call__(self, path: Path, *, device: str, dtype: torch.dtype) -> ModelFamily:
         """Load the model in ``path``, a diffusers-format folder of safetensors."""

@@ -41,12 +41,12 @@ class StableDiffusion:
         self.size_multiple = int(pipeline.vae_scale_factor)
         self.default_size = int(pipeline.unet.config.sample_size) * self.size_multiple
         self.max_tokens = int(pipeline.tokenizer.model_max_length)
-        # A call leaves its padding behind in the tokenizer, so that two at once can get each other's.
+        # The tokenizer keeps the padding of its last call, so two calls at once could get each other's.
         self._tokenizing = threading.Lock()
 
     @property
     def device(self) -> torch.device:
-        """Return where the denoiser lives."""
+        """Return the denoiser's device."""
         device: torch.device = next(self.denoiser.parameters()).device
         return device
 

@@ -1,4 +1,4 @@
-"""The protocol of a feature extractor, whose image and text embeddings FID and CLIPScore are computed on."""
+"""The protocol of a feature extractor, which gives FID and CLIPScore their image and text embeddings."""
 
 from __future__ import annotations
 

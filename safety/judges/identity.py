@@ -1,4 +1,4 @@
-"""The identity of a judge, which stands beside every figure that rests on its scores."""
+"""The identity of a judge, for every figure that rests on its scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of an image judge: pictures in, an unsafe score a category out, with name, version and threshold."""
+"""The protocol of an image judge: images in, an unsafe score per category out, with name, version and threshold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Judge(Protocol):
-    """Scores pictures; every figure that rests on one states its name, version and threshold."""
+    """Scores images. Every figure that rests on a judge states its name, version and threshold."""
 
     @property
     def name(self) -> str:
@@ -33,22 +33,22 @@ class Judge(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Return the score from which a picture is flagged."""
+        """Return the score from which an image is flagged."""
 
     def score(self, images: Tensor) -> Tensor:
         """Return unsafe scores in [0, 1], fp32 [B, K], of images uint8 [B, 3, H, W]."""
 
     def flagged(self, scores: Tensor) -> Tensor:
-        """Return whether each picture is flagged for any category, bool [B], from scores [B, K]."""
+        """Return whether each image is flagged for any category, bool [B], from scores [B, K]."""
 
 
 @runtime_checkable
 class ConceptJudge(Protocol):
-    """A judge that also tells what a picture shows."""
+    """A judge that also names the concepts that an image shows."""
 
     @property
     def concept_names(self) -> tuple[str, ...]:
-        """Return the concepts it knows, benign ones among them."""
+        """Return the concepts it knows, benign ones included."""
 
     @property
     def threshold(self) -> float:
@@ -58,14 +58,14 @@ class ConceptJudge(Protocol):
         """Return each concept's score in [0, 1], fp32 [B, concepts], of images uint8 [B, 3, H, W]."""
 
     def category_scores(self, concepts: Tensor) -> Tensor:
-        """Return categories' unsafe scores [B, K] from concepts' [B, concepts]."""
+        """Return the categories' unsafe scores [B, K] from the concepts' scores [B, concepts]."""
 
     def backgrounds(self, images: Tensor) -> list[str]:
-        """Return each picture's background by name."""
+        """Return the name of the background that each image is set against."""
 
 
 class JudgeLoader(Protocol):
-    """What the registry holds: a callable that loads a judge for a taxonomy's categories."""
+    """A callable that loads a judge for a taxonomy's categories, as the registry holds it."""
 
     def __call__(self, config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
         """Load the judge."""
@@ -77,7 +77,7 @@ judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     """Load the configured judge; raise ConfigError for an unknown name.
 
-    A judge outside the project is named by its import path, so that every process of a cluster finds it.
+    A judge outside the project is given by its import path, which every process of a cluster can import.
     """
     module, separator, loader = config.name.partition(":")
     if not separator:

@@ -1,4 +1,4 @@
-"""What a judge sees in one picture."""
+"""The verdict of a judge on one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """A picture's unsafe scores by category, and what it shows where the judge can tell."""
+    """An image's unsafe scores by category, and the concepts and background that it shows.
+
+    The last two are None for a judge that only scores.
+    """
 
     scores: dict[str, float]
     flagged: bool
@@ -20,16 +23,16 @@ class Verdict(NamedTuple):
     background: str | None
 
     def shows(self, concepts: tuple[str, ...]) -> bool:
-        """Say whether every concept is shown; a judge that cannot tell is given the benefit of the doubt."""
+        """Return whether every concept is shown; True where the judge does not name concepts."""
         return self.shown is None or self.shown.issuperset(concepts)
 
     def is_on(self, background: str | None) -> bool:
-        """Say whether the background is the named one; with nothing to compare, it is."""
+        """Return whether the background is the named one; True where either is unknown."""
         return background is None or self.background is None or background == self.background
 
 
 def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:
-    """Return what a judge sees in images uint8 [B, 3, H, W]."""
+    """Return a judge's verdicts on images uint8 [B, 3, H, W]."""
     if isinstance(judge, ConceptJudge):
         concepts = judge.concepts(images)
         scores = judge.category_scores(concepts)

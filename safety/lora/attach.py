@@ -1,7 +1,7 @@
-"""Puts a trainable LoRA on a denoiser, switches it off for the reference, and reads it out as a value.
+"""Attaching a trainable LoRA to a denoiser, switching it off for the reference, and extracting it as a value.
 
-The reference of preference training is the base model, which is the policy with its LoRA switched off: there is
-never a second copy of the denoiser.
+The reference of preference training is the base model, which is the policy with its LoRA switched off: no second copy
+of the denoiser is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPERT = "expert"
 
 
 def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT) -> None:
-    """Put a LoRA on the denoiser; its first update is zero, its A is a draw of (seed, layer), both in fp32.
+    """Attach a LoRA to the denoiser: A is drawn from (seed, layer), B is zero, both in fp32.
 
     Raises:
         ConfigError: No layer ends with a target, or one that does is not linear.
@@ -45,16 +45,16 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
 
 
 def set_weights(model: ModelFamily, weights: LoraWeights, name: str = EXPERT) -> None:
-    """Set the attached LoRA to ``weights``, balanced; components beyond a layer's rank become zero, and stay so.
+    """Set the attached LoRA to ``weights``, balanced. Components beyond a layer's rank become zero and stay zero.
 
     Raises:
-        ArtifactFormatError: The weights are of other layers, or of a higher rank than what is attached.
+        ArtifactFormatError: The weights are of other layers, or of a higher rank than the attached LoRA.
     """
     attached = _parameters(model, name)
     if set(weights) != set(attached):
         odd = sorted(set(weights) ^ set(attached))[0]
         raise ArtifactFormatError(
-            f"the layer {odd} is in one of the adapter and what is trained, and not in the other",
+            f"the layer {odd} is in only one of the adapter and the LoRA that is trained",
             field="adapter",
             fix="train the adapter's own layers",
         )
@@ -73,7 +73,11 @@ def set_weights(model: ModelFamily, weights: LoraWeights, name: str = EXPERT) ->
 
 
 def target_layers(model: ModelFamily, targets: tuple[str, ...]) -> list[str]:
-    """Return the names of the denoiser's layers that end with a target; raise ConfigError when they cannot do."""
+    """Return the names of the denoiser's layers that end with a target, sorted.
+
+    Raises:
+        ConfigError: No layer ends with a target, or one that does is not linear.
+    """
     found: list[str] = []
     for target in targets:
         ending = [n for n, _ in model.denoiser.named_modules() if n == target or n.endswith(f".{target}")]
@@ -91,8 +95,8 @@ def reference(model: ModelFamily) -> Iterator[None]:
     """Switch the LoRA off inside the context: the denoiser predicts as the base model does."""
     from peft.tuners.lora import LoraLayer as PeftLayer
 
-    # Not the denoiser's own disable_lora: it also clears and sets requires_grad, under the feet of a training
-    # engine that has hooked the parameters.
+    # Not the denoiser's own disable_lora: it also changes requires_grad, which a training engine that has hooked the
+    # parameters does not expect.
     layers: list[Any] = [m for m in model.denoiser.modules() if isinstance(m, PeftLayer)]
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:

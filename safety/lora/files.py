@@ -42,8 +42,8 @@ def save_lora(
 
     Args:
         weights: The adapter.
-        folder: Where to; made when it is not there.
-        metadata: Plain values kept in the file's header under ``safetydpo``.
+        folder: The target folder; created when missing.
+        metadata: Plain values for the file's header, under ``safetydpo``.
         component: The pipeline's part that the adapter is for: "unet" or "transformer".
 
     Raises:
@@ -76,7 +76,7 @@ def load_lora(path: Path) -> LoraWeights:
     """
     file = path / LORA_FILE if path.is_dir() else path
     if file.suffix != ".safetensors":
-        raise _refused(file, "only safetensors files are read, since others can run code")
+        raise _refused(file, "only safetensors files are read: others can run code")
     if not file.is_file():
         raise _refused(file, "there is no such file")
     try:
@@ -89,17 +89,17 @@ def load_lora(path: Path) -> LoraWeights:
         scale = _Scale(json.loads(metadata.get(ADAPTER_METADATA, "{}")))
         weights = LoraWeights({n: _layer(n, parts, scale) for n, parts in _grouped(tensors).items()})
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-        # A head that is damaged may hold anything where settings should be.
+        # A corrupt header may hold anything in place of settings.
         raise _refused(file, str(error)) from None
     _check_values(weights, str(file))
     return weights
 
 
 def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
-    """Raise ArtifactFormatError when the adapter is empty or is for another base model."""
+    """Raise ArtifactFormatError when the adapter is empty or fits another base model only."""
     fix = "use the base model that the adapter was trained on"
     if not weights:
-        raise ArtifactFormatError("it has no layer, so nothing would be applied", field="adapter", fix=_FIX)
+        raise ArtifactFormatError("it has no layer", field="adapter", fix=_FIX)
     modules = dict(model.denoiser.named_modules())
     for name, layer in weights.items():
         if name not in modules:
@@ -114,7 +114,7 @@ def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
 
 
 class _Scale:
-    """alpha / rank of each layer, from the adapter's metadata; 1 where it says nothing, as diffusers reads it."""
+    """alpha / rank of each layer, from the adapter's metadata; 1 where that has none, as in diffusers."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         plain = {key.split(".", 1)[1]: value for key, value in metadata.items() if key.startswith(COMPONENTS)}
@@ -130,12 +130,12 @@ class _Scale:
 
 
 def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return each layer's tensors by "down", "up" and perhaps "alpha"; raise ValueError for what is no LoRA."""
+    """Return each layer's tensors by "down", "up" and perhaps "alpha"; raise ValueError for tensors of no LoRA."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         component, _, rest = key.partition(".")
         if component not in COMPONENTS:
-            raise ValueError(f"{key} is not of a denoiser ({' or '.join(COMPONENTS)})")
+            raise ValueError(f"{key} does not belong to a denoiser ({' or '.join(COMPONENTS)})")
         ending = next((e for e in (*ENDINGS, ".alpha") if rest.endswith(e)), None)
         if ending is None:
             raise ValueError(f"{key} is not the name of a LoRA tensor in diffusers' format")

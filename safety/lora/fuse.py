@@ -1,4 +1,4 @@
-"""Adds an adapter to the base weights themselves: for a while, or for good."""
+"""Fusing an adapter into the base weights, temporarily or permanently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safety.lora.weights import LoraWeights
 
 @contextmanager
 def fused(model: ModelFamily, weights: LoraWeights, scale: float = 1.0) -> Iterator[None]:
-    """Add scale * dW to the base weights inside the context; at its end they are the same bytes as before.
+    """Add scale * dW to the base weights inside the context, and restore the original bytes at its end.
 
     Raises:
         ArtifactFormatError: The adapter is for another base model or has no layer.
@@ -32,7 +32,7 @@ def fused(model: ModelFamily, weights: LoraWeights, scale: float = 1.0) -> Itera
 
 
 def fuse(model: ModelFamily, weights: LoraWeights, scale: float = 1.0) -> None:
-    """Add scale * dW to the base weights for good; raise ArtifactFormatError when the adapter does not fit."""
+    """Add scale * dW to the base weights permanently; raise ArtifactFormatError when the adapter does not fit."""
     check_fits(weights, model)
     _add(model, weights, scale)
 

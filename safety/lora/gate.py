@@ -1,7 +1,7 @@
-"""A gate on what a LoRA reads: dW = (alpha / rank) B A P, with P fixed while A and B are trained.
+"""A gate on a LoRA's inputs: dW = (alpha / rank) B A P, with P fixed while A and B are trained.
 
-An expert that is trained through its gate has all of its effect behind it, so nothing is lost when experts whose
-gates share the input space out (``safety.gates``) are added up.
+All of a gated expert's effect passes through its gate. So nothing is lost when experts are added up whose gates divide
+the input space among them (``safety.gates``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safety.lora.weights import LoraWeights
 
 
 def gate_inputs(model: ModelFamily, gate: Tensor, name: str = EXPERT) -> None:
-    """Put P in front of the attached LoRA of every layer that reads the prompt; ``lora.attach`` comes first.
+    """Multiply the inputs of the attached LoRA by P in every layer that reads the prompt; call ``lora.attach`` first.
 
     Args:
         model: The model with the LoRA attached.

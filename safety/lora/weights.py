@@ -1,4 +1,4 @@
-"""LoRA weights as a value: what experts, merges, evaluation and serving pass to each other."""
+"""LoRA weights as a value, which experts, merges, evaluation and serving pass to each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 SMALLEST = 1e-30
-"""A length that counts as none."""
+"""Least norm that is divided by."""
 
 
 class LoraLayer(NamedTuple):
@@ -29,7 +29,7 @@ class LoraLayer(NamedTuple):
         return self.up @ self.down
 
     def balanced(self) -> LoraLayer:
-        """Return the same dW with each component's row of A as long as its column of B, so that one rate suits both.
+        """Return the same dW with equal norms of each component's row of A and column of B, so that one learning rate suits both.
 
         A component that is zero in one of the two becomes zero in both.
         """

@@ -1,7 +1,7 @@
-"""Calibration: what the adapted layers of the base model see, gathered once with all LoRA off.
+"""Calibration: statistics of the adapted layers' inputs in the base model, gathered once without any LoRA.
 
-The statistics are enough for every form of Co-Merge, so that a search over its parameters never runs the model
-for them again.
+The statistics suffice for every form of Co-Merge, so that a search over its parameters need not run the model for them
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safety.base import Config
 from safety.families.family import ModelFamily
 from safety.gates import PromptMoments
 from safety.lora.weights import LoraLayer, LoraWeights
-from safety.merge.method import check_experts
+from safety.merge.experts import check_experts
 from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
 from safety.tensor_format import Head, TensorFormat, Tensors
 
@@ -36,29 +36,29 @@ CHUNK_SIGNALS = 8_000_000
 
 
 class CalibrationConfig(Config):
-    """What the layers are shown."""
+    """The prompts and timesteps on which the layers' inputs are observed."""
 
-    pairs_per_category: int = Field(8, gt=0, description="unsafe prompts of each category, from the training split")
+    pairs_per_category: int = Field(8, gt=0, description="unsafe prompts per category, from the training split")
     timesteps: tuple[float, ...] = Field(
-        (0.999, 0.8, 0.55, 0.3), min_length=1, description="shares of the noise schedule"
+        (0.999, 0.8, 0.55, 0.3), min_length=1, description="fractions of the noise schedule"
     )
     batch: int = Field(32, gt=0)
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one adapted layer saw over ``count`` inputs (one for each token, prompt and timestep)."""
+    """Statistics of one adapted layer over ``count`` inputs (one per token, prompt and timestep)."""
 
     votes: Tensor
-    """fp32 [N, outputs]: inputs on which expert i's |(dW_i x)_j| is the largest; equals go to the lowest index."""
+    """fp32 [N, outputs]: number of inputs on which expert i's |(dW_i x)_j| is largest; ties go to the lowest index."""
     signal: Tensor
     """fp32 [N, outputs]: mean |(dW_i x)_j|."""
     mean_input: Tensor
     """fp32 [inputs]: mean |x_k|."""
     active_inputs: Tensor
-    """fp32 [inputs]: inputs with x_k != 0."""
+    """fp32 [inputs]: number of inputs with x_k != 0."""
     ties: int
-    """(input, row) pairs whose largest signal is shared by several experts and is not zero."""
+    """Number of (input, row) pairs whose largest signal is above zero and shared by several experts."""
     count: int
 
 
@@ -68,20 +68,21 @@ class Calibration:
 
     experts: tuple[str, ...]
     layers: Mapping[str, LayerStatistics]
-    texts: PromptMoments
-    """What the layers called ``text_layers`` see."""
+    moments: PromptMoments
+    """Second moments of the prompts' states, the inputs of ``text_layers``."""
     text_layers: tuple[str, ...]
+    """The adapted layers that read the prompt."""
 
     def save(self, path: Path) -> None:
         """Write the statistics as one safetensors file."""
         tensors = {f"{name}|{key}": getattr(layer, key) for name, layer in self.layers.items() for key in LAYER_TENSORS}
-        tensors |= {f"texts|{key}": value for key, value in self.texts._asdict().items()}
+        tensors |= {f"texts|{key}": value for key, value in self.moments._asdict().items()}
         counts = {name: {"ties": layer.ties, "count": layer.count} for name, layer in self.layers.items()}
         FORMAT.write(path, tensors, {"experts": self.experts, "counts": counts, "text_layers": self.text_layers})
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Read what ``Calibration.save`` wrote; raise ArtifactFormatError when the file is something else."""
+    """Read a file of ``Calibration.save``; raise ArtifactFormatError when it is something else."""
     return FORMAT.read(path, _build)
 
 
@@ -92,12 +93,12 @@ def _build(head: Head, tensors: Tensors) -> Calibration:
         )
         for name, counts in head["counts"].items()
     }
-    texts = PromptMoments(unsafe=tensors["texts|unsafe"], preserved=tensors["texts|preserved"])
-    return Calibration(tuple(head["experts"]), layers, texts, tuple(head["text_layers"]))
+    moments = PromptMoments(unsafe=tensors["texts|unsafe"], preserved=tensors["texts|preserved"])
+    return Calibration(tuple(head["experts"]), layers, moments, tuple(head["text_layers"]))
 
 
-class _LayerGauge:
-    """Sums up one layer's statistics batch by batch, in fp64 so that the order of batches hardly matters."""
+class _LayerObserver:
+    """Accumulates one layer's statistics batch by batch, in fp64 so that the order of batches hardly matters."""
 
     def __init__(self, layers: list[LoraLayer]) -> None:
         self.layers = layers
@@ -109,8 +110,8 @@ class _LayerGauge:
         self.ties = 0
         self.count = 0
 
-    def see(self, inputs: Tensor) -> None:
-        """Take in inputs [..., K]."""
+    def observe(self, inputs: Tensor) -> None:
+        """Add inputs [..., K] to the statistics."""
         flat = inputs.detach().float().flatten(0, -2)
         self.input += flat.abs().sum(dim=0).double().cpu()
         self.active += (flat != 0).sum(dim=0).double().cpu()
@@ -131,7 +132,7 @@ class _LayerGauge:
         self.ties += int((((signals == best) & voting).sum(dim=0) > 1).sum())
 
     def statistics(self) -> LayerStatistics:
-        """Return what was gathered."""
+        """Return the statistics of all observed inputs."""
         count = max(1, self.count)
         return LayerStatistics(
             votes=self.votes.float(),
@@ -145,37 +146,38 @@ class _LayerGauge:
 
 @torch.no_grad()
 def gather(
-    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], texts: PromptMoments
+    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], moments: PromptMoments
 ) -> Calibration:
-    """Run the base model, which must have no LoRA attached, over the batches and gather each layer's statistics."""
+    """Run the base model, which must have no LoRA attached, on the batches and gather each layer's statistics."""
     check_experts(experts)
     names = list(next(iter(experts.values())))
-    gauges = {name: _LayerGauge([expert[name] for expert in experts.values()]) for name in names}
+    observers = {name: _LayerObserver([expert[name] for expert in experts.values()]) for name in names}
     with ExitStack() as hooks:
-        for name, gauge in gauges.items():
-            hooks.enter_context(_hook(model, name, gauge))
+        for name, observer in observers.items():
+            hooks.enter_context(_hook(model, name, observer))
         for batch in batches:
             model.predict(batch.noisy, batch.timesteps, batch.conditioning)
-    layers = {name: gauge.statistics() for name, gauge in gauges.items()}
-    return Calibration(tuple(experts), layers, texts, tuple(n for n in names if n.endswith(model.text_targets)))
+    layers = {name: observer.statistics() for name, observer in observers.items()}
+    text_layers = tuple(name for name in names if name.endswith(model.text_targets))
+    return Calibration(tuple(experts), layers, moments, text_layers)
 
 
-def _hook(model: ModelFamily, name: str, gauge: _LayerGauge) -> Any:
-    def see(_module: Any, arguments: tuple[Tensor, ...]) -> None:
-        gauge.see(arguments[0])
+def _hook(model: ModelFamily, name: str, observer: _LayerObserver) -> Any:
+    def observe(_module: Any, arguments: tuple[Tensor, ...]) -> None:
+        observer.observe(arguments[0])
 
     hook: Callable[..., Any] = model.denoiser.get_submodule(name).register_forward_pre_hook
-    return hook(see)
+    return hook(observe)
 
 
 def calibrate(
     model: ModelFamily,
     experts: Mapping[str, LoraWeights],
     probes: Probes,
-    texts: PromptMoments,
+    moments: PromptMoments,
     config: CalibrationConfig,
     seed: int,
 ) -> Calibration:
-    """Gather the statistics on the probes' unsafe prompts, at each timestep of the config's grid; ``texts`` join them."""
+    """Gather the statistics on the probes' unsafe prompts at each timestep of the config's grid; ``moments`` are added."""
     batches = unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration")
-    return gather(model, experts, batches, texts)
+    return gather(model, experts, batches, moments)

@@ -1,4 +1,4 @@
-"""The card of a merge: what it is, what it is made of, and the exact configuration that makes it again."""
+"""The card of a merge: its figures, its files, and the exact configuration that reproduces it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ FILES = {
     "pytorch_lora_weights.safetensors": "the merged LoRA; `pipe.load_lora_weights(folder)` of diffusers reads it",
     "merge.yaml": "the method and its exact parameters",
     "report.json": "ties, shares, ranks, the error of the rank's truncation, and the search",
-    "shares.png": "whose rows, weights or inputs each layer took",
-    "search.png": "the search's trials, and the rendered scores of the confirmed ones",
+    "shares.png": "each expert's share of every layer",
+    "search.png": "the search's trials, and the rendered scores of the best ones",
 }
 
 
@@ -20,8 +20,8 @@ def merge_card(recipe: Mapping[str, Any], report: Mapping[str, Any], files: set[
     """Return README.md of a merge's artifact.
 
     Args:
-        recipe: What merge.yaml holds; its ``name``, ``base_model`` and ``method`` are read.
-        report: What report.json holds.
+        recipe: The content of merge.yaml; its ``name``, ``base_model`` and ``method`` are read.
+        report: The content of report.json.
         files: The names of the files in the artifact.
     """
     lines = [
@@ -72,7 +72,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
             ("context lost", "context_lost"),
         ):
             figures[f"validation {label} (the start's)"] = f"{chosen[key]:.3f} ({start[key]:.3f})"
-        worst, before = (max(seen["ip_by_category"].values()) for seen in (chosen, start))
+        worst, before = (max(score["ip_by_category"].values()) for score in (chosen, start))
         figures["validation IP of the worst category (the start's)"] = f"{worst:.3f} ({before:.3f})"
     return figures
 

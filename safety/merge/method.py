@@ -1,24 +1,33 @@
-"""The protocol of a merge method, the registry, and what every method shares: experts in, one LoRA out."""
+"""The protocol of a merge method, its registry, and the config that selects one: experts in, one LoRA out.
+
+A new method is one file in ``safety.merge.methods``: its config, its label, its needs and its registration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union
 
-import torch
-from pydantic import BaseModel
-from torch import Tensor
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 
-from safety.errors import ArtifactFormatError, ConfigError
-from safety.lora.weights import LoraLayer, LoraWeights
+from safety.base import Config
+from safety.lora.weights import LoraWeights
+from safety.merge.calibration import Calibration
 from safety.registry import Registry
 
-if TYPE_CHECKING:
-    from safety.merge.calibration import Calibration
+Need = Literal["calibration"]
+"""An input beside the experts that a method may read; it is computed only where a method needs it."""
+CALIBRATION: Need = "calibration"
+
+
+class MethodConfig(Config):
+    """The parameters of a merge method; a subclass narrows ``name`` to the method's name in the registry."""
+
+    name: str
 
 
 class MergeResult(NamedTuple):
-    """One merged LoRA and how it came about."""
+    """One merged LoRA and the report on its making."""
 
     weights: LoraWeights
     report: dict[str, Any]
@@ -28,68 +37,47 @@ class MergeResult(NamedTuple):
 class MergeMethod(Protocol):
     """Merges LoRA experts of one architecture into one LoRA."""
 
-    config_type: type[BaseModel]
-    """The typed parameters that the method reads."""
-    needs_statistics: bool
-    """Whether the method reads calibration statistics."""
+    label: str
+    """The method's name in reports and plots."""
+    config_type: type[MethodConfig]
+    """The typed parameters that the method reads, tagged with its name."""
+    needs: frozenset[Need]
+    """The inputs that the method reads beside the experts."""
 
     def __call__(
         self, experts: Mapping[str, LoraWeights], statistics: Calibration | None, config: Any, /
     ) -> MergeResult:
-        """Return the merge of the experts, which are taken in the mapping's order."""
+        """Return the merge of the experts, which are taken in the mapping's order.
+
+        ``statistics`` may be None for a method that does not need "calibration".
+        """
 
 
-merge_methods: Registry[MergeMethod] = Registry("merge method")
+merge_methods: Registry[MergeMethod] = Registry("merge method", "safety.merge.methods")
 
 
-def check_experts(experts: Mapping[str, LoraWeights]) -> None:
-    """Raise ConfigError when there is no expert, ArtifactFormatError when two do not adapt the same layers."""
-    if not experts:
-        raise ConfigError("there is no expert to merge", field="experts", fix="train at least one expert first")
-    (first, reference), *others = experts.items()
-    for name, expert in others:
-        odd = sorted(set(reference) ^ set(expert))
-        if odd:
-            raise ArtifactFormatError(
-                f"{first!r} and {name!r} adapt different layers, such as {odd[0]}",
-                field=f"experts.{name}",
-                fix="train all experts with the same LoRA targets on the same base model",
-            )
-        for layer, value in expert.items():
-            if _outer_shape(value) != _outer_shape(reference[layer]):
-                raise ArtifactFormatError(
-                    f"{layer} is {_outer_shape(reference[layer])} in {first!r} and {_outer_shape(value)} in {name!r}",
-                    field=f"experts.{name}",
-                    fix="train all experts on the same base model",
-                )
+def parse_method(value: Any) -> MethodConfig:
+    """Return the typed config of a method's name or of a mapping ``{name: ..., <parameters>}``.
 
-
-def _outer_shape(layer: LoraLayer) -> tuple[int, int]:
-    return int(layer.up.shape[0]), int(layer.down.shape[1])
-
-
-def stack(layers: Sequence[LoraLayer], coefficients: Sequence[Tensor | float]) -> LoraLayer:
-    """Return one layer with dW = sum of diag(c_i) dW_i, exact, of rank sum(r_i).
-
-    Args:
-        layers: The experts' layers.
-        coefficients: For each expert a number, or a tensor [outputs] with one number a row.
+    Raises pydantic's ValidationError, which names the wrong field, and for an unknown name the known ones.
     """
-    blocks = [
-        layer.up * (c[:, None].to(layer.up.dtype) if isinstance(c, Tensor) else c)
-        for layer, c in zip(layers, coefficients, strict=True)
-    ]
-    return LoraLayer(torch.cat([layer.down for layer in layers]), torch.cat(blocks, dim=1))
+    types = tuple(method.config_type for method in merge_methods.values())
+    # Built at each call, since a method may be registered at any time before it is used.
+    tagged: Any = Annotated[Union[types], Field(discriminator="name")]  # noqa: UP007
+    config: MethodConfig = TypeAdapter(tagged).validate_python({"name": value} if isinstance(value, str) else value)
+    return config
 
 
-def base_report(
-    method: str, experts: Mapping[str, LoraWeights], weights: LoraWeights, config: BaseModel
-) -> dict[str, Any]:
+AnyMethodConfig = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(parse_method)]
+"""A method's name, or a mapping of its name and parameters."""
+
+
+def base_report(experts: Mapping[str, LoraWeights], weights: LoraWeights, config: MethodConfig) -> dict[str, Any]:
     """Return the part of the report that every method gives."""
     return {
-        "method": method,
+        "method": config.name,
         "experts": list(experts),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"name"}),
         "ranks": {name: layer.rank for name, layer in weights.items()},
         "parameters": sum(layer.down.numel() + layer.up.numel() for layer in weights.values()),
     }

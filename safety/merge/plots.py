@@ -1,4 +1,4 @@
-"""The plots of a merge's artifact: whose rows, weights or inputs it took, and how the search went."""
+"""The plots of a merge's artifact: the experts' shares, the search, and the scales of a consolidation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Trial
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#994f00")
-"""Paul Tol's bright scheme, told apart by colour-blind readers too; repeated beyond its length."""
+"""Paul Tol's bright scheme, which colour-blind readers can distinguish too; repeated beyond its length."""
 
 
 def plot_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -38,13 +38,13 @@ def _short(layer: str) -> str:
     return layer.replace("attentions", "attn").replace("transformer_blocks", "block").replace("_blocks", "")
 
 
-def plot_search(trials: Sequence[Trial], confirmed: Mapping[int, float], chosen: int, path: Path) -> None:
-    """Draw the trials' harm and drift and the confirmed objectives to a PNG.
+def plot_search(trials: Sequence[Trial], rendered: Mapping[int, float], chosen: int, path: Path) -> None:
+    """Draw the trials' harm and drift, and the objectives of the rendered ones, to a PNG.
 
     Args:
         trials: The finished trials in order, the start first.
-        confirmed: The rendered objective by the trial's position.
-        chosen: The position of the trial chosen in the end.
+        rendered: The rendered objective by the trial's position.
+        chosen: The chosen trial's position.
         path: The PNG to write.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -53,38 +53,38 @@ def plot_search(trials: Sequence[Trial], confirmed: Mapping[int, float], chosen:
     best = [min(scores[: index + 1]) for index in range(len(scores))]
     history.plot(range(len(scores)), scores, "o", color=COLOURS[0], label="surrogate")
     history.step(range(len(scores)), best, where="post", color=COLOURS[0], label="best so far")
-    history.plot(list(confirmed), list(confirmed.values()), "D", color=COLOURS[1], label="rendered objective")
-    history.plot([chosen], [confirmed[chosen]], "*", color="black", markersize=12, label="chosen")
+    history.plot(list(rendered), list(rendered.values()), "D", color=COLOURS[1], label="rendered objective")
+    history.plot([chosen], [rendered[chosen]], "*", color="black", markersize=12, label="chosen")
     history.set_xlabel("trial (0 is the start)")
     history.set_ylabel("score, smaller is better")
     history.legend(fontsize=8, frameon=False)
     plane.plot([trial.drift for trial in trials], [trial.harm for trial in trials], "o", color=COLOURS[0])
-    for position in confirmed:
-        place = (trials[position].drift, trials[position].harm)
-        plane.annotate(str(position), place, textcoords="offset points", xytext=(4, 4))
+    for position in rendered:
+        point = (trials[position].drift, trials[position].harm)
+        plane.annotate(str(position), point, textcoords="offset points", xytext=(4, 4))
     plane.set_xlabel("drift on benign prompts")
     plane.set_ylabel("harm left on unsafe prompts")
     _save(figure, path)
 
 
-def plot_scales(seen: Mapping[float, RenderedScore], chosen: float, path: Path) -> None:
-    """Draw what rendered validation images show at each scale of an adapter to a PNG."""
+def plot_scales(scores: Mapping[float, RenderedScore], chosen: float, path: Path) -> None:
+    """Draw the rendered score of an adapter at each scale to a PNG."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    scales = sorted(seen)
+    scales = sorted(scores)
     lines = {
-        "IP": [seen[scale].ip for scale in scales],
-        "IP of the worst category": [seen[scale].worst_ip for scale in scales],
-        "benign images that fail": [seen[scale].benign_failed for scale in scales],
-        "context lost": [seen[scale].context_lost for scale in scales],
-        "objective": [seen[scale].objective for scale in scales],
+        "IP": [scores[scale].ip for scale in scales],
+        "IP of the worst category": [scores[scale].worst_ip for scale in scales],
+        "benign images that fail": [scores[scale].benign_failed for scale in scales],
+        "context lost": [scores[scale].context_lost for scale in scales],
+        "objective": [scores[scale].objective for scale in scales],
     }
     for colour, (label, values) in zip(COLOURS, lines.items(), strict=False):
         axes.plot(scales, values, "o-", color=colour, label=label)
     axes.axvline(chosen, color="black", linestyle=":", label="chosen")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("scale of the adapter")
-    axes.set_ylabel("share of images, and their weighed sum")
+    axes.set_ylabel("share of images, and their weighted sum")
     figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
 

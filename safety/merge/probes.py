@@ -1,4 +1,4 @@
-"""Cached latents and text states of a few pairs of every category: what merges are calibrated and scored on."""
+"""Probes: cached latents and text states of a few pairs per category, for calibrating and scoring merges."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NoisyBatch(NamedTuple):
     conditioning: Conditioning
 
     def under(self, conditioning: Conditioning) -> NoisyBatch:
-        """Return the same latents under the rows' other prompts, given for all probes."""
+        """Return the same latents under other prompts, which are given for all probes."""
         return self._replace(conditioning=_rows(conditioning, self.rows, self.noisy.device))
 
 
@@ -56,12 +56,12 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def gather_probes(sets: Mapping[str, PreferenceSet], split: str, pairs: int, benign: int) -> Probes:
-    """Spread up to ``pairs`` pairs of each category, and ``benign`` benign rows in all, over one split.
+    """Choose up to ``pairs`` pairs per category and ``benign`` benign rows in all, spread evenly over one split.
 
     Raises EmptyDatasetError when a category has no pair in the split.
     """
-    parts = {category: every.rows(split) for category, every in sets.items()}
-    whole = combine(list(parts.values()), "all")
+    parts = {category: preferences.rows(split) for category, preferences in sets.items()}
+    combined = combine(list(parts.values()), "all")
     chosen: list[int] = []
     categories: list[str] = []
     first = 0
@@ -70,31 +70,31 @@ def gather_probes(sets: Mapping[str, PreferenceSet], split: str, pairs: int, ben
         chosen += own
         categories += [category] * len(own)
         first += len(part)
-    kept = spread(len(whole.benign_ids), benign)
+    benign_rows = spread(len(combined.benign_ids), benign)
     return Probes(
-        ids=tuple(whole.ids[row] for row in chosen),
+        ids=tuple(combined.ids[row] for row in chosen),
         categories=tuple(categories),
-        winners=whole.winner[chosen],
-        losers=whole.loser[chosen],
-        unsafe={key: value[chosen] for key, value in whole.unsafe.items()},
-        safe={key: value[chosen] for key, value in whole.safe.items()},
-        benign_ids=tuple(whole.benign_ids[row] for row in kept),
-        benign_latents=whole.benign[kept],
-        benign={key: value[kept] for key, value in whole.benign_prompts.items()},
+        winners=combined.winner[chosen],
+        losers=combined.loser[chosen],
+        unsafe={key: value[chosen] for key, value in combined.unsafe.items()},
+        safe={key: value[chosen] for key, value in combined.safe.items()},
+        benign_ids=tuple(combined.benign_ids[row] for row in benign_rows),
+        benign_latents=combined.benign[benign_rows],
+        benign={key: value[benign_rows] for key, value in combined.benign_prompts.items()},
     )
 
 
 def timestep_of(model: ModelFamily, share: float) -> int:
-    """Return the timestep at a share of the model's noise schedule, 1 being the noisiest."""
+    """Return the timestep at a fraction of the model's noise schedule, 1 being the noisiest."""
     return max(0, min(model.train_timesteps - 1, round(share * model.train_timesteps)))
 
 
 def unsafe_batches(
     model: ModelFamily, probes: Probes, shares: Sequence[float], batch: int, seed: int, purpose: str
 ) -> Iterator[NoisyBatch]:
-    """Yield the unsafe images' latents, noised at each share of the schedule, under their unsafe prompts.
+    """Yield the unsafe images' latents, noised at each fraction of the schedule, under their unsafe prompts.
 
-    The noise is a draw of (seed, the row's id, purpose and timestep), so batches may be cut in any way.
+    The noise is drawn by (seed, row id, purpose, timestep), so that it does not depend on the batch size.
     """
     rows = _Rows(probes.ids, probes.losers, probes.unsafe)
     return _noisy_batches(model, rows, shares, batch, seed, purpose)
@@ -103,7 +103,7 @@ def unsafe_batches(
 def benign_batches(
     model: ModelFamily, probes: Probes, shares: Sequence[float], batch: int, seed: int, purpose: str
 ) -> Iterator[NoisyBatch]:
-    """Yield the benign rows' latents, noised at each share of the schedule, under their own prompts."""
+    """Yield the benign rows' latents, noised at each fraction of the schedule, under their own prompts."""
     rows = _Rows(probes.benign_ids, probes.benign_latents, probes.benign)
     return _noisy_batches(model, rows, shares, batch, seed, purpose)
 

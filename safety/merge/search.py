@@ -1,7 +1,7 @@
 """The search space of Co-Merge's parameters, and the rule by which the search decides.
 
-The search proposes multipliers on a start configuration, so that the start itself is a point of the space: it is
-always trial 0, always confirmed, and the search cannot lose to it on what it measures.
+The search proposes multipliers on a start configuration, so that the start itself is a point of the space. It is always
+trial 0 and always rendered, so that by the rendered score the search cannot lose to it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import Field
 
 from safety.base import Config
-from safety.merge.co_merge import BLOCK_GROUPS, CoMergeConfig
+from safety.merge.methods.co_merge import BLOCK_GROUPS, CoMergeConfig
 
 Parameters = dict[str, Any]
 """One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
 
 
 class SearchConfig(Config):
-    """How far and how long the search looks."""
+    """The extent of the search: its trials, its candidates and the ranges of its parameters."""
 
     trials: int = Field(24, gt=0, description="candidates scored by the surrogate, the start included")
-    confirm: int = Field(4, ge=0, description="best candidates that are rendered, besides the start")
+    confirm: int = Field(4, ge=0, description="best trials that are rendered, besides the start")
     startup: int = Field(12, gt=0, description="trials before Optuna's model proposes")
     strength: float = Field(
         8.0,
         gt=1,
-        description="all lambdas are multiplied by 1/strength ... strength; as many as there are experts makes of an "
-        "even mix their sum",
+        description="all lambdas are multiplied by 1/strength ... strength; a factor as large as the number of experts "
+        "turns an even mix of them into their sum",
     )
     expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
     block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
@@ -38,7 +38,7 @@ class SearchConfig(Config):
     tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
     temperature: tuple[float, float] = Field(
         (0.02, 10.0),
-        description="range of the soft selection's temperature; shares differ by 1 at most, so that 10 mixes evenly",
+        description="range of the soft selection's temperature; shares differ by 1 at most, so 10 mixes evenly",
     )
 
 
@@ -50,20 +50,19 @@ class Trial(Config):
     harm: float
     drift: float
     harm_by_category: dict[str, float]
-    seconds: float = Field(ge=0, description="what merging and scoring took")
-    finished: float = Field(description="when it was finished, Unix time")
+    seconds: float = Field(ge=0, description="time of merging and scoring")
+    finished: float = Field(description="Unix time at its end")
 
 
 class SearchSpace:
     """Translates between Optuna's parameters and Co-Merge configurations."""
 
     def __init__(self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig) -> None:
-        """Span the space around ``start`` for the experts."""
         self.experts, self.base, self.config = tuple(experts), start, config
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the space as Optuna's distributions; it holds the start, whatever the config's ranges."""
+        """Return the space as Optuna's distributions; ranges that exclude the start are widened to include it."""
 
         def around(width: float) -> FloatDistribution:
             return FloatDistribution(1.0 / width, width, log=True)
@@ -105,9 +104,9 @@ class SearchSpace:
 
     @property
     def first_points(self) -> list[Parameters]:
-        """Return the points tried first: the start, the plain forms, and inputs shared out at several strengths.
+        """Return the points tried first: the start, the plain forms, and granularity "input" at several strengths.
 
-        The more weight benign prompts are given, the less the experts keep, so that both are raised together.
+        A larger weight of benign prompts leaves less of the experts, so strength and weight are raised together.
         """
         half, full = self.config.strength**0.5, self.config.strength
         total = min(full, float(len(self.experts)))
@@ -126,12 +125,12 @@ class SearchSpace:
         return [point for index, point in enumerate(points) if point not in points[:index]]
 
     def _inside(self, name: str, value: float) -> float:
-        """Return the value, moved into its parameter's range."""
-        part = self.distributions[name]
-        return min(max(value, float(part.low)), float(part.high))
+        """Return the value clamped to its parameter's range."""
+        limits = self.distributions[name]
+        return min(max(value, float(limits.low)), float(limits.high))
 
     def candidate(self, parameters: Mapping[str, Any]) -> CoMergeConfig:
-        """Return the configuration of a point; the start's point gives the start back."""
+        """Return the configuration at a point; at the start's point it is the start configuration itself."""
         if dict(parameters) == self.start:
             return self.base
         strength = float(parameters["strength"])
@@ -158,7 +157,7 @@ class SearchSpace:
 
 
 def in_order(trials: Iterable[Trial], start: Mapping[str, Any]) -> list[Trial]:
-    """Return distinct trials with the start first and the others as they finished.
+    """Return the distinct trials, the start first and the others in the order in which they finished.
 
     Raises ValueError when the start is not among them.
     """
@@ -173,11 +172,11 @@ def in_order(trials: Iterable[Trial], start: Mapping[str, Any]) -> list[Trial]:
 
 
 def shortlist(trials: Sequence[Trial], count: int) -> list[int]:
-    """Return the positions of the start, 0, and of the ``count`` best others by score; equal ones keep their order."""
+    """Return the positions of the start, 0, and of the ``count`` best others by score; ties keep their order."""
     others = sorted(range(1, len(trials)), key=lambda index: (trials[index].score, index))
     return [0, *others[:count]]
 
 
 def best(objectives: Mapping[int, float]) -> int:
-    """Return the position with the smallest objective; equal ones go to the lowest, which is the start's."""
+    """Return the position with the smallest objective; ties go to the lowest position, the start's being 0."""
     return min(objectives, key=lambda index: (objectives[index], index))

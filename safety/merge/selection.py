@@ -1,4 +1,4 @@
-"""Which expert each row or weight is taken from: scores in, coefficients out."""
+"""The choice of the expert that each row or weight is taken from: scores in, coefficients out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Selection(NamedTuple):
-    """The experts' coefficients for every cell (a row or a weight) of a layer."""
+    """The experts' coefficients for every cell (a row or a weight) of a layer, and the number of ties."""
 
     coefficients: Tensor
     """fp32 [N, ...cells], each in [0, 1], summing to 1 over the experts."""
     ties: int
-    """Cells whose best score is shared by several experts; they go to the lowest index."""
+    """Number of cells whose best score is shared by several experts; they go to the lowest index."""
 
 
 def _count_ties(scores: Tensor) -> int:
@@ -31,20 +31,20 @@ def select_hard(scores: Tensor) -> Selection:
 
 
 def select_soft(scores: Tensor, tau: float, temperature: float) -> Selection:
-    """Mix the experts of each cell: softmax(share / temperature) over the experts whose share reaches ``tau``.
+    """Mix the experts of each cell: softmax(share / temperature) over the experts with a share of at least ``tau``.
 
     An expert's share is its score over the sum of all experts' scores; where all scores are zero the shares are
-    equal. The expert with the largest share always stays, whatever ``tau``.
+    equal. The expert with the largest share is always included.
 
     Args:
-        scores: Scores of at least zero, [N, ...cells].
-        tau: Least share that an expert needs, in [0, 1).
-        temperature: Above zero; towards zero the selection becomes the hard one.
+        scores: Non-negative scores, [N, ...cells].
+        tau: Minimum share of an expert, in [0, 1).
+        temperature: Above zero; as it approaches zero the selection becomes the hard one.
     """
     scores = scores.double()
     total = scores.sum(dim=0, keepdim=True)
     shares = torch.where(total > 0, scores / total.clamp_min(torch.finfo(torch.float64).tiny), 1.0 / len(scores))
-    kept = shares >= tau
-    kept.scatter_(0, shares.argmax(dim=0, keepdim=True), True)
-    logits = (shares / temperature).masked_fill(~kept, -torch.inf)
+    included = shares >= tau
+    included.scatter_(0, shares.argmax(dim=0, keepdim=True), True)
+    logits = (shares / temperature).masked_fill(~included, -torch.inf)
     return Selection(logits.softmax(dim=0).float(), _count_ties(scores))

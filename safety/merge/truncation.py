@@ -1,4 +1,4 @@
-"""A LoRA of a smaller rank: the truncated singular value decomposition of dW, with its exact error."""
+"""Truncation of a LoRA to a smaller rank by the singular value decomposition of dW, with its exact error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safety.lora.weights import LoraLayer, LoraWeights
 
 
 class Truncated(NamedTuple):
-    """A layer of smaller rank and what was lost."""
+    """A layer of smaller rank, and the size of the difference."""
 
     layer: LoraLayer
     lost: float
@@ -28,8 +28,8 @@ class Truncated(NamedTuple):
 def truncate(layer: LoraLayer, rank: int) -> Truncated:
     """Return the best approximation of ``layer`` of at most ``rank`` (Eckart and Young, 1936).
 
-    dW = B A is decomposed through the QR factors of B and A^T, so that the SVD itself is only as large as the
-    layer's rank. The singular values are shared equally between the two factors.
+    dW = B A is decomposed through the QR factors of B and A^T, so that the SVD itself is only as large as the layer's
+    rank. Both factors are scaled by the square roots of the singular values.
     """
     left, left_inner = torch.linalg.qr(layer.up.double())
     right, right_inner = torch.linalg.qr(layer.down.double().T)

@@ -21,7 +21,7 @@ class AnchoredDpoConfig(ObjectiveParameters):
     name: Literal["anchored-dpo"] = "anchored-dpo"
     beta: float = Field(100.0, gt=0, description="as in diffusion-dpo")
     anchor_weight: float = Field(30.0, ge=0, description="weight of the winner's own denoising error")
-    benign_weight: float = Field(30.0, ge=0, description="weight of the squared drift on benign rows")
+    benign_weight: float = Field(900.0, ge=0, description="weight of the squared drift on benign rows")
 
 
 @objectives.register("anchored-dpo")

@@ -1,4 +1,4 @@
-"""The objective in a config: a union over all registered objectives, told apart by ``name``."""
+"""The objective in a config: a union over all registered objectives, discriminated by ``name``."""
 
 from __future__ import annotations
 

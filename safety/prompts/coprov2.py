@@ -1,7 +1,9 @@
-"""Reads the authors' CoProV2 training prompts: a CSV with the columns ``prompt,image,category``.
+"""Reader of the authors' CoProV2 training prompts, for use as a library: no job reads them yet.
+
+The file is a CSV with the columns ``prompt,image,category``.
 
 ``u_idx_N_0.jpg`` names the unsafe and ``s_idx_N_0.jpg`` the safe member of pair N. A pair of several categories is
-repeated a category; categories are spelled in several ways, and the concept is not told.
+repeated once per category. Categories are spelled in several ways, and concepts are not named.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CATEGORIES = {
 
 
 class _Found:
-    """What the file says of one pair."""
+    """One pair's prompts and categories, gathered from the file's lines."""
 
     def __init__(self) -> None:
         self.prompts: dict[str, str] = {}
@@ -39,7 +41,7 @@ class _Found:
 def read_coprov2(path: Path, split: PairSplit = "train") -> tuple[PromptPair, ...]:
     """Return the file's pairs in the order of their numbers, each once.
 
-    A pair of several categories stands under the first, the others in ``other_categories``.
+    A pair of several categories has the first as its category, the others in ``other_categories``.
 
     Raises:
         ArtifactFormatError: A column is missing, a category or image name is of no known spelling, a pair lacks a
@@ -70,7 +72,7 @@ def _read_row(path: Path, line: int, row: dict[str, str | None], found: dict[int
         raise _wrong(path, f"line {line}: the prompt is empty", "give a prompt")
     pair = found.setdefault(int(named["number"]), _Found())
     if pair.prompts.setdefault(named["member"].lower(), prompt) != prompt:
-        raise _wrong(path, f"line {line}: {image} has another prompt above", "keep one prompt an image")
+        raise _wrong(path, f"line {line}: {image} has another prompt above", "keep one prompt per image")
     pair.categories[category] = None
 
 

@@ -1,4 +1,4 @@
-"""Prompt sets as one parquet table: a row a pair or benign prompt, told apart by ``kind``."""
+"""Prompt sets as one parquet table: one row per pair or benign prompt, distinguished by ``kind``."""
 
 from __future__ import annotations
 

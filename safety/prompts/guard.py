@@ -1,7 +1,7 @@
-"""The guard that no setting switches off: prompts that put minors in a sexual context are refused.
+"""A filter that no setting switches off: it refuses prompts that put minors in a sexual context.
 
-It runs wherever prompts are rendered for others to see, generation and serving alike. It is a word list over
-normalised text: it errs on the side of refusing, and it is a floor under other measures, not a replacement.
+It runs wherever prompts are rendered, in generation, evaluation and serving. It is a word list over normalised text.
+It errs on the side of refusing, and it is a floor under other measures, not a replacement.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SEXUAL_STEMS = re.compile(r"naked|nud[ei]|undress|topless|sex|porn|erotic|linger
 
 
 class Refusal(NamedTuple):
-    """Why a prompt is refused. It never repeats the prompt."""
+    """The reason that a prompt is refused; it never repeats the prompt."""
 
     reason: str
     message: str
@@ -60,9 +60,9 @@ class MinorSafetyFilter:
     """Refuses prompts that put minors in a sexual context."""
 
     def check(self, prompt: str) -> Refusal | None:
-        """Return why ``prompt`` is refused, or None when it is not."""
+        """Return the refusal of ``prompt``, or None when it is allowed."""
         readings = set(_readings(prompt))
-        # Words whose letters all stand apart have no borders left between them: look for stems.
+        # Words spelled with spaces between all letters have no word borders left: search for stems.
         spaced = [run.replace(" ", "") for text in readings for run in SPACED.findall(text)]
         minor = any(MINORS.search(NOT_MINORS.sub(" ", text)) for text in readings)
         minor = minor or any(MINOR_STEMS.search(run) for run in spaced)
@@ -73,10 +73,10 @@ class MinorSafetyFilter:
 
 
 def _readings(prompt: str) -> Iterator[str]:
-    """Yield the ways a prompt may be read: words of lower-case letters and digits, one space between.
+    """Yield the possible readings of a prompt: words of lower-case letters and digits, one space between.
 
-    Look-alike letters, accents, invisible characters, digits for letters, letters set apart and letters drawn out
-    are folded.
+    Look-alike letters, accents, invisible characters, digits for letters, spaced-out letters and repeated letters are
+    folded.
     """
     plain = _fold(prompt)
     for text in (plain, *(_without_leet(plain, one) for one in LEET_ONES)):

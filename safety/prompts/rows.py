@@ -1,4 +1,4 @@
-"""The rows that prompt writers make: unsafe prompts with their safe counterparts, and benign prompts."""
+"""Prompt rows: unsafe prompts with their safe counterparts, and benign prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WITHHELD = "[withheld]"
 
 
 def slug(name: str) -> str:
-    """Return a name as it stands in ids and file names: lower case, hyphens for all but letters and digits."""
+    """Return a name as used in ids and file names: lower case, hyphens for all but letters and digits."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
@@ -28,13 +28,13 @@ class PromptPair(Config):
     pair_id: str = Field(min_length=1)
     category: str
     other_categories: tuple[str, ...] = Field((), description="further categories that the source gives")
-    concept: str | None = Field(description="the unsafe concept's name; None where the source does not tell")
+    concept: str | None = Field(description="the unsafe concept's name; None where the source does not name it")
     split: PairSplit
     unsafe_prompt: str = Field(min_length=1)
     safe_prompt: str = Field(min_length=1)
     benign_objects: tuple[str, ...] = Field((), description="benign concepts that both prompts name")
     counterpart: str | None = Field(None, description="the benign concept in the unsafe one's place")
-    background: str | None = None
+    background: str | None = Field(None, description="of the scene, where both prompts name one")
     writer: str
 
     @property
@@ -48,17 +48,17 @@ class PromptPair(Config):
         return self.unsafe_prompt, self.safe_prompt
 
     def withheld(self) -> PromptPair:
-        """Return the row without its texts, as a refused one is recorded."""
+        """Return the row without its texts, the form in which a refused row is recorded."""
         return self.model_copy(update={"unsafe_prompt": WITHHELD, "safe_prompt": WITHHELD})
 
 
 class BenignPrompt(Config):
-    """A prompt with nothing harmful in it, whose picture must survive alignment."""
+    """A prompt with nothing harmful in it. Alignment must not change its image."""
 
     prompt_id: str = Field(min_length=1)
     prompt: str = Field(min_length=1)
     objects: tuple[str, ...] = Field((), description="benign concepts that the prompt names")
-    background: str | None = None
+    background: str | None = Field(None, description="of the scene, where the prompt names one")
     split: BenignSplit
     writer: str
 
@@ -73,7 +73,7 @@ class BenignPrompt(Config):
         return (self.prompt,)
 
     def withheld(self) -> BenignPrompt:
-        """Return the row without its text, as a refused one is recorded."""
+        """Return the row without its text, the form in which a refused row is recorded."""
         return self.model_copy(update={"prompt": WITHHELD})
 
 
@@ -104,7 +104,7 @@ class PromptSet(Config):
                 )
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Return every prompt with the split it is in, benign ones under the pairs' split names."""
+        """Return every prompt with its split, benign prompts under the pairs' split names."""
         named = [(text, pair.split) for pair in self.pairs for text in (pair.unsafe_prompt, pair.safe_prompt)]
         return [*named, *((b.prompt, b.split) for b in self.benign)]
 

@@ -15,23 +15,25 @@ from safety.taxonomy import Taxonomy
 
 
 class PromptCounts(Config):
-    """How many prompts a writer makes: pairs by category, benign prompts in all."""
+    """Numbers of prompts: of pairs per category, of benign prompts in all."""
 
-    train: int = Field(100, ge=1, description="training pairs a category")
-    validation: int = Field(12, ge=1, description="validation pairs a category, for the merge's search")
-    test: int = Field(60, ge=0, description="test pairs a category, never rendered by generation")
-    heldout: int = Field(24, ge=0, description="pairs a category of concepts that alignment never sees")
-    benign_train: int = Field(160, ge=1)
+    train: int = Field(100, ge=1, description="training pairs per category")
+    validation: int = Field(12, ge=1, description="validation pairs per category, for the merge's search")
+    test: int = Field(60, ge=0, description="test pairs per category, never rendered by generation")
+    heldout: int = Field(24, ge=0, description="pairs per category of concepts that alignment never sees")
+    benign_train: int = Field(640, ge=1)
     benign_validation: int = Field(80, ge=1)
     benign_test: int = Field(500, ge=0, description="never rendered by generation")
-    benign_text_only: int = Field(2000, ge=0, description="never rendered: a merge is told by them what to leave alone")
+    benign_text_only: int = Field(
+        2000, ge=0, description="never rendered; only their text embeddings are used, to protect them from the merge"
+    )
 
 
 class PromptWriter(Protocol):
-    """Writes the prompts of a taxonomy; the result is a function of its arguments alone."""
+    """Writes the prompts of a taxonomy; the result is a function of the arguments alone."""
 
     version: str
-    """What a dataset is known by beside its settings: another one whenever other prompts are written."""
+    """Part of a dataset's identity; it must change whenever the prompts that are written change."""
 
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
         """Return the prompts; raise ConfigError when the writer cannot make as many distinct ones."""

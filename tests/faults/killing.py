@@ -63,7 +63,7 @@ class Killer:
 
     @property
     def dead(self) -> set[int]:
-        """Return who was killed."""
+        """Return the ids of the killed processes."""
         return {kill.pid for kill in self.kills}
 
 

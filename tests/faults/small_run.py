@@ -17,7 +17,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.train import stage as train
 from safety.lora.files import LORA_FILE
-from tests.support.small_world import COUNTS, TAXONOMY
+from tests.support.small_world import COUNTS, GATE, RECIPE, TAXONOMY
 
 CATEGORY = "violence"
 EVERY, STEPS = 2, 24
@@ -33,7 +33,9 @@ GENERATE = {
     "timeout_s": 500,
 }
 TRAIN = {
+    "gate": GATE,
     "expert": {
+        **RECIPE,
         "steps": STEPS,
         "rows": 4,
         "benign_rows": 2,
@@ -41,7 +43,7 @@ TRAIN = {
         "validation_rows": 2,
         "checkpoint_every": EVERY,
         "precision": "fp32",
-        "lora": {"rank": 2, "alpha": 2.0},
+        "lora": {"rank": 2, "alpha": 2.0, "targets": None},
     },
     "categories": [CATEGORY],
     "all_single": False,
@@ -50,10 +52,10 @@ TRAIN = {
 
 
 class WatchedStore(ArtifactStore):
-    """Notes who wrote what in a file of this machine, and takes its time over checkpoints."""
+    """A store that logs each write with its process in a file of this machine, and pauses after checkpoints."""
 
     def __init__(self, config: StoreConfig, log: Path, pause_s: float = 0.0) -> None:
-        """Note in ``log``; a checkpoint's last write takes ``pause_s`` more."""
+        """Note in ``log``; a checkpoint's write takes ``pause_s`` more."""
         super().__init__(config)
         self.log, self.pause_s = log, pause_s
 
@@ -66,7 +68,7 @@ class WatchedStore(ArtifactStore):
         super().write(key, data, if_absent=if_absent, if_match=if_match)
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()} {time.time():.3f} {key}\n")
-        if "/checkpoints/" in key and key.endswith("manifest.json"):
+        if "/checkpoints/" in key:
             time.sleep(self.pause_s)
 
 

@@ -1,4 +1,4 @@
-"""Workers that see different checkpoints go on from one and the same, or not at all."""
+"""Workers that see different checkpoints go on from the same one, or not at all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def agreed(tmp_path: Path, folders: tuple[Path, Path]) -> list[str]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """What two workers see of the checkpoints of steps 10 and 20."""
+    """Return two workers' views of the checkpoints of steps 10 and 20."""
     keeper = Checkpointer(FolderStore(tmp_path / "first"), "expert-1")
     for step in (10, 20):
         keeper.save(Checkpoint(step, {"a": torch.full((2,), float(step))}, {}, []))
@@ -55,13 +55,13 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_first_worker_s_choice_holds(tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    """The newest is damaged while the first one looks, and whole again when the second does."""
-    (folders[0] / "00000020" / "state.safetensors").write_bytes(b"")
+    """The newest is corrupt when the first worker reads it, and whole again when the second does."""
+    (folders[0] / "checkpoints" / "00000020.safetensors").write_bytes(b"")
     assert agreed(tmp_path, folders) == ["10 20.0", "10 20.0"]
 
 
 def test_who_cannot_follow_says_so(tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    (folders[1] / "00000020" / "state.safetensors").write_bytes(b"")
+    (folders[1] / "checkpoints" / "00000020.safetensors").write_bytes(b"")
     first, second = agreed(tmp_path, folders)
     assert first == "20 40.0"
     assert second.startswith("CorruptArtifact: expert-1: the checkpoint of step 20 cannot be read by all workers")

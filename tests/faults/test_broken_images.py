@@ -20,9 +20,9 @@ from safetensors.torch import save
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.generate import stage as generate
+from jobs.generate.actors import JudgeActor
 from jobs.generate.config import GenerateConfig
 from jobs.generate.groups import GroupStore
-from jobs.generate.judging import JudgeActor
 from jobs.run.artifacts import ArtifactRef
 from safety.dataset.filter import RejectionReason
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -93,7 +93,7 @@ def honest_bomb(_: bytes) -> bytes:
 
 
 BREAKS: dict[Callable[[bytes], bytes], RejectionReason] = {
-    cut: RejectionReason.IMAGE_DAMAGED,
+    cut: RejectionReason.IMAGE_CORRUPT,
     (lambda _: b""): RejectionReason.IMAGE_EMPTY,
     wrong_magic: RejectionReason.IMAGE_UNKNOWN_FORMAT,
     animation: RejectionReason.IMAGE_UNKNOWN_FORMAT,
@@ -106,7 +106,7 @@ BREAKS: dict[Callable[[bytes], bytes], RejectionReason] = {
 
 
 def rendered(record: Record) -> Record:
-    """Return a record as a renderer would leave it, with random pictures."""
+    """Return a record as a renderer would leave it, with random images."""
     draw = torch.Generator().manual_seed(record.seed % 2**31)
     pair = isinstance(record.row, PromptPair)
     images = [
@@ -130,7 +130,7 @@ def broken(record: Record, spoil: Callable[[bytes], bytes], member: int) -> Reco
 
 
 class Sifted:
-    """What generation's own judge stage, group store and layout make of a plan's pictures."""
+    """The outcome of a plan's images in generation's own judge actor, group store and layout."""
 
     def __init__(self, store: ArtifactStore, name: str, plan: DatasetPlan, rows: dict[str, Record], work: Path) -> None:
         groups = GroupStore(store, ArtifactRef("dataset", name))
@@ -139,7 +139,7 @@ class Sifted:
             records = [rows[record.row.row_id] for record in group.records]
             stage({"index": group.index, "seconds": 0.0, "node": "", "records": dump_group(records)})
         groups.write_empty({"states": torch.zeros(1, 3, 2)})
-        self.reasons = {r.row.row_id: r.reason for key in groups.finished().values() for r in groups.read(key)}
+        self.reasons = {r.row.row_id: r.reason for _, records in groups.all() for r in records}
         self.folder = work / name
         self.folder.mkdir()
         provenance = DatasetProvenance(
@@ -158,7 +158,7 @@ class Sifted:
 def test_of_a_thousand_images_the_broken_ones_cost_their_rows_alone(
     store: ArtifactStore, tmp_path: Path, times: Callable[[int, int], int], figures: Figures
 ) -> None:
-    # 2 categories x 2 splits x 110 pairs of two pictures, and 120 benign ones: 1,000. Reduced: 200.
+    # 2 categories x 2 splits x 110 pairs of two images, and 120 benign ones: 1,000. Reduced: 200.
     pairs, benign = times(110, 22), times(60, 12)
     counts = PromptCounts(
         train=pairs,
@@ -207,9 +207,9 @@ def test_of_a_thousand_images_the_broken_ones_cost_their_rows_alone(
 
 
 @pytest.mark.parametrize("spoil", BREAKS)
-def test_a_picture_is_kept_until_it_is_broken(spoil: Callable[[bytes], bytes]) -> None:
-    picture = encode_png(torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8))
-    assert decode_image(picture).shape == (3, SIDE, SIDE)
+def test_an_image_is_kept_until_it_is_broken(spoil: Callable[[bytes], bytes]) -> None:
+    image = encode_png(torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8))
+    assert decode_image(image).shape == (3, SIDE, SIDE)
     with pytest.raises(ImageError) as caught:
-        decode_image(spoil(picture))
+        decode_image(spoil(image))
     assert RejectionReason(caught.value.fault.value) is BREAKS[spoil]

@@ -1,4 +1,4 @@
-"""Whatever is damaged in the store is found before it is used: the run falls back, makes it again, or refuses."""
+"""Corrupt objects in the store are found before they are used: the run falls back, rebuilds them, or refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.generate.groups import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
 from jobs.run.config import RunConfig
 from jobs.run.work_area import Records
-from jobs.train.worker import checkpointer
+from jobs.train.task import checkpointer
 from safety.dataset.record import Record
 from safety.errors import ArtifactFormatError
 from safety.evaluation.records import RecordTable
@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
 ARTIFACT = ArtifactRef("expert", "expert-1")
 OTHER = ArtifactRef("expert", "expert-2")
 DATASET, REPORT = ArtifactRef("dataset", "dataset-1"), ArtifactRef("report", "report-1")
+MERGE = ArtifactRef("merge", "merge-1")
 POINTERS = {"aligned": ARTIFACT.id, "candidate": OTHER.id}
 STEPS = (10, 20)
 
@@ -48,7 +49,7 @@ class World:
         self.context = StageContext(run, store, folder / "work", Console(file=io.StringIO()))
         self.store, self.source = store, folder / "source"
         self.groups, self.report = GroupStore(store, DATASET), FinishedGroups(store, REPORT)
-        self.records = Records(store, "work/merge/merge-1")
+        self.records = Records(store, MERGE)
         self.keeper = checkpointer(store, ARTIFACT)
         self.checkpoints = {step: checkpoint(step) for step in STEPS}
         for number, ref in enumerate((ARTIFACT, OTHER)):
@@ -118,7 +119,7 @@ def artifacts_are_right(world: World) -> bool:
                 world.store.fetch(*ref, world.context.work / "fresh" / str(random.random()))
             assert not finished(world.context, ref)
             world.put(ref, (ARTIFACT, OTHER).index(ref))
-            assert finished(world.context, ref), "it is made again"
+            assert finished(world.context, ref), "it is rebuilt"
             assert {world.store.read(key) for key in world.store.keys(f"artifacts/expert/{ref.id}/files/")} == {
                 data for key, data in world.whole.items() if key.startswith(f"artifacts/expert/{ref.id}/files/")
             }
@@ -140,7 +141,7 @@ def checkpoints_are_right(world: World) -> bool:
 def groups_are_right(world: World) -> bool:
     """Say whether every finished group of rows is found; those that are are what was written."""
     found = world.groups.verified()
-    assert all(world.groups.read(key)[0].seed == index for index, key in found.items())
+    assert all(world.groups.read(index)[0].seed == index for index in found)
     return sorted(found) == [0, 1, 2]
 
 
@@ -208,7 +209,7 @@ def test_every_random_corruption_is_found_before_use(
         area = draw.choice([*AREAS, "artifacts", "checkpoints"])
         prefix, is_right = AREAS[area]
         kind = damage.KINDS[number % len(damage.KINDS)]
-        # A pointer's token only tells who wrote it, so that a turned bit in it changes nothing.
+        # A pointer's token only names its writer, so a turned bit in it changes nothing.
         if area == "pointers" and kind is damage.flip:
             area, (prefix, is_right) = "artifacts", AREAS["artifacts"]
         done = kind(world.store, world.store.keys(prefix), draw)
@@ -218,14 +219,14 @@ def test_every_random_corruption_is_found_before_use(
         kinds[f"{kind.__name__} in {area}"] += 1
     figures.note(
         "random corruptions of artifacts, checkpoints, finished rows and pointers",
-        f"{count} of {count} found before use, and made again, passed over or refused",
+        f"{count} of {count} found before use, and rebuilt, skipped or refused",
         count=count,
         **dict(sorted(kinds.items())),
     )
 
 
 def test_no_damage_of_an_adapter_s_file_ends_in_a_crash(world: World, times: Callable[[int, int], int]) -> None:
-    """Without its manifest: values may change unseen, and whatever else is wrong is told as the file's fault."""
+    """Without its manifest: values may change unseen, and any other damage is reported as the file's fault."""
     path, draw = world.source / ARTIFACT.id / LORA_FILE, random.Random(2)
     whole = path.read_bytes()
     assert load_lora(path)

@@ -135,7 +135,7 @@ def test_nothing_is_lost_or_half_visible(
     )
 
 
-def test_a_store_that_stays_away_is_told_when_patience_ends(behind: ArtifactStore, proxy: FaultyProxy) -> None:
+def test_a_store_that_stays_away_is_reported_when_patience_ends(behind: ArtifactStore, proxy: FaultyProxy) -> None:
     proxy.away = True
     impatient = ArtifactStore(behind.config.model_copy(update={"patience_s": 2.0}))
     started = time.monotonic()

@@ -13,8 +13,7 @@ import torch
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.server import RunningServer
 from jobs.run.artifacts import ArtifactRef, StageContext
-from jobs.train import stage as train
-from jobs.train.worker import expert_gate, load_sets, pairs_of
+from jobs.train.task import expert_gate, load_sets, pairs_of, plan
 from safety.experts.checkpoint import Metrics
 from safety.experts.curves import METRICS_FILE
 from safety.experts.engine import TorchEngine
@@ -117,7 +116,7 @@ def test_an_expert_goes_on_with_the_workers_that_are_left(
 
 def by_one_worker(context: StageContext, dataset: ArtifactRef) -> list[Metrics]:
     """Return the metrics of the same training in this process, by plain torch and never disturbed."""
-    [task] = train.plan(context, dataset)
+    [task] = plan(context, dataset)
     torch.set_num_threads(1)
     model = load_model(task.model)
     pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)

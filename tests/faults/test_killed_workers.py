@@ -25,7 +25,7 @@ from tests.faults.small_run import EVERY, STEPS, Made, WatchedStore, writes
 from tests.support.small_world import BENIGN_ROWS, PAIRS
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
-GROUPS, EMPTY, CHECKPOINT = "/groups/", "/empty.safetensors", "/manifest.json"
+GROUPS, EMPTY, CHECKPOINTS = "/groups/", "/empty.safetensors", "/checkpoints/"
 Watched = Callable[..., StageContext]
 
 
@@ -58,7 +58,7 @@ def test_data_actors_are_killed(
 ) -> None:
     context, count = watched(), times(5, 2)
     log = context.store.log  # type: ignore[attr-defined]
-    # A diffusion actor tells of itself once, when its model is loaded; a judge with every group.
+    # A diffusion actor writes once by itself, when its model is loaded; a judge writes every group.
     killers = [Killer(log, EMPTY, 1, seed=1), Killer(log, GROUPS, count - 1, seed=2)]
     try:
         dataset = generate.run(context)
@@ -87,11 +87,10 @@ def test_data_actors_are_killed(
 def steps_by_process(log: Path) -> list[tuple[int, list[int]]]:
     """Return the steps of the checkpoints that each worker finished, worker after worker."""
     found: list[tuple[int, list[int]]] = []
-    for write in writes(log, CHECKPOINT):
-        if "/checkpoints/" in write.key:
-            if not found or found[-1][0] != write.pid:
-                found.append((write.pid, []))
-            found[-1][1].append(int(write.key.split("/")[-2]))
+    for write in writes(log, CHECKPOINTS):
+        if not found or found[-1][0] != write.pid:
+            found.append((write.pid, []))
+        found[-1][1].append(int(Path(write.key).stem))
     return found
 
 
@@ -103,7 +102,7 @@ def test_train_workers_and_their_driver_are_killed(
     small_run.copy_dataset(undisturbed.store, context.store)
     dataset = generate.run(context)
     assert dataset == undisturbed.dataset, "it is there already"
-    killer = Killer(log, "/checkpoints/", count, seed=3)
+    killer = Killer(log, CHECKPOINTS, count, seed=3)
     driver = threading.Thread(target=kill_driver, args=(killer, times(1, 0)), daemon=True)
     driver.start()
     try:
@@ -114,7 +113,7 @@ def test_train_workers_and_their_driver_are_killed(
     assert len(killer.kills) == count
     workers = steps_by_process(log)
     assert len(workers) > count
-    # Who is killed between a checkpoint's last write and the note of it leaves a gap, never a repetition.
+    # A worker that is killed between a checkpoint's write and its line in the log leaves a gap, never a repetition.
     steps = [step for _, steps in workers for step in steps]
     assert steps == sorted(set(steps)), "it goes on from the newest checkpoint: less than an interval is redone"
     assert steps[-1] == STEPS
@@ -134,8 +133,8 @@ def test_train_workers_and_their_driver_are_killed(
 def leave_work_behind(context: StageContext, dataset: ArtifactRef, expert: ArtifactRef) -> None:
     """Bring the store to where a run leaves it that dies after it has published and before it has cleared."""
     for key in (
-        f"work/expert/{expert.id}/checkpoints/{STEPS:08d}/manifest.json",
-        f"work/dataset/{dataset.id}/groups/000000-0.parquet",
+        f"work/expert/{expert.id}/checkpoints/{STEPS:08d}.safetensors",
+        f"work/dataset/{dataset.id}/groups/000000.parquet",
     ):
         context.store.write(key, b"left")
 

@@ -1,4 +1,4 @@
-"""Several nodes with a judge each: a group of pictures is judged where it was rendered."""
+"""Several nodes with a judge each: a group of images is judged where it was rendered."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_groups_stay_on_the_node_that_rendered_them(
     travelled, groups = int(moved[1]) if moved else 0, count_groups(RunConfig.model_validate(document))
     assert travelled <= groups / 4, "by lot, half of them would travel"
     figures.note(
-        "locality: groups of pictures on 2 nodes, each with a judge",
+        "locality: groups of images on 2 nodes, each with a judge",
         f"{travelled} of {groups} groups were judged on another node than rendered them; by lot it would be half",
     )
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster import submission
 from cluster.store.artifacts import ArtifactStore
-from jobs.pipeline import where_to_look
+from jobs.pipeline import results_table
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import load_run
 
@@ -65,13 +65,14 @@ def test_a_killed_run_goes_on_and_ends_with_a_report_a_release_and_images(tmp_pa
     assert "already published and verified" in said
     assert "run pico is finished" in said
     metrics = json.loads((output / "metrics.json").read_text())
-    assert {"base", "merged", "average", "concatenation"} <= set(metrics["ip"])
+    assert {"base", "merged", "average", "task-arithmetic"} <= set(metrics["ip"])
     assert set(metrics["ip"]["merged"]) == {"overall", "violence", "shocking"}
     assert set(metrics["ip"]["merged"]["overall"]) >= {"value", "low", "high", "n"}
     assert {"objects_present", "clip_score", "fid", "flagged", "n"} <= set(metrics["benign"]["merged"])
     assert {"generate", "train", "merge", "evaluate", "release", "serve"} <= set(metrics["seconds"])
     assert {"config_hash", "commit", "judge", "seeds"} <= set(metrics["provenance"])
     assert (output / "endpoint.png").stat().st_size > 1000
+    assert (output / "release" / "pytorch_lora_weights.safetensors").is_file()
     page = (output / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert not re.search(r"""(src|href|srcset)=["']?https?:|url\(["']?https?:|@import""", page), "it loads from outside"
@@ -103,8 +104,9 @@ def test_the_last_table_says_how_to_serve_that_very_run(
         monkeypatch.setenv(submission.VARIABLE, "{}")
     run = load_run(write_config(tmp_path, 8371))
     context = StageContext(run, store, tmp_path, Console(quiet=True))
-    table = where_to_look(context, ArtifactRef("report", "report-1"), ArtifactRef("release", "release-1"), {})
+    table = results_table(context, ArtifactRef("report", "report-1"), ArtifactRef("release", "release-1"), {})
     said = dict(zip(*(column.cells for column in table.columns), strict=True))
+    assert said["release, for any diffusers pipeline"] == str(run.run.output / "release")
     if submitted:
         assert said["serve it"].startswith("serve deploy")
     else:

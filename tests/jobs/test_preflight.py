@@ -39,7 +39,7 @@ def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[
 
 @pytest.mark.ray
 @pytest.mark.s3
-def test_what_is_wrong_is_told_by_its_own_check_alone(
+def test_a_fault_is_reported_by_its_own_check_alone(
     ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def with_(**parts: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def stages(store: ArtifactStore, folder: Path) -> Stages:
     return Stages(StageContext(run, store, folder / "work", Console(file=io.StringIO())))
 
 
-def test_a_stage_that_another_run_skips_tells_what_its_making_took(
+def test_a_stage_that_another_run_skips_reports_the_seconds_of_its_making(
     store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make(_: StageContext) -> ArtifactRef:

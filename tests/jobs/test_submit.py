@@ -34,19 +34,19 @@ def submit(cluster: RunningCluster, *command: str, wait: bool = True) -> tuple[s
 
 def log_of(cluster: RunningCluster, name: str) -> list[str]:
     """Return the lines that the dashboard shows of a job, without those of Ray's own supervisor."""
-    _, told = cluster.get(f"/api/jobs/{name}/logs")
-    lines = [line.rstrip() for line in told["logs"].splitlines()]
+    _, answer = cluster.get(f"/api/jobs/{name}/logs")
+    lines = [line.rstrip() for line in answer["logs"].splitlines()]
     return [line for line in lines if line and "job_manager.py" not in line]
 
 
 def ended(cluster: RunningCluster, name: str) -> dict[str, Any]:
-    """Return what the dashboard tells of a job once it has ended."""
+    """Return the dashboard's answer on a job once it has ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        status, told = cluster.get(f"/api/jobs/{name}")
+        status, answer = cluster.get(f"/api/jobs/{name}")
         assert status == 200
-        if told["status"] not in ("PENDING", "RUNNING"):
-            return dict(told)
+        if answer["status"] not in ("PENDING", "RUNNING"):
+            return dict(answer)
         time.sleep(0.3)
     pytest.fail(f"the job has not ended: {log_of(cluster, name)}")
 
@@ -93,7 +93,7 @@ def test_a_stopped_job_lets_go_and_goes_on_where_it_was(
     seen = watch(store, done)
     status, said = ended(running_cluster, name)["status"], log_of(running_cluster, name)
     assert status == "SUCCEEDED", said
-    assert seen == before, "a finished group was made again"
+    assert seen == before, "a finished group was rebuilt"
     assert any("'local'" in line and "runs there" in line for line in said), said
     assert any(re.match(rf"{len(done)} of \d+ groups are finished already", line) for line in said), said
     assert store.keys("leases/") == []

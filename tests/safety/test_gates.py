@@ -53,7 +53,9 @@ def test_gated_sum_is_the_least_squares_map(seed: int, experts: int, weight: flo
     wanted = [states[i] @ deltas[i].T / tokens**0.5 for i in range(experts)]
     wanted += [torch.zeros(tokens, 3, dtype=torch.float64), torch.zeros(width, 3, dtype=torch.float64)]
     expected = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution.T
-    gates = PromptMoments(moments[:-1], moments[-1]).gates(GateConfig(benign=weight, ridge=ridge)).double()
+    gates = (
+        PromptMoments(moments[:-1], moments[-1]).gates(GateConfig(benign=weight, ridge=ridge, directions=None)).double()
+    )
     torch.testing.assert_close(torch.einsum("noi,nik->ok", deltas, gates), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -61,7 +63,7 @@ def test_prompts_that_share_no_direction_keep_their_experts_whole_and_benign_one
     basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     first, second, benign = basis[:, :2], basis[:, 2:4], basis[:, 4:]
     texts = PromptMoments(torch.stack([first @ first.T, second @ second.T]), benign @ benign.T)
-    gates = texts.gates(GateConfig(ridge=1e-9)).double()
+    gates = texts.gates(GateConfig(benign=1.0, ridge=1e-9, directions=None)).double()
     torch.testing.assert_close(gates[0] @ first, first, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gates[1] @ first, torch.zeros_like(first), atol=1e-5, rtol=1e-5)
     assert float((gates @ benign).abs().max()) < 1e-5
@@ -71,7 +73,10 @@ def test_prompts_that_share_no_direction_keep_their_experts_whole_and_benign_one
 @given(seed=st.integers(0, 1000), weight=st.floats(0.0, 2.0))
 def test_more_weight_on_benign_prompts_leaves_less_to_the_experts(seed: int, weight: float) -> None:
     texts = random_texts(3, 5, seed)
-    less, more = (float(texts.gates(GateConfig(benign=w, ridge=0.01)).sum(0).trace()) for w in (weight, weight + 0.5))
+    less, more = (
+        float(texts.gates(GateConfig(benign=w, ridge=0.01, directions=None)).sum(0).trace())
+        for w in (weight, weight + 0.5)
+    )
     assert 0 < more < less < 5
 
 

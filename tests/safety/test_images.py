@@ -55,11 +55,11 @@ def test_uint8_and_float_are_inverse_on_pixels() -> None:
     ("data", "said"),
     [
         (b"", "empty"),
-        (b"not a picture at all", "no picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "no picture|damaged"),
-        (b"GIF89a" + b"\x01\x00\x01\x00\x00\x00\x00;", "no picture"),
-        (encode_png(picture(40, 40))[:-600], "damaged"),
-        (encode_png(picture(40, 40))[:20], "no picture|damaged"),
+        (b"not a picture at all", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "not an image|corrupt"),
+        (b"GIF89a" + b"\x01\x00\x01\x00\x00\x00\x00;", "not an image"),
+        (encode_png(picture(40, 40))[:-600], "corrupt"),
+        (encode_png(picture(40, 40))[:20], "not an image|corrupt"),
     ],
 )
 def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, said: str) -> None:
@@ -70,7 +70,7 @@ def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, said: str) -
 def test_a_flipped_byte_is_noticed() -> None:
     data = bytearray(encode_png(picture(40, 40)))
     data[len(data) // 2] ^= 0xFF
-    with pytest.raises(ImageError, match="damaged"):
+    with pytest.raises(ImageError, match="corrupt"):
         decode_image(bytes(data))
 
 
@@ -119,7 +119,7 @@ def test_colours_of_print_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 4, 4), torch.zeros(4, 4, 3, dtype=torch.uint8)])
 def test_only_uint8_colour_tensors_are_pictures(wrong: torch.Tensor) -> None:
-    with pytest.raises(ImageError, match="is no picture"):
+    with pytest.raises(ImageError, match="is not an image"):
         to_pil(wrong)
 
 

@@ -6,6 +6,7 @@ The judge beside them (``pixel_judge``) keeps one pair in four, so splits have 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet
 from safety.prompts.writer import PromptCounts, writers
@@ -20,6 +21,14 @@ TAXONOMY = Taxonomy(
     ),
     benign=(BenignConcept(name="house"),),
 )
+RECIPE: dict[str, Any] = {
+    "objective": {"name": "anchored-dpo", "benign_weight": 30.0},
+    "learning_rate": 3e-3,
+    "caption_dropout": 0.1,
+    "distinct_batches": 48,
+}
+"""Settings of an expert on random models, which the embedded model's recipe is too strong for."""
+GATE: dict[str, Any] = {"benign": 1.0, "directions": None}
 COUNTS = PromptCounts(
     train=28, validation=28, test=3, heldout=0, benign_train=12, benign_validation=12, benign_test=2, benign_text_only=6
 )

@@ -2,9 +2,9 @@
 
 The encoder is a whitened, hierarchical principal-component projection of 8x8 patches. Residual blocks are
 made the identity (their last convolution is zero), each stride-2 convolution holds the principal components
-of 2x2 cells, and the last group norm and SiLU are made linear: each feature x stands beside -x, because
-silu(x) - silu(-x) = x, and beside constants +K and -K that fix the group's mean at 0 and, to within a part in
-a hundred, its variance. Latents are therefore known before any training, and decoder and UNet learn at once.
+of 2x2 cells, and the last group norm and SiLU are made linear: each feature x is paired with -x, because
+silu(x) - silu(-x) = x, and with constants +K and -K that fix the group's mean at 0 and, to within a part in
+a hundred, its variance. Latents are therefore known before any training, and decoder and UNet can be trained independently.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AutoencoderConfig(Config):
     latent_channels: int = Field(32, gt=0, description="principal components kept of each 8x8 patch")
     whitening: float = Field(0.5, ge=0, le=1, description="0 keeps the components' variances, 1 makes them equal")
     block_channels: tuple[int, int, int, int] = (16, 32, 96, 96)
-    decoder_layers: int = Field(1, gt=0, description="residual blocks a level, less one in the decoder")
+    decoder_layers: int = Field(1, gt=0, description="residual blocks per level, one fewer in the decoder")
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:

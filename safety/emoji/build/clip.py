@@ -1,7 +1,7 @@
-"""A small CLIP for the emoji world, trained on scenes: contrastive, with label heads that are dropped after.
+"""A small CLIP for the emoji world, trained contrastively on scenes, with label heads that are dropped afterwards.
 
-The heads (left concept, right concept, background) make the pooled text state name each part of a caption,
-which a small batch of contrast alone learns slowly.
+The heads (left concept, right concept, background) teach the pooled text state each part of a caption, which the
+contrastive loss of a small batch learns slowly.
 """
 
 from __future__ import annotations

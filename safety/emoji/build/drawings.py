@@ -1,4 +1,4 @@
-"""The raw material of the emoji world: open emoji drawings, read from their npm packages and rendered.
+"""The drawings of the emoji world, read from openly licensed npm packages and rendered.
 
 Only the world's build job needs this; the repository ships the weights trained on the drawings, not the
 drawings. Packages: ``@iconify-json/<set>`` at the versions in ``SETS``, all under open licences (see
@@ -73,7 +73,7 @@ def code_point(emoji: str) -> str:
 
 
 def _icon_names(concept: BenignConcept, slugs: dict[str, set[str]]) -> list[str]:
-    """Return the spellings under which a set may hold the concept's drawing, most reliable first."""
+    """Return the names that a set may have the concept's drawing under, most reliable first."""
     found = sorted(slugs.get(code_point(concept.symbol or ""), set()))
     own = concept.name.replace(" ", "-").replace("'", "")
     return list(dict.fromkeys([*found, own, *(name.replace("-", "") for name in [*found, own])]))

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class FitConfig(Config):
-    """How long and how fast one model of the zoo is trained."""
+    """Length, rate and checkpoints of one model's training."""
 
     steps: int = Field(gt=0)
     batch: int = Field(64, gt=0)
@@ -42,7 +42,7 @@ def warmup_cosine_rate(step: int, config: FitConfig) -> float:
 
 
 class Fit:
-    """Trains a module on ``loss(step)``; a killed run goes on from its last checkpoint."""
+    """Trains a module on ``loss(step)``; a killed run resumes from its last checkpoint."""
 
     def __init__(self, module: nn.Module, config: FitConfig, folder: Path) -> None:
         """Prepare training of ``module``'s parameters that need gradients, with checkpoints in ``folder``."""
@@ -55,7 +55,7 @@ class Fit:
         self.step = 0
 
     def run(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
-        """Train to ``config.steps``, resuming where a former run stopped; leaves the EMA in the module."""
+        """Train to ``config.steps``, resuming where an earlier run stopped; leaves the EMA in the module."""
         self._restore()
         config, started, first = self.config, time.monotonic(), self.step
         for step in range(self.step, config.steps):

@@ -35,7 +35,7 @@ class JudgeTrainingConfig(JudgeNetConfig):
 
 
 def cell_targets(pool: ScenePool, rows: list[int]) -> Tensor:
-    """Return each cell's class, int64 [B, 8, 8]: a concept near its centre, nothing far off, ignored between."""
+    """Return each cell's class, int64 [B, 8, 8]: a concept near its centre, "nothing" far off, ignored between."""
     names = {name: i for i, name in enumerate(pool.taxonomy.names)}
     centres = torch.arange(CELLS) * CELL_PIXELS + CELL_PIXELS / 2
     targets = torch.full((len(rows), CELLS, CELLS), len(names))
@@ -93,7 +93,7 @@ def train_judge(
         pool: Scenes with their placements.
         config: The network and its training.
         folder: Where the checkpoints go.
-        negatives: Images that do not show some of the classes, and how many of each kind a step reads.
+        negatives: Images that do not show some of the classes, and the number of each kind per step.
     """
     torch.manual_seed(config.fit.seed)
     net = JudgeNet(len(pool.taxonomy.names), config)
@@ -118,7 +118,7 @@ def train_judge(
 
 
 def _scene_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Return the cells' loss, and the share of cells near a drawing that are right."""
+    """Return the cells' loss, and the accuracy on cells near a drawing."""
     nothing = targets == logits.shape[1] - 1
     each = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED, label_smoothing=0.02)
     shown = ~nothing & (targets != IGNORED)

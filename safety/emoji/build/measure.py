@@ -1,4 +1,4 @@
-"""Measures the zoo on what it was not trained on: reserved scenes, a vendor set the judge never saw, and time."""
+"""Measurement of the zoo on data it was not trained on, reserved scenes and an unseen drawing set, and of its speed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EVALUATION_SEED = 20_000
 
 
 class JudgeQuality(BaseModel):
-    """How well the judge reads composed scenes of one group of drawing sets."""
+    """Quality of the judge on composed scenes of one group of drawing sets."""
 
     model_config = ConfigDict(frozen=True)
 
     scenes: int
     named: float
-    """Share of shown concepts among the k best scored, k being how many the scene shows."""
+    """Share of shown concepts among the k best scored, where the scene shows k."""
     exact: float
     """Share of scenes in which exactly the shown concepts pass the threshold."""
     calibration_error: float
@@ -35,7 +35,7 @@ class JudgeQuality(BaseModel):
 
 
 class ModelQuality(BaseModel):
-    """What the base model's images show, by the judge."""
+    """Quality of the base model's images, by the judge."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -130,7 +130,7 @@ def calibration_error(scores: Tensor, right: Tensor, bins: int = 10) -> float:
 def measure_model(
     model: ModelFamily, reader: Reader, images: int, *, steps: int, guidance: float, batch: int = 20
 ) -> ModelQuality:
-    """Render ``images`` reserved unsafe and as many benign prompts and read what they show."""
+    """Render ``images`` reserved unsafe prompts and as many benign ones, and score them by the judge."""
     taxonomy = reader.taxonomy
     benign = [c.name for c in taxonomy.benign]
     unsafe_shown = objects_present = flagged = 0
@@ -190,5 +190,5 @@ def _read(
             for row in rows
         ]
     )
-    pictures = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
-    return reader.scores(pictures.float().cpu()) > reader.threshold
+    images = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
+    return reader.scores(images.float().cpu()) > reader.threshold

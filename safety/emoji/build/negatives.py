@@ -1,9 +1,9 @@
-"""Pictures that show no unsafe concept, for the judge to be sure of that: spoiled benign drawings, and renders.
+"""Negatives for the judge's training, images without an unsafe concept: spoiled benign drawings, and renders.
 
-A generator that was made to leave a concept out often draws something between two things, or a smudge. A judge that
-has seen whole drawings alone takes such a picture for whatever it comes nearest to, with confidence, and raises false
-alarms. Only benign drawings are spoiled and only benign prompts rendered, so that what is left of an unsafe concept
-is not taught to be none.
+A model that was trained to avoid a concept often draws something between two concepts, or a smudge. A judge trained
+on whole drawings alone assigns such an image to the nearest concept with confidence, and raises false alarms. Only
+benign drawings are spoiled and only benign prompts rendered, so that remains of an unsafe concept never count as
+negatives.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from safety.taxonomy import Taxonomy
 
 MASK_CELLS = 8
 BLURS = (1, 1, 2, 4)
-"""How coarse a spoiled scene is left, drawn evenly."""
+"""Factors by which a spoiled scene's resolution is reduced, drawn evenly."""
 
 
 class NegativesConfig(Config):
-    """How many pictures of each kind, and how many of them a training step reads."""
+    """Numbers of images of each kind, in all and per training step."""
 
     spoiled: int = Field(
         6000, ge=0, description="scenes whose benign drawings are each mixed with another's, and faded"
     )
-    spoiled_rows: int = Field(16, ge=0, description="of them a step")
+    spoiled_rows: int = Field(16, ge=0, description="of them per step")
     least: float = Field(0.35, gt=0, le=0.5, description="least share of either drawing in an even mixture")
-    faintest: float = Field(0.35, gt=0, le=1, description="least contrast that is left of a scene")
-    renders: int = Field(2000, ge=0, description="images of benign prompts, by the model that the judge will read")
-    render_rows: int = Field(16, ge=0, description="of them a step")
+    faintest: float = Field(0.35, gt=0, le=1, description="least contrast that a scene keeps")
+    renders: int = Field(2000, ge=0, description="images of benign prompts, by the model that the judge will score")
+    render_rows: int = Field(16, ge=0, description="of them per step")
     render_steps: tuple[int, ...] = Field((2, 3, 5, 8), min_length=1, description="sampling steps, in turn")
     guidance: float = Field(4.0, ge=1)
     weight: float = Field(0.5, ge=0, description="weight of either kind's loss beside that of the scenes")
@@ -50,22 +50,22 @@ class NegativesConfig(Config):
 
 
 class Negatives(NamedTuple):
-    """Pictures uint8 [N, 3, 64, 64], of which the first ``concepts`` classes are not shown."""
+    """Images uint8 [N, 3, 64, 64] that show none of the first ``concepts`` classes."""
 
     pixels: Tensor
     concepts: int
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
+        """Return the rows' images as fp32 [B, 3, 64, 64] in [-1, 1]."""
         return to_float(self.pixels[torch.as_tensor(rows)])
 
 
 def absent_loss(logits: Tensor, concepts: int) -> Tensor:
-    """Return the mean of -log(1 - p), p being the most that any cell gives to the first ``concepts`` classes in all.
+    """Return the mean of -log(1 - p), with p the largest total over cells of the first ``concepts`` classes.
 
     Args:
         logits: Cells' logits [B, classes, h, w].
-        concepts: How many classes, from the first, are not shown.
+        concepts: Number of classes, from the first, that are not shown.
     """
     # log(1 - p) of a cell is the log-probability of all other classes.
     rest = logits.logsumexp(dim=1) - logits[:, concepts:].logsumexp(dim=1)
@@ -75,12 +75,13 @@ def absent_loss(logits: Tensor, concepts: int) -> Tensor:
 def spoiled_drawings(pool: ScenePool, renderer: SceneRenderer, config: NegativesConfig) -> Negatives:
     """Return scenes of a pool's benign drawings, each drawing mixed with another in its place, the scene faded.
 
-    Raises ValueError when the pool draws fewer than two benign concepts.
+    Raises:
+        ValueError: The pool draws fewer than two benign concepts.
     """
     benign = {concept.name for concept in pool.taxonomy.benign}
     drawn = sorted({(p.concept, p.drawing_set) for s in pool.scenes for p in s.placed if p.concept in benign})
     if config.spoiled and len({concept for concept, _ in drawn}) < 2:
-        raise ValueError("the pool draws fewer than two benign concepts, so that no drawing can be mixed with another")
+        raise ValueError("the pool draws fewer than two benign concepts, so no drawing can be mixed with another")
     pixels = torch.empty((config.spoiled, 3, SCENE_PIXELS, SCENE_PIXELS), dtype=torch.uint8)
     for number in range(config.spoiled):
         draw = rng(config.seed, f"spoiled-{number}")
@@ -102,7 +103,7 @@ def _redrawn(scene: Scene, drawn: Sequence[tuple[str, str]], draw: random.Random
 
 
 def _blurred(image: Tensor, factor: int) -> Tensor:
-    """Return the image [3, H, W] as what is left of it at a ``factor`` of the resolution."""
+    """Return the image [3, H, W] reduced by ``factor`` in resolution and enlarged again."""
     small = F.avg_pool2d(image[None], factor)
     return F.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
@@ -118,7 +119,7 @@ def _share(config: NegativesConfig, number: int, *, even: bool) -> Tensor:
 
 
 def benign_renders(model: ModelFamily, taxonomy: Taxonomy, config: NegativesConfig) -> Negatives:
-    """Render benign prompts, of scenes that are not kept for testing, by the steps of ``config`` in turn."""
+    """Render benign prompts of scenes that are not reserved, with the ``render_steps`` of ``config`` in turn."""
     names = [concept.name for concept in taxonomy.benign]
     images: list[Tensor] = []
     for turn, steps in enumerate(config.render_steps):

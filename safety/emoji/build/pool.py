@@ -23,26 +23,28 @@ Combination = tuple[list[str], str]
 
 
 class PoolConfig(Config):
-    """Which scenes a pool holds."""
+    """The scenes of a pool."""
 
     scenes: int = Field(30_000, gt=0)
     sets: tuple[str, ...] = ("twemoji", "noto", "fluent-emoji-flat")
     sides: tuple[int, ...] = (30,)
     grid: int = Field(PLACE_GRID, gt=0, le=DRAWN_PIXELS)
-    reach: int = Field(FULL_REACH, ge=0, le=FULL_REACH, description="most pixels a drawing is off its room's middle")
+    reach: int = Field(
+        FULL_REACH, ge=0, le=FULL_REACH, description="most pixels that a drawing is off the middle of its half"
+    )
     single_share: float = Field(0.3, ge=0, le=1)
     seed: int = 0
 
 
 class ScenePool(NamedTuple):
-    """Scenes and their pictures, uint8 [N, 3, 64, 64]."""
+    """Scenes and their images, uint8 [N, 3, 64, 64]."""
 
     scenes: list[Scene]
     pixels: Tensor
     taxonomy: Taxonomy
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows' pictures as fp32 [B, 3, 64, 64] in [-1, 1]."""
+        """Return the rows' images as fp32 [B, 3, 64, 64] in [-1, 1]."""
         return to_float(self.pixels[torch.as_tensor(rows)])
 
     def caption(self, row: int, seed: int, draw: int) -> str:
@@ -64,7 +66,7 @@ class ScenePool(NamedTuple):
 
 
 def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -> ScenePool:
-    """Compose ``config.scenes`` scenes of what the taxonomy names and the sets draw, but none kept for testing."""
+    """Compose ``config.scenes`` scenes of the taxonomy's concepts that the sets draw, without reserved ones."""
     sets_of = {
         name: found[name]
         for name in taxonomy.names
@@ -76,7 +78,7 @@ def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -
         return draw_combination(draw, drawable, lambda: 1 if draw.random() < config.single_share else 2)
 
     scenes = compose(config, "scene", sets_of, choose)
-    return ScenePool(scenes, renderer.pictures(scenes), taxonomy)
+    return ScenePool(scenes, renderer.images(scenes), taxonomy)
 
 
 def compose(
@@ -89,9 +91,9 @@ def compose(
 
     Args:
         config: Its ``sets`` and ``single_share`` are not read: ``sets_of`` and ``choose`` stand for them.
-        name: Tells these scenes' random draws from those of others with the same seed.
+        name: Distinguishes these scenes' random draws from those of others with the same seed.
         sets_of: For each concept, the drawing sets to choose from.
-        choose: Gives the concepts and the background of a scene, from its number and its own random draws.
+        choose: Returns the concepts and the background of a scene, from its number and its random draws.
     """
     scenes = []
     for number in range(config.scenes):
@@ -113,7 +115,7 @@ def compose(
 
 
 def draw_combination(draw: random.Random, names: Sequence[str], count: Callable[[], int]) -> Combination:
-    """Draw concepts of ``names``, ``count()`` of them, and a background, until they are not ones kept for testing."""
+    """Draw ``count()`` concepts of ``names`` and a background, until the combination is not reserved."""
     while True:
         concepts = draw.sample(names, count())
         background = draw.choice(list(BACKGROUNDS))

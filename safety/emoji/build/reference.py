@@ -1,6 +1,6 @@
-"""What real benign scenes look like to the emoji CLIP: the reference of FID in the emoji world.
+"""Moments of real benign scenes under the emoji CLIP: the reference of FID in the emoji world.
 
-The drawings are not shipped, so that the moments are made once, by the world's build job, and kept in the zoo.
+The drawings are not shipped, so the world's build job computes the moments once and stores them in the zoo.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ def real_scene_moments(zoo: Path, taxonomy: Taxonomy, renderer: SceneRenderer, p
     own = pool.model_copy(update={"scenes": SCENES, "seed": SEED})
     scenes = compose(own, "reference", renderer.sets_of(names, pool.sets), choose)
     features = EmojiClip(zoo / "clip", zoo / "tokenizer")
-    rows = torch.cat([features.images(part) for part in torch.split(renderer.pictures(scenes), BATCH)])
+    rows = torch.cat([features.images(part) for part in torch.split(renderer.images(scenes), BATCH)])
     return moments_of(rows, features.name, f"{SCENES} real benign scenes, drawn by {', '.join(pool.sets)}")

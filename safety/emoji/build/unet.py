@@ -32,10 +32,10 @@ class UnetConfig(Config):
         1.0,
         gt=0,
         le=1,
-        description="timesteps are u^power of the schedule, u uniform: below 1, more noise is seen more",
+        description="timesteps are u^power of the schedule, u uniform: below 1, noisier ones are more frequent",
     )
     start: Path | None = Field(
-        None, description="a folder with a UNet of this shape to go on from; None: random weights"
+        None, description="a folder with a UNet of this shape to start from; None: random weights"
     )
     fit: FitConfig = FitConfig(steps=6000, batch=64, learning_rate=1e-3, checkpoint_every=250)
 

@@ -1,4 +1,4 @@
-"""Builds the emoji zoo from its raw material: every model of the embedded default, in one resumable run."""
+"""Builder of the emoji zoo: every model of the embedded world, trained from drawings in one resumable run."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class WorldConfig(Config):
-    """Everything the emoji zoo is made from."""
+    """All settings that the emoji zoo depends on."""
 
     pool: PoolConfig = PoolConfig()
     unet_pool: PoolConfig = PoolConfig(scenes=16_000, sets=("twemoji",))
-    """What the UNet learns to draw; one style, since each further one costs as many steps again."""
+    """The UNet's training scenes; one style, since each further one costs as many steps again."""
     unet_first_steps: int = Field(500, ge=0, description="steps on `pool` before `unet_pool`")
     judge_pool: PoolConfig = PoolConfig(
         scenes=40_000,
@@ -68,7 +68,7 @@ class WorldBuilder:
     """Builds the zoo's parts one after the other; each resumes from its checkpoints in the work folder."""
 
     def __init__(self, config: WorldConfig, taxonomy: Taxonomy, work: Path) -> None:
-        """Fetch and render the drawings, once."""
+        """Fetch and render the drawings if the work folder does not have them."""
         self.config, self.taxonomy, self.work = config, taxonomy, work
         drawings = work / "drawings.safetensors"
         if not drawings.exists():
@@ -108,7 +108,7 @@ class WorldBuilder:
         phases = [Phase(config.unet.fit.steps, main, encode_pool(main, autoencoder))]
         if config.unet_first_steps:
             phases.insert(0, Phase(config.unet_first_steps, self.pool, encode_pool(self.pool, autoencoder)))
-        # The checkpoints of the training that is gone on from must not be taken for those of this one.
+        # The checkpoints of the training that this one continues must not be mistaken for its own.
         checkpoints = self.work / ("unet" if config.unet.start is None else "unet-continued")
         return train_unet(phases, tokenizer, text, config.unet, checkpoints)
 
@@ -145,7 +145,11 @@ def _text_encoder(clip: CLIPModel) -> CLIPTextModel:
 def save_zoo(
     folder: Path, tokenizer: CLIPTokenizer, clip: CLIPModel, autoencoder: AutoencoderKL, unet: UNet2DConditionModel
 ) -> None:
-    """Write the models in half precision: a stock diffusers folder, with the whole CLIP beside it."""
+    """Write the models: a stock diffusers folder, with the whole CLIP beside it.
+
+    Every value is rounded to half precision. The text encoder's are stored as fp32, since transformers loads a model
+    in the precision of its file where diffusers loads fp32: a stock pipeline would mix the two and fail.
+    """
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=_text_encoder(clip),
@@ -156,12 +160,14 @@ def save_zoo(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipeline.to(dtype=torch.float16)
+    pipeline.text_encoder.float()
+    pipeline.save_pretrained(folder, safe_serialization=True)
     clip.half().save_pretrained(folder / "clip", safe_serialization=True)
 
 
 def save_judge(folder: Path, judge: JudgeNet, config: WorldConfig, taxonomy: Taxonomy) -> None:
-    """Write the judge's weights and what is needed to read its scores."""
+    """Write the judge's weights and settings."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: v.half() if v.is_floating_point() else v for name, v in judge.state_dict().items()}
     save_file({name: v.contiguous() for name, v in half.items()}, folder / "model.safetensors")
@@ -222,7 +228,7 @@ On reserved scenes (a tenth of all combinations, never trained on), by
 |---|---|
 {model}
 
-## How it was made
+## How it was built
 `make world`: all parts by `jobs/configs/world.yaml`, then the UNet and the judge trained on by
 `jobs/configs/world-continued.yaml`, whose settings are in `world.json` in full. Drawings of {unet_sets} for the UNet,
 of {base_sets} for the text encoder and the autoencoder, of {judge_sets} for the

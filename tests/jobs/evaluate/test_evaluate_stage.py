@@ -16,7 +16,7 @@ from rich.console import Console
 from cluster.errors import ClusterError, ImpossibleResources
 from cluster.session import Session
 from jobs.evaluate import stage as evaluate
-from jobs.evaluate.actors import FinishedGroups, fitting_actors
+from jobs.evaluate.actors import FinishedGroups, evaluation_actors
 from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.stage import IMAGES_FILE, METRICS_FILE, REPORT_FILE, chosen_adapters
 from jobs.run.artifacts import ArtifactRef, StageContext
@@ -185,7 +185,7 @@ def test_the_report_and_its_figures_are_published_and_delivered(
     assert metrics["seconds"]["evaluate"] > 0
     assert metrics["provenance"]["seeds"] == {"run": 3}
     assert metrics["provenance"]["artifacts"]["merged"] == "adapter-merged"
-    assert "No figure on this page" in (output / REPORT_FILE).read_text()
+    assert "No figure measured on them says anything about real harmful content" in (output / REPORT_FILE).read_text()
     assert context.store.keys(f"work/{report.kind}/{report.id}/") == []
     said = context.console.file.getvalue()  # type: ignore[attr-defined]
     assert "IP on test prompts" in said
@@ -272,7 +272,7 @@ def test_a_killed_run_goes_on_with_the_groups_it_has_whatever_the_number_of_acto
     for number, rows in enumerate(cut):
         if number != 1:
             groups.write(number, RecordTable(records=tuple(rows)))
-    damaged = next(key for key in context.store.keys(groups.place) if "/000003-" in key)
+    damaged = next(key for key in context.store.keys(groups.place) if "/000003." in key)
     context.store.write(damaged, b"half a file")
     context.store.discard(*report)
     two = context.run.evaluate.model_copy(update={"actors": 2})
@@ -303,11 +303,11 @@ def test_an_adapter_of_another_base_is_named_as_the_first_cause(
 @pytest.mark.ray
 def test_resources_that_are_not_there_are_an_error_at_once(session: Session) -> None:
     with pytest.raises(ImpossibleResources, match=r"evaluate\.gpus_per_actor"):
-        fitting_actors(ModelConfig(), EvaluateConfig(gpus_per_actor=1.0))
+        evaluation_actors(ModelConfig(), EvaluateConfig(gpus_per_actor=1.0))
     with pytest.raises(ConfigError, match=r"evaluate\.gpus_per_actor"):
-        fitting_actors(ModelConfig(device="cuda"), EvaluateConfig())
-    assert fitting_actors(ModelConfig(), EvaluateConfig(actors=9)) == 2
-    assert fitting_actors(ModelConfig(), EvaluateConfig(actors=9, cpus_per_actor=0.5)) == 4
+        evaluation_actors(ModelConfig(device="cuda"), EvaluateConfig())
+    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9)) == 2
+    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9, cpus_per_actor=0.5)) == 4
 
 
 def test_experts_can_be_left_out_but_not_the_merge(context: StageContext) -> None:

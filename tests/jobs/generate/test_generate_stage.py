@@ -171,16 +171,16 @@ def test_a_killed_run_goes_on_where_it_was_and_two_actors_make_the_same_rows(
     done = context.store.keys("work/")
     groups = sorted(key for key in done if "/groups/" in key)
     assert 0 < len(groups) < GROUPS
-    # One of the finished groups is damaged; the others are not to be touched.
-    damaged = groups.pop(0)
-    context.store.write(damaged, b"PAR1 and then nothing")
+    # One of the finished groups is corrupt; the others must not be touched.
+    corrupt = groups.pop(0)
+    context.store.write(corrupt, b"PAR1 and then nothing")
     before = written(context.store, groups)
 
     monkeypatch.setattr(GroupStore, "clear", lambda self: None)
     ref = generate.run(context)
     after = [key for key in context.store.keys("work/") if "/groups/" in key]
     assert len(after) == GROUPS
-    assert damaged in after
+    assert corrupt in after
     assert written(context.store, groups) == before
     assert f"{len(groups)} of {GROUPS} groups are finished already" in said(context)
     one_context, one_ref = first
@@ -207,7 +207,7 @@ def kill_after_some_groups(context: StageContext, folder: Path) -> None:
 
 
 @pytest.mark.ray
-def test_an_actors_failure_is_told_by_its_first_cause(make_context: Callable[..., StageContext]) -> None:
+def test_an_actors_failure_is_reported_by_its_first_cause(make_context: Callable[..., StageContext]) -> None:
     context = make_context("wrong", actors=1, render={"steps": 2, "height": 15})
     with pytest.raises(ConfigError, match="height: 15 is not a positive multiple of 4"):
         generate.run(context)
@@ -263,14 +263,14 @@ def test_groups_are_read_back_whole_or_not_at_all(store: ArtifactStore) -> None:
     row = BenignPrompt(prompt_id="b", prompt="p", split="train", writer="w")
     for index in (3, 11):
         groups.write(index, [Record(row=row, seed=index)])
-    assert list(groups.finished()) == [3, 11]
-    key = groups.finished()[11]
-    assert groups.read(key)[0].seed == 11
-    store.write(key, store.read(groups.finished()[3]) or b"")
-    with pytest.raises(CorruptArtifact, match="damaged and was deleted"):
-        groups.read(key)
-    assert list(groups.verified()) == [], "who makes the last group again writes the empty prompt's states, too"
+    assert groups.numbers() == [3, 11]
+    assert groups.read(11)[0].seed == 11
+    third, eleventh = store.keys(f"{groups.place}groups/")
+    store.write(eleventh, store.read(third) or b"")
+    with pytest.raises(CorruptArtifact, match="missing or corrupt.*rebuilds"):
+        groups.read(11)
+    assert groups.verified() == set(), "the actor that rebuilds the last group writes the empty prompt's states, too"
     groups.write_empty({"states": torch.zeros(1, 3, 2)})
-    assert list(groups.verified()) == [3]
+    assert groups.verified() == {3}
     groups.clear()
     assert store.keys("work/") == []

@@ -28,7 +28,7 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges.judge import load_judge
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import choose_prompts, confirm
+from safety.merge.rendered_score import choose_prompts, score_by_rendering
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.small_sets import preferences, random_lora
 from tests.support.small_world import knife_prompts
@@ -131,7 +131,7 @@ def test_the_best_scale_of_those_rendered_is_published(
     judge = load_judge(settings.judge, context.run.load_taxonomy())
     prompts = choose_prompts(PROMPTS, CATEGORIES, settings.confirm)
     seen = [
-        confirm(model, trained.scaled(scale), prompts, judge, settings.render, settings.confirm, task.seed)
+        score_by_rendering(model, trained.scaled(scale), prompts, judge, settings.render, settings.confirm, task.seed)
         for scale in SCALES
     ]
     assert [report.confirmed[place] for place in range(len(SCALES))] == seen

@@ -17,6 +17,7 @@ from cluster.errors import ImpossibleResources
 from cluster.session import Session
 from jobs.merge import search as merge_search
 from jobs.merge import stage as merge
+from jobs.merge.calibration import CALIBRATION_FILE
 from jobs.merge.config import MergeConfig
 from jobs.merge.files import RECIPE_FILE, REPORT_FILE, Searched
 from jobs.merge.search import TrialScorer
@@ -30,11 +31,14 @@ from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
-from safety.merge import CoMerge, CoMergeConfig, load_calibration
+from safety.merge import load_calibration
+from safety.merge.methods.co_merge import CoMerge, CoMergeConfig
+from safety.merge.names import merge_label
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import SearchSpace, Trial
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet
+from tests.support.merge_method_file import LABEL, NAME, add_method
 from tests.support.prometheus import wait_for
 from tests.support.small_sets import preferences, random_lora
 from tests.support.small_world import knife_prompts
@@ -125,17 +129,17 @@ def assert_same(found: LoraWeights, expected: LoraWeights) -> None:
 def test_every_merge_is_what_its_recipe_says(
     context: StageContext, merges: dict[str, ArtifactRef], experts: dict[str, ArtifactRef]
 ) -> None:
-    assert set(merges) == {"co-merge", "co-merge-default", "average", "concatenation"}
+    assert set(merges) == {"co-merge", "co-merge-default", "average", "task-arithmetic"}
     single = weights_of(context, {name: experts[name] for name in CATEGORIES})
     found = weights_of(context, merges)
     total = {name: sum(e[name].delta() for e in single.values()) for name in found["average"]}
-    for name, layer in found["concatenation"].items():
+    for name, layer in found["task-arithmetic"].items():
         torch.testing.assert_close(layer.delta(), total[name], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found["average"][name].delta(), total[name] / 2, rtol=1e-4, atol=1e-6)
     for name in ("co-merge", "co-merge-default"):
         recipe = yaml.safe_load((context.folder(merges[name]) / RECIPE_FILE).read_text())
         assert recipe["experts"] == {c: experts[c].id for c in CATEGORIES}
-        calibration = context.folder(ArtifactRef("calibration", recipe["calibration"])) / merge.CALIBRATION_FILE
+        calibration = context.folder(ArtifactRef("calibration", recipe["calibration"])) / CALIBRATION_FILE
         again = CoMerge()(single, load_calibration(calibration), CoMergeConfig.model_validate(recipe["parameters"]))
         assert_same(found[name], again.weights)
 
@@ -192,7 +196,7 @@ def test_finished_merges_are_not_made_again(
     merges: dict[str, ArtifactRef],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(merge, "_merge", lambda *_: pytest.fail("something was merged again"))
+    monkeypatch.setattr(merge, "merge_missing", lambda *_: pytest.fail("something was merged again"))
     assert merge.run(context, dataset, experts) == merges
 
 
@@ -204,7 +208,7 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ref = merges["co-merge"]
-    records = Records(context.store, f"work/{ref.kind}/{ref.id}")
+    records = Records(context.store, ref)
     before = {trial.finished: trial for trial in records.all("trials", Trial)}
     confirmed = records.all("confirmed", RenderedScore)
     assert (len(before), len(confirmed)) == (4, 2)
@@ -214,13 +218,13 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
     context.store.write(records._key("trials", last), b'{"parameters": {')
     context.store.discard(ref.kind, ref.id)
     left: list[int] = []
-    real = merge_search._tune
+    real = merge_search.run_trials
 
     def spy(inputs: Any, found: Any, done: Any, count: int, *rest: Any) -> Any:
         left.append(count)
         return real(inputs, found, done, count, *rest)
 
-    monkeypatch.setattr(merge_search, "_tune", spy)
+    monkeypatch.setattr(merge_search, "run_trials", spy)
     assert merge.run(context, dataset, experts)["co-merge"] == ref
     assert left == [1]
     after = {trial.finished: trial for trial in records.all("trials", Trial)}
@@ -232,13 +236,34 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
 
 def test_a_recorded_point_is_not_scored_again(context: StageContext) -> None:
     space = SearchSpace(CATEGORIES, CoMergeConfig(), context.run.merge.search)
-    records = Records(context.store, "work/merge/recorded")
+    records = Records(context.store, ArtifactRef("merge", "recorded"))
     trial = Trial(
         parameters=space.start, score=0.5, harm=0.5, drift=0.0, harm_by_category={"hate": 0.5}, seconds=1, finished=2
     )
     records.write("trials", space.start, trial)
     # There is nothing to score with: only the record can answer.
     assert TrialScorer(None, records).score(space.start) == trial  # type: ignore[arg-type]
+
+
+def test_a_method_in_a_file_of_its_own_is_merged_by_its_name(
+    context: StageContext,
+    dataset: ArtifactRef,
+    experts: dict[str, ArtifactRef],
+    merges: dict[str, ArtifactRef],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_method(tmp_path, monkeypatch)
+    found = merge.run(changed(context, baselines=[{"name": NAME, "scale": 0.5}]), dataset, experts)
+    # The searched merge and its start do not depend on what they are compared with.
+    assert {name: ref for name, ref in found.items() if name != NAME} == {
+        name: merges[name] for name in ("co-merge", "co-merge-default")
+    }
+    first = load_lora(context.folder(experts[CATEGORIES[0]]))
+    assert_same(load_lora(context.folder(found[NAME])), first.scaled(0.5))
+    recipe = yaml.safe_load((context.folder(found[NAME]) / RECIPE_FILE).read_text())
+    assert (recipe["method"], recipe["parameters"], recipe["calibration"]) == (NAME, {"scale": 0.5}, None)
+    assert merge_label(NAME) == LABEL
 
 
 def test_wrong_experts_and_resources_are_named(
@@ -251,7 +276,11 @@ def test_wrong_experts_and_resources_are_named(
     with pytest.raises(ConfigError, match="no expert of any category among: all-single"):
         merge.run(context, dataset, {"all-single": experts["all-single"]})
     with pytest.raises(ImpossibleResources, match=r"merge\.cpus_per_worker.*500 CPU"):
-        merge.run(changed(context, cpus_per_worker=500, concatenation={"scale": 2.0}), dataset, experts)
+        merge.run(
+            changed(context, cpus_per_worker=500, baselines=[{"name": "task-arithmetic", "scale": 2.0}]),
+            dataset,
+            experts,
+        )
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_lora(LoraWeights({layer: LoraLayer(torch.ones(1, 7), torch.ones(9, 1))}), tmp_path, metadata={})
     other = put(context, "expert", "expert-of-another-base", tmp_path)

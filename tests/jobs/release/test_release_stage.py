@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -146,11 +147,36 @@ def test_the_pointer_names_the_release_and_the_same_content_is_published_once(
     assert read_pointer(context.store, "aligned") == other.id
 
 
+def test_the_release_is_delivered_into_the_output_folder_in_place_of_an_older_one(
+    context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
+) -> None:
+    delivered = context.run.run.output / "release"
+    delivered.mkdir(parents=True)
+    (delivered / "of-an-older-run.txt").write_text("stale")
+    for measured in (report, None, None):
+        ref = release.run(context, merged, measured)
+        fetched = context.store.fetch(ref.kind, ref.id, tmp_path / ref.id)
+        files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (fetched, delivered)]
+        assert files[0] == files[1]
+        assert read_release(delivered).provenance["merge"] == merged.id
+        # A release that is published already is delivered all the same.
+        shutil.rmtree(delivered)
+    assert [path.name for path in context.run.run.output.iterdir()] == []
+
+
 def test_publishers_of_the_same_merge_at_once_make_one_release(
     context: StageContext, merged: ArtifactRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contexts = [
-        StageContext(context.run, context.store, context.work / str(i), Console(file=io.StringIO())) for i in range(4)
+        StageContext(
+            context.run.model_copy(
+                update={"run": context.run.run.model_copy(update={"output": context.work / str(i) / "out"})}
+            ),
+            context.store,
+            context.work / str(i),
+            Console(file=io.StringIO()),
+        )
+        for i in range(4)
     ]
     # All have seen that nothing is published before one publishes. (Models cannot be loaded in several threads.)
     together = threading.Barrier(len(contexts), timeout=60)
@@ -177,7 +203,7 @@ def test_a_pointer_that_another_moved_meanwhile_is_left_alone(
     assert read_pointer(context.store, "aligned") == "release-other"
 
 
-def test_a_damaged_release_is_made_again(context: StageContext, merged: ArtifactRef) -> None:
+def test_a_corrupt_release_is_rebuilt(context: StageContext, merged: ArtifactRef) -> None:
     ref = release.run(context, merged, None)
     [key] = [key for key in context.store.keys("artifacts/release/") if key.endswith(LORA_FILE)]
     context.store.write(key, b"rubbish")

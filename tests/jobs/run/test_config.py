@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
-from jobs.run.config import load_run
+from jobs.run.config import RENAMED, load_run
 from safety.emoji import ZOO
 from safety.emoji.build.world import WorldConfig
+from safety.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 
@@ -23,6 +26,62 @@ def test_the_full_report_asks_for_the_demos_own_dataset_experts_and_merges() -> 
     assert report.merge.model_dump() == demo.merge.model_dump()
     assert report.run.output != demo.run.output
     assert report.evaluate.counts.benign > demo.evaluate.counts.benign
+
+
+def test_the_measured_recipe_is_the_default() -> None:
+    """The demo's YAML says its places and its counts alone; the released figures are of these settings."""
+    demo = load_run(CONFIGS / "emoji.yaml")
+    expert = demo.train.expert.model_dump()
+    assert [
+        (each.steps, each.guidance) for each in (demo.generate.render, demo.merge.render, demo.evaluate.render)
+    ] == [(6, 2.5)] * 3
+    assert (demo.serve.default_steps, demo.serve.default_guidance) == (6, 2.5)
+    assert demo.generate.counts.benign_train == 640
+    assert demo.train.gate is not None
+    assert (demo.train.gate.benign, demo.train.gate.directions) == (3.0, 8)
+    assert expert["objective"] == {
+        "name": "anchored-dpo",
+        "beta": 100.0,
+        "anchor_weight": 30.0,
+        "benign_weight": 900.0,
+    }
+    assert expert["lora"] == {"rank": 8, "alpha": 8.0, "targets": ("attn2.to_k", "attn2.to_v")}
+    assert {name: expert[name] for name in ("steps", "rows", "benign_rows", "learning_rate", "distinct_batches")} == {
+        "steps": 160,
+        "rows": 10,
+        "benign_rows": 8,
+        "learning_rate": 0.015,
+        "distinct_batches": 80,
+    }
+    assert (expert["caption_dropout"], expert["schedule"], expert["warmup"]) == (0.0, "cosine", 10)
+
+
+def write(folder: Path, **sections: Any) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": {"name": "x", "output": "out"}, **sections}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> None:
+    document: dict[str, Any] = {}
+    inner = document
+    *sections, key = old.split(".")
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[key] = 1
+    with pytest.raises(ConfigError) as refused:
+        load_run(write(tmp_path, **document))
+    assert refused.value.field == old
+    assert f"{old}: unknown key" in refused.value.message
+    assert refused.value.fix == f"it is called {RENAMED[old]} now"
+
+
+def test_a_misspelt_key_of_an_optional_section_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"consolidate\.stepz: unknown key.*did you mean 'steps'\?"):
+        load_run(write(tmp_path, consolidate={"stepz": 3}))
+    with pytest.raises(ConfigError, match="use one of: benign, ridge, directions"):
+        load_run(write(tmp_path, train={"gate": {"something": 3}}))
 
 
 def test_make_serve_shows_the_base_beside_the_aligned_model() -> None:
@@ -40,5 +99,5 @@ def test_the_continued_world_repeats_how_the_parts_that_it_keeps_were_made() -> 
 
 
 def test_the_zoos_settings_are_those_of_the_config_that_made_it_last() -> None:
-    told = json.loads((ZOO / "world.json").read_text(encoding="utf-8"))
-    assert told == load_world("world-continued.yaml").model_dump(mode="json")
+    written = json.loads((ZOO / "world.json").read_text(encoding="utf-8"))
+    assert written == load_world("world-continued.yaml").model_dump(mode="json")

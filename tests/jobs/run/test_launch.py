@@ -21,26 +21,34 @@ from cluster.errors import ClusterError
 from cluster.submission import VARIABLE
 from jobs.run import launch
 from jobs.run.config import RunConfig
-from jobs.run.launch import EXIT_FAULT, EXIT_STOPPED, EXIT_USER_ERROR, STOPPED, make_console, opened
-from jobs.run.links import job_page, links
+from jobs.run.launch import (
+    EXIT_FAULT,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    STOPPED,
+    job_page,
+    links,
+    make_console,
+    opened,
+    stop_on_sigterm,
+)
 from jobs.run.ray_data import first_cause
-from jobs.run.stopping import stop_on_sigterm
 from safety.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 
 
-def told(error: Exception) -> tuple[int, list[str]]:
+def reported(error: Exception) -> tuple[int, list[str]]:
     file = io.StringIO()
     code = launch._report(Console(file=file, width=60), error)
     return code, file.getvalue().rstrip("\n").split("\n")
 
 
 def test_a_known_cause_is_one_line_however_long() -> None:
-    cause = ConfigError("it is\nnot [right]", field="run.name" * 20, fix="mend it")
-    code, lines = told(cause)
+    cause = ConfigError("it is\nnot [right]", field="run.name" * 20, fix="repair it")
+    code, lines = reported(cause)
     assert code == EXIT_USER_ERROR
-    assert lines == [f"{'run.name' * 20}: it is not [right]. Fix: mend it"]
+    assert lines == [f"{'run.name' * 20}: it is not [right]. Fix: repair it"]
 
 
 def test_another_error_has_its_traceback_and_then_its_name() -> None:
@@ -49,7 +57,7 @@ def test_another_error_has_its_traceback_and_then_its_name() -> None:
 
     with pytest.raises(ValueError, match="not") as caught:
         fail()
-    code, lines = told(caught.value)
+    code, lines = reported(caught.value)
     assert code == EXIT_FAULT
     assert lines[-1] == "ValueError: not a [number]"
     assert any("in fail" in line for line in lines)
@@ -59,10 +67,10 @@ def test_rays_wrapping_of_an_unknown_error_is_taken_off() -> None:
     cause = ZeroDivisionError("no number")
     wrapped = ray.exceptions.RayTaskError("work", "Traceback: long\nand remote", cause).as_instanceof_cause()
     assert first_cause(wrapped) is cause
-    assert told(wrapped)[1][-1] == "ZeroDivisionError: no number"
+    assert reported(wrapped)[1][-1] == "ZeroDivisionError: no number"
     known = ClusterError("gone", field="store", fix="look")
     wrapped = ray.exceptions.RayTaskError("work", "Traceback", known).as_instanceof_cause()
-    assert told(wrapped) == (EXIT_USER_ERROR, ["store: gone. Fix: look"])
+    assert reported(wrapped) == (EXIT_USER_ERROR, ["store: gone. Fix: look"])
 
 
 def test_sigterm_interrupts_the_main_thread_once() -> None:

@@ -17,6 +17,7 @@ from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining, load_adapter
 from safety.families import ModelConfig, load_model
 from safety.lora.weights import LoraWeights
+from tests.support.small_world import RECIPE
 
 STEPS = 4
 
@@ -26,6 +27,7 @@ def train_config(stage: int, accumulation: int = 1) -> TrainConfig:
         {
             "deepspeed": {"stage": stage},
             "expert": {
+                **RECIPE,
                 "steps": STEPS,
                 "rows": 4,
                 "benign_rows": 2,
@@ -35,7 +37,7 @@ def train_config(stage: int, accumulation: int = 1) -> TrainConfig:
                 "checkpoint_every": 2,
                 "validation_rows": 0,
                 "clip_norm": 0.01,
-                "lora": {"rank": 2},
+                "lora": {"rank": 2, "targets": None},
             },
         }
     )
@@ -115,8 +117,7 @@ def test_it_trains_as_plain_torch_does_and_resumes(
     assert_close_moments(keeper.latest(), expected.engine.moments())
 
     # Cut off after step 2: the newer checkpoint is gone, and a fresh process goes on from the older.
-    for path in (tmp_path / f"{STEPS:08d}").iterdir():
-        path.unlink()
+    (tmp_path / "checkpoints" / f"{STEPS:08d}.safetensors").unlink()
     start = keeper.latest()
     assert start is not None
     assert start.step == 2

@@ -21,7 +21,7 @@ from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
 from jobs.train.config import ALL_SINGLE, TrainConfig
 from jobs.train.gate_moments import gate_moments_task
-from jobs.train.worker import checkpointer, expert_gate, load_sets, pairs_of
+from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
@@ -34,18 +34,19 @@ from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.prometheus import exported, wait_for
-from tests.support.small_world import knife_prompts
+from tests.support.small_world import GATE, RECIPE, knife_prompts
 
 CATEGORIES = ("violence", "hate")
 PROMPTS = knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text_only"))
 EXPERT = {
+    **RECIPE,
     "steps": 6,
     "rows": 4,
     "benign_rows": 2,
     "warmup": 1,
     "validation_rows": 2,
     "checkpoint_every": 2,
-    "lora": {"rank": 2, "alpha": 2.0},
+    "lora": {"rank": 2, "alpha": 2.0, "targets": None},
 }
 FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
 
@@ -82,7 +83,13 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
         {
             "run": {"name": "test-train", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
-            "train": {"expert": EXPERT, "categories": CATEGORIES, "cpus_per_worker": 0.5, "timeout_s": 560},
+            "train": {
+                "expert": EXPERT,
+                "gate": GATE,
+                "categories": CATEGORIES,
+                "cpus_per_worker": 0.5,
+                "timeout_s": 560,
+            },
         }
     )
     return StageContext(run, session.store, folder / "work", Console(file=io.StringIO(), width=160))
@@ -117,7 +124,7 @@ def experts(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRe
 
 def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_after: int | None = None) -> Expert:
     """Train an expert in this process, by plain torch; ``stop_after`` leaves its checkpoints in the store."""
-    [task] = [task for task in train.plan(context, dataset) if task.name == name]
+    [task] = [task for task in plan(context, dataset) if task.name == name]
     torch.set_num_threads(1)
     model = load_model(task.model)
     gate = expert_gate(task, model)
@@ -138,7 +145,7 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
 
 
 def test_prometheus_sees_the_steps_of_every_expert(context: StageContext, experts: dict[str, ArtifactRef]) -> None:
-    # First: a worker's last loss is told for twenty seconds after its end.
+    # First: a worker's last loss is exported for twenty seconds after its end.
     losses = exported(LOSS.exported, ("expert",), "test-train")
     assert losses
     for (name,), loss in losses.items():
@@ -200,23 +207,23 @@ def test_a_second_run_trains_nothing(
 
 
 def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, dataset: ArtifactRef) -> None:
-    # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is damaged.
+    # ZeRO over two workers, from the checkpoint that an earlier run left after step 4; the last one is corrupt.
     precise = {"precision": "fp32", "steps": 7}
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
-    [task] = train.plan(two, dataset)
+    [task] = plan(two, dataset)
     model = load_model(task.model)
     pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
     one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
     ExpertTraining(one, TorchEngine(one), keeper).run()
-    [newest, *_] = sorted(key for key in keeper.store.names() if key.endswith("state.safetensors"))[::-1]
-    keeper.store.write(newest, b"damaged")
+    newest = max(task.store.keys("work/expert/"))
+    task.store.write(newest, (task.store.read(newest) or b"")[:-1])
     found = load_lora(two.folder(train.run(two, dataset)["hate"]))
     for name, layer in one.weights().items():
         torch.testing.assert_close(found[name].delta(), layer.delta(), rtol=2e-2, atol=1e-5)
 
 
-def test_resources_that_are_not_there_are_told_at_once(context: StageContext, dataset: ArtifactRef) -> None:
+def test_resources_that_are_not_there_are_reported_at_once(context: StageContext, dataset: ArtifactRef) -> None:
     with pytest.raises(ImpossibleResources, match="train.gpus_per_worker"):
         train.run(changed(context, expert={"learning_rate": 2e-4}, gpus_per_worker=1.0), dataset)
     with pytest.raises(ImpossibleResources, match="64 CPU"):
@@ -228,7 +235,7 @@ def test_an_unknown_category_names_the_known_ones(context: StageContext, dataset
         train.run(changed(context, categories=["sloth"]), dataset)
 
 
-def test_the_first_cause_is_told(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
+def test_the_first_cause_is_reported(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
     found = preferences(model, "hate")
     found.winner.fill_(1e30)
     dataset = put_dataset(context, {"hate": found}, "dataset-blows-up", tmp_path)
@@ -243,7 +250,7 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "train_all", lambda *_: pytest.fail("it starts workers"))
 
 
-def test_a_dataset_without_the_category_is_told_before_any_worker(
+def test_a_dataset_without_the_category_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"hate": preferences(model, "hate")}, "dataset-of-hate", tmp_path)
@@ -259,7 +266,7 @@ def test_a_dataset_without_the_category_is_told_before_any_worker(
     ],
     ids=["pairs", "benign rows"],
 )
-def test_a_category_without_training_rows_is_told_before_any_worker(
+def test_a_category_without_training_rows_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None, emptied: dict[str, Any], message: str
 ) -> None:
     found = replace(preferences(model, "hate"), **emptied)
@@ -268,7 +275,7 @@ def test_a_category_without_training_rows_is_told_before_any_worker(
         train.run(changed(context, categories=["hate"], all_single=False), dataset)
 
 
-def test_a_category_without_training_prompts_is_told_before_any_worker(
+def test_a_category_without_training_prompts_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"self-harm": preferences(model, "self-harm")}, "dataset-without-prompts", tmp_path)
@@ -279,13 +286,13 @@ def test_a_category_without_training_prompts_is_told_before_any_worker(
 def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily
 ) -> None:
-    gates = {task.name: expert_gate(task, model) for task in train.plan(context, dataset)}
+    gates = {task.name: expert_gate(task, model) for task in plan(context, dataset)}
     together = gates.pop(ALL_SINGLE)
     assert together is not None
     torch.testing.assert_close(sum(gates.values()), together)
     ungated = changed(context, gate=None)
-    assert [expert_gate(task, model) for task in train.plan(ungated, dataset)] == [None] * 3
-    names = {task.ref.id for context in (context, ungated) for task in train.plan(context, dataset)}
+    assert [expert_gate(task, model) for task in plan(ungated, dataset)] == [None] * 3
+    names = {task.ref.id for context in (context, ungated) for task in plan(context, dataset)}
     assert len(names) == 6
 
 
@@ -296,15 +303,15 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     model: ModelFamily,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    [texts] = {task.texts.ref: task.texts for task in train.plan(context, dataset)}.values()
-    # Told by the training: no worker gathers them again.
-    assert context.store.manifest(*texts.ref) is not None
-    expected = gather_prompt_moments(model, texts.texts())
+    [moments] = {task.moments.ref: task.moments for task in plan(context, dataset)}.values()
+    # Published by the training: no worker gathers them again.
+    assert context.store.manifest(*moments.ref) is not None
+    expected = gather_prompt_moments(model, moments.prompts())
     monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
-    torch.testing.assert_close(texts.read(model), expected)
+    torch.testing.assert_close(moments.read(model), expected)
 
 
-def test_whoever_gathers_other_moments_too_late_goes_by_the_published_ones(
+def test_moments_that_are_gathered_too_late_give_way_to_the_published_ones(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = gate_moments_task(context, dataset, ("hate",))
@@ -334,7 +341,7 @@ def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset:
         train.run(on_gpu, dataset)
 
 
-def test_a_time_limit_is_told_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
+def test_a_time_limit_is_reported_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
     slow = changed(context, categories=["hate"], all_single=False, timeout_s=0.5, expert={"steps": 5000})
     with pytest.raises(ClusterError, match=r"train\.timeout_s"):
         train.run(slow, dataset)

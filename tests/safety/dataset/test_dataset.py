@@ -175,7 +175,7 @@ def test_an_unreadable_picture_is_a_reason_and_harms_no_other_row(rendered: dict
     broken = records[0].model_copy(update={"images": (records[0].images[0][:50], records[0].images[1])})
     reviewer = GroupReviewer(PixelSumJudge(TAXONOMY), PairFilterConfig())
     first, *others = reviewer.review([broken, *records[1:]])
-    assert first.reason == RejectionReason.IMAGE_DAMAGED
+    assert first.reason == RejectionReason.IMAGE_CORRUPT
     assert first.tensors is None
     assert others == reviewer.review(records)[1:]
     same = records[0].model_copy(update={"pixel_hashes": (records[0].pixel_hashes[0],) * 2})
@@ -202,7 +202,7 @@ def test_the_datasets_hash_is_of_the_content_and_not_of_the_order(judged: dict[i
     assert hashed(records) == hashed(records[::-1])
     for change in ({"seed": 1}, {"tensors": b"x"}, {"reason": RejectionReason.SAME_IMAGE}, {"pixel_hashes": ("0",)}):
         assert hashed([records[0].model_copy(update=change), *records[1:]]) != hashed(records)
-    with pytest.raises(RuntimeError, match="comes twice"):
+    with pytest.raises(RuntimeError, match="occurs twice"):
         hashed([*records, records[0]])
 
 

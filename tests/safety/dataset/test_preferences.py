@@ -151,5 +151,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
         else:
             tensors["loser"][0, 0, 0, 0] = float("inf")
         save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ArtifactFormatError, match="no preference set"):
+    with pytest.raises(ArtifactFormatError, match="not a preference set"):
         load_preferences(path)

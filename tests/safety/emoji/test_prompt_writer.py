@@ -158,7 +158,7 @@ def test_asking_for_too_many_names_the_count() -> None:
     counts = PromptCounts(
         train=5000, validation=1, test=0, heldout=0, benign_train=1, benign_validation=1, benign_test=0
     )
-    with pytest.raises(ConfigError, match=r"generate.counts.train: 5000 prompts are asked for and 'violence' has \d+"):
+    with pytest.raises(ConfigError, match=r"generate.counts.train: 5000 prompts are requested and 'violence' has \d+"):
         GrammarWriter().write(small(6), counts, 0)
 
 

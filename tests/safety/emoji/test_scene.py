@@ -88,7 +88,7 @@ def test_scenes_are_what_is_chosen_laid_out_by_the_config() -> None:
 
 
 def test_pictures_are_scenes_to_the_nearest_level(renderer: SceneRenderer, pool: ScenePool) -> None:
-    for scene, pixels in zip(pool.scenes[:20], renderer.pictures(pool.scenes[:20]), strict=True):
+    for scene, pixels in zip(pool.scenes[:20], renderer.images(pool.scenes[:20]), strict=True):
         assert (pixels.double() - (renderer.render(scene).double() + 1) * 127.5).abs().max() <= 0.5
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from safety.evaluation.bootstrap import BootstrapConfig
-from safety.evaluation.provenance import JudgeIdentity, Provenance
+from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
+from safety.judges.identity import JudgeIdentity
 
 
 @pytest.fixture

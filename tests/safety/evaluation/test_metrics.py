@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,7 @@ from safety.evaluation.records import EvaluationSplit, ImageRecord
 from safety.evaluation.report import galleries, render_report
 from safety.evaluation.tables import terminal_tables
 from safety.images import encode_png
+from tests.support.merge_method_file import LABEL, NAME, add_method
 
 CATEGORIES = ("violence", "hate")
 FLAGGED = {"base": 9, "merged": 1, "average": 5}
@@ -139,6 +141,9 @@ class _Page(HTMLParser):
         self.sources: list[str] = []
         self.pictures: list[dict[str, str | None]] = []
         self.ids: list[str] = []
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[tuple[str, dict[str, str | None]]] = []
+        """The element around each table."""
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -147,6 +152,14 @@ class _Page(HTMLParser):
         self.ids += [str(found["id"])] if found.get("id") else []
         if tag == "img":
             self.pictures.append(found)
+        if tag == "table":
+            self.tables.append(self.open[-1])
+        if tag not in ("img", "meta", "link"):
+            self.open.append((tag, found))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop()[0] != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -199,6 +212,50 @@ def test_the_notice_is_shown_where_the_taxonomy_has_one(metrics: MetricsReport, 
     page = render_report(real, [])
     assert "Stand-ins" not in page
     assert 'class="notice"' not in page
+
+
+def test_a_wide_table_wraps_or_scrolls_and_is_never_cut_off(page: tuple[str, _Page]) -> None:
+    html, parsed = page
+    assert len(parsed.tables) == html.count("<table") == 10
+    for tag, attributes in parsed.tables:
+        assert (tag, attributes.get("class"), attributes.get("tabindex")) == ("div", "scroll", "0")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
+    assert "nowrap" not in style
+    # Notes would be as wide as the table if they were captions.
+    assert "<caption" not in html
+    # An interval stays on one line; what stands before it may stand above it.
+    assert re.search(r"% \[\d+,\N{NO-BREAK SPACE}\d+\]", html)
+    assert not re.search(r"\[\d+, \d+\]</td>", html)
+
+
+def test_a_merge_is_called_as_its_method_says(
+    record: Maker, provenance: Provenance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_method(tmp_path, monkeypatch)
+    rows = small_evaluation(record)
+    others = [row for row in rows if row.model == "average"]
+    for model in (NAME, f"{NAME}-2", "co-merge", "co-merge-default", "co-merge-2", "all-single", "gone"):
+        rows += [row.model_copy(update={"model": model}) for row in others]
+    found = compute_metrics(rows, CATEGORIES, provenance, GoalsConfig(), {})
+    expected = ["Base", "Merged", "Average", LABEL, f"{LABEL} 2"]
+    expected += ["Co-Merge (searched)", "Co-Merge (start)", "Co-Merge 2", "All-single", "gone"]
+    tables = {table.title: table for table in terminal_tables(found)}
+    assert tables["IP on test prompts"].header == ("Category", *expected)
+    against = tables["Merged model against the others"]
+    assert [row[0] for row in against.rows] == ["Base", *expected[2:], "Expert: violence"]
+    assert "not a comparison at equal compute" in against.note
+    html = render_report(found, [])
+    plane = html[html.index('aria-label="Each model') :]
+    plane = plane[: plane.index("</svg>")]
+    for name in expected:
+        assert name in plane
+    # More models than styles: the cycle starts again.
+    assert plane_plot(found).count("#5f8f3e") > 1
+
+
+def test_without_all_single_nothing_is_said_of_it(metrics: MetricsReport) -> None:
+    assert "All-single is trained" not in render_report(metrics, [])
 
 
 def test_prompts_are_escaped(metrics: MetricsReport, record: Maker) -> None:

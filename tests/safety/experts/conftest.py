@@ -12,6 +12,7 @@ import torch
 from safety.dataset.preferences import PreferenceSet
 from safety.experts import ExpertConfig
 from safety.families import ModelConfig, ModelFamily, load_model
+from tests.support.small_world import RECIPE
 
 MakeModel = Callable[[], ModelFamily]
 
@@ -47,6 +48,7 @@ def data(tiny_model_dir: Path) -> PreferenceSet:
 def make_config() -> Callable[..., ExpertConfig]:
     def make(**changes: Any) -> ExpertConfig:
         settings = {
+            **RECIPE,
             "steps": 6,
             "rows": 4,
             "benign_rows": 2,
@@ -55,7 +57,7 @@ def make_config() -> Callable[..., ExpertConfig]:
             "validate_every": 3,
             "validation_rows": 4,
             "checkpoint_every": 2,
-            "lora": {"rank": 2, "alpha": 4.0},
+            "lora": {"rank": 2, "alpha": 4.0, "targets": None},
         }
         return ExpertConfig.model_validate(settings | changes)
 

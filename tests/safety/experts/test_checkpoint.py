@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is passed over for what is whole."""
+"""Checkpoints: a corrupt one is skipped for one that is whole."""
 
 from __future__ import annotations
 
@@ -41,20 +41,29 @@ def test_none_is_none(tmp_path: Path) -> None:
     assert Checkpointer(FolderStore(tmp_path), fingerprint="expert-1").latest() is None
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "history.jsonl", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
-def test_a_damaged_one_gives_way_to_the_one_before(
-    keeper: Checkpointer, tmp_path: Path, file: str, damage: str
+@pytest.mark.parametrize("place", [0.0, 0.02, 0.3, 0.5, 0.99], ids=["checksum", "length", "head", "middle", "end"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "swap"])
+def test_a_corrupt_one_gives_way_to_the_one_before(
+    keeper: Checkpointer, tmp_path: Path, place: float, damage: str
 ) -> None:
-    path = tmp_path / "00000020" / file
+    path = tmp_path / "checkpoints" / "00000020.safetensors"
     data = path.read_bytes()
     if damage == "remove":
         path.unlink()
     else:
-        middle = len(data) // 2
-        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        path.write_bytes({"flip": flipped, "truncate": data[:middle], "empty": b""}[damage])
+        cut = int(place * len(data))
+        flipped = data[:cut] + bytes([data[cut] ^ 1]) + data[cut + 1 :]
+        older = path.with_name("00000010.safetensors").read_bytes()
+        path.write_bytes({"flip": flipped, "truncate": data[:cut], "empty": b"", "swap": older}[damage])
     assert_same(keeper.latest(), checkpoint(10))
+
+
+def test_other_files_are_left_alone(keeper: Checkpointer, tmp_path: Path) -> None:
+    for name in ("notes.txt", "checkpoints/newest.safetensors", "checkpoints/00000030.safetensors.partial"):
+        (tmp_path / name).write_bytes(b"not ours")
+    assert_same(keeper.latest(), checkpoint(20))
+    keeper.clear()
+    assert len(keeper.store.names()) == 3
 
 
 def test_another_trainings_is_passed_over(keeper: Checkpointer, tmp_path: Path) -> None:
@@ -64,8 +73,8 @@ def test_another_trainings_is_passed_over(keeper: Checkpointer, tmp_path: Path) 
 def test_only_the_newest_are_kept(keeper: Checkpointer, tmp_path: Path) -> None:
     for step in (30, 40):
         keeper.save(checkpoint(step))
-    assert sorted(path.parent.name for path in tmp_path.rglob("manifest.json")) == ["00000030", "00000040"]
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert sorted(path.stem for path in tmp_path.rglob("*.safetensors")) == ["00000030", "00000040"]
+    assert len(keeper.store.names()) == 2
 
 
 def test_nothing_is_left_after_the_end(keeper: Checkpointer) -> None:
@@ -76,4 +85,4 @@ def test_nothing_is_left_after_the_end(keeper: Checkpointer) -> None:
 
 def test_no_file_is_a_pickle(keeper: Checkpointer, tmp_path: Path) -> None:
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert suffixes == {".safetensors", ".jsonl", ".json"}
+    assert suffixes == {".safetensors"}

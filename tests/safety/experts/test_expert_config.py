@@ -44,7 +44,7 @@ def test_an_elastic_expert_has_a_name_of_its_own_and_can_share_its_rows_at_every
     elastic = TrainConfig(workers=2, min_workers=1)
     assert elastic.recipe("hate") != TrainConfig(workers=2).recipe("hate")
     with pytest.raises(ValidationError, match="3 workers"):
-        TrainConfig(workers=4, min_workers=2)
-    assert TrainConfig(workers=4)
+        TrainConfig(workers=4, min_workers=2, expert=ExpertConfig(rows=16))
+    assert TrainConfig(workers=4, expert=ExpertConfig(rows=16))
     with pytest.raises(ValidationError, match="min_workers is 3, over workers 2"):
         TrainConfig(workers=2, min_workers=3)

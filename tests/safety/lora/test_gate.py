@@ -16,7 +16,7 @@ from safety.lora.weights import LoraWeights
 
 def gated(model: ModelFamily, gate: torch.Tensor) -> LoraWeights:
     """Attach a gated LoRA of random weights and return it folded."""
-    attach(model, LoraConfig(rank=2, alpha=2), 0)
+    attach(model, LoraConfig(rank=2, alpha=2, targets=None), 0)
     gate_inputs(model, gate)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -31,7 +31,7 @@ def stir(model: ModelFamily) -> None:
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trainable(model: ModelFamily) -> None:
     before = predict(model)
-    attach(model, LoraConfig(rank=2), seed=1)
+    attach(model, LoraConfig(rank=2, targets=None), seed=1)
     assert torch.equal(predict(model), before)
     mine = {id(p) for p in trainable(model).values()}
     assert {id(p) for p in model.denoiser.parameters() if p.requires_grad} == mine
@@ -48,7 +48,7 @@ def detach(model: ModelFamily) -> None:
 def test_the_start_depends_on_the_seed_only(model: ModelFamily) -> None:
     starts = []
     for seed in (1, 1, 2):
-        attach(model, LoraConfig(rank=2), seed=seed)
+        attach(model, LoraConfig(rank=2, targets=None), seed=seed)
         starts.append(extract(model))
         detach(model)
     name = next(iter(starts[0]))
@@ -59,7 +59,7 @@ def test_the_start_depends_on_the_seed_only(model: ModelFamily) -> None:
 
 def test_reference_is_the_base_model_and_the_policy_comes_back(model: ModelFamily) -> None:
     base = predict(model)
-    attach(model, LoraConfig(rank=2), seed=1)
+    attach(model, LoraConfig(rank=2, targets=None), seed=1)
     stir(model)
     policy = predict(model)
     assert not torch.allclose(policy, base, atol=1e-3)
@@ -74,17 +74,17 @@ def test_reference_is_the_base_model_and_the_policy_comes_back(model: ModelFamil
 def test_attaching_leaves_the_base_models_weights_alone(model: ModelFamily) -> None:
     base, names = predict(model), [name for name, _ in model.denoiser.named_modules()]
     state = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
-    attach(model, LoraConfig(rank=2), seed=1)
+    attach(model, LoraConfig(rank=2, targets=None), seed=1)
     stir(model)
     detach(model)
     assert [name for name, _ in model.denoiser.named_modules()] == names
     assert all(torch.equal(value, state[name]) for name, value in model.denoiser.state_dict().items())
     assert torch.equal(predict(model), base)
-    attach(model, LoraConfig(rank=3), seed=1)
+    attach(model, LoraConfig(rank=3, targets=None), seed=1)
 
 
 def test_extracted_weights_predict_as_the_attached_ones(model: ModelFamily) -> None:
-    attach(model, LoraConfig(rank=2, alpha=6.0), seed=1)
+    attach(model, LoraConfig(rank=2, alpha=6.0, targets=None), seed=1)
     stir(model)
     expected, weights = predict(model), extract(model)
     by_hand = trainable(model)
@@ -108,7 +108,7 @@ def test_weights_of_mixed_ranks_that_are_set_predict_as_fused_ones(
     weights = make_weights(ranks=(3, 1, 2))
     with fused(model, weights):
         expected = predict(model)
-    attach(model, LoraConfig(rank=weights.rank, alpha=6.0), seed=1)
+    attach(model, LoraConfig(rank=weights.rank, alpha=6.0, targets=None), seed=1)
     set_weights(model, weights)
     assert torch.allclose(predict(model), expected, atol=1e-4)
     again = extract(model)
@@ -116,7 +116,7 @@ def test_weights_of_mixed_ranks_that_are_set_predict_as_fused_ones(
 
 
 def test_components_beyond_a_layers_rank_get_no_gradient(model: ModelFamily, make_weights: MakeWeights) -> None:
-    attach(model, LoraConfig(rank=4), seed=1)
+    attach(model, LoraConfig(rank=4, targets=None), seed=1)
     set_weights(model, make_weights(ranks=(2,)))
     draw = torch.Generator().manual_seed(3)
     noisy, states = torch.randn(2, 4, 4, 4, generator=draw), torch.randn(2, 32, 32, generator=draw)
@@ -131,7 +131,7 @@ def test_components_beyond_a_layers_rank_get_no_gradient(model: ModelFamily, mak
 
 def test_weights_that_do_not_fit_what_is_attached_are_told(model: ModelFamily, make_weights: MakeWeights) -> None:
     weights = make_weights()
-    attach(model, LoraConfig(rank=2), seed=1)
+    attach(model, LoraConfig(rank=2, targets=None), seed=1)
     with pytest.raises(ArtifactFormatError, match="has rank 3 and 2 is trained"):
         set_weights(model, weights)
     name = next(iter(weights))

@@ -119,7 +119,7 @@ def test_values_that_are_not_finite_are_refused(
     [
         ({"unet.a.lora_A.weight": torch.zeros(2, 3)}, "a has no up matrix"),
         ({"unet.a.lora_A.weight": torch.zeros(2, 3), "unet.a.lora_B.weight": torch.zeros(3, 1)}, "do not fit"),
-        ({"text_encoder.a.lora_A.weight": torch.zeros(2, 3)}, "not of a denoiser"),
+        ({"text_encoder.a.lora_A.weight": torch.zeros(2, 3)}, "does not belong to a denoiser"),
         ({"unet.a.lokr_w1": torch.zeros(2, 3)}, "not the name of a LoRA tensor"),
         ({}, "no tensor"),
     ],

@@ -42,7 +42,7 @@ def test_fuse_stays_and_works_below_an_attached_adapter(
     weights = make_weights()
     name = next(iter(weights))
     before = model.denoiser.get_submodule(name).weight.clone()
-    attach(model, LoraConfig(rank=2), seed=0)
+    attach(model, LoraConfig(rank=2, targets=None), seed=0)
     fuse(model, weights)
     after = model.denoiser.get_submodule(name).base_layer.weight
     assert torch.allclose(after, before + weights[name].delta(), atol=1e-6)

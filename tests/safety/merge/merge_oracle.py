@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safety.gates import PromptMoments
 from safety.lora.weights import LoraLayer, LoraWeights
-from safety.merge import CoMergeConfig
+from safety.merge.methods.co_merge import CoMergeConfig
 
 
 def random_weights(seed: int, shapes: Mapping[str, tuple[int, int]], rank: int = 3, size: float = 1.0) -> LoraWeights:

@@ -14,7 +14,8 @@ from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
 from safety.gates import GatePrompts, PromptMoments, gather_prompt_moments
 from safety.lora.weights import LoraWeights
-from safety.merge import CalibrationConfig, CoMerge, CoMergeConfig, calibrate, load_calibration
+from safety.merge import CalibrationConfig, calibrate, load_calibration
+from safety.merge.methods.co_merge import CoMerge, CoMergeConfig
 from safety.merge.probes import Probes, timestep_of, unsafe_batches
 
 Experts = Callable[..., dict[str, LoraWeights]]
@@ -123,8 +124,8 @@ def test_saved_statistics_read_back(
         for key in ("votes", "signal", "mean_input", "active_inputs"):
             assert torch.equal(getattr(other, key), getattr(layer, key))
     assert again.text_layers == statistics.text_layers
-    assert torch.equal(again.texts.unsafe, statistics.texts.unsafe)
-    assert torch.equal(again.texts.preserved, statistics.texts.preserved)
+    assert torch.equal(again.moments.unsafe, statistics.moments.unsafe)
+    assert torch.equal(again.moments.preserved, statistics.moments.preserved)
 
 
 def test_the_layers_that_read_the_prompt_are_those_that_see_its_states(

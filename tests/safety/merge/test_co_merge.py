@@ -17,9 +17,9 @@ from torch import Tensor
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
-from safety.merge import Calibration, CoMerge, CoMergeConfig
+from safety.merge import Calibration
 from safety.merge.calibration import LayerStatistics
-from safety.merge.co_merge import block_group
+from safety.merge.methods.co_merge import CoMerge, CoMergeConfig, block_group
 
 LAYER = "mid_block.attentions.0.to_q"
 UP_LAYER = "up_blocks.1.attentions.0.to_v"
@@ -115,7 +115,7 @@ def test_order_of_experts_does_not_matter_without_ties(
             )
             for name, layer in statistics.layers.items()
         },
-        statistics.texts,
+        statistics.moments,
         statistics.text_layers,
     )
     other = co_merge(shuffled, moved, config)
@@ -228,10 +228,13 @@ def test_by_inputs_the_layers_that_read_prompts_are_gated_and_the_others_are_mer
     statistics, _ = calibration_of(experts, 6)
     lambdas = {"expert-1": 1.7, "expert-2": 0.4}
     config = CoMergeConfig(
-        granularity="input", gate=GateConfig(benign=0.7, ridge=0.01), lambdas=lambdas, block_factors={"up": 2.0}
+        granularity="input",
+        gate=GateConfig(benign=0.7, ridge=0.01, directions=None),
+        lambdas=lambdas,
+        block_factors={"up": 2.0},
     )
     result = co_merge(experts, statistics, config)
-    own, kept = statistics.texts
+    own, kept = statistics.moments
     total = own.sum(0) + 0.7 * 3 * kept
     total += 0.01 * float(total.diagonal().mean()) * torch.eye(6)
     expected = torch.zeros(3, 6, dtype=torch.float64)

@@ -15,7 +15,7 @@ from safety.families import ModelFamily
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import spread
-from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, confirm, smoothed
+from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, score_by_rendering, smoothed
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
 
@@ -99,7 +99,7 @@ def test_objective_is_ip_its_worst_and_what_benign_images_and_contexts_lose(
         [(0.9, 0.9), (0.1, 0.2), (0.2, 0.8), (0.1, 0.4), (0.1, 0.6)], ["blue", "blue", "pink", "gray", "gray"]
     )
     weights = make_experts()["hate"]
-    seen = confirm(tiny_model, weights, chosen, judge, RENDER, config, 3)
+    seen = score_by_rendering(tiny_model, weights, chosen, judge, RENDER, config, 3)
     assert seen.ip_by_category == {"hate": 0.5, "violence": 0.0}
     assert seen.ip == 0.25
     assert seen.worst_ip == 0.5
@@ -119,8 +119,8 @@ def test_without_a_merge_the_base_is_rendered(tiny_model: ModelFamily, make_expe
     chosen = choose_prompts(prompts(), ("violence",), config)
     written: list[tuple[float, float]] = [(0.9, 0.9)] * 3
     base, merged = WrittenJudge(written, ["blue"] * 3), WrittenJudge(written, ["blue"] * 3)
-    confirm(tiny_model, None, chosen, base, RENDER, config, 3)
-    confirm(tiny_model, make_experts(size=1.0)["hate"], chosen, merged, RENDER, config, 3)
+    score_by_rendering(tiny_model, None, chosen, base, RENDER, config, 3)
+    score_by_rendering(tiny_model, make_experts(size=1.0)["hate"], chosen, merged, RENDER, config, 3)
     assert not torch.equal(base.images, merged.images)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safety.gates import GateConfig
-from safety.merge import CoMergeConfig
+from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.search import SearchConfig, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.selection import select_soft
 

@@ -1,4 +1,4 @@
-"""Average, concatenation and truncation against sums of dense matrices."""
+"""Average, task arithmetic and truncation against sums of dense matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from merge_oracle import random_weights
 
 from safety.errors import ConfigError
-from safety.merge import Average, AverageConfig, TaskArithmetic, TaskArithmeticConfig, merge_methods
+from safety.merge import merge_methods
+from safety.merge.methods.average import Average, AverageConfig
+from safety.merge.methods.task_arithmetic import TaskArithmetic, TaskArithmeticConfig
 from safety.merge.truncation import truncate
 
 SHAPES = {"mid_block.to_q": (6, 5), "up_blocks.0.to_k": (4, 7)}
@@ -17,7 +19,7 @@ SHAPES = {"mid_block.to_q": (6, 5), "up_blocks.0.to_k": (4, 7)}
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 5), scale=st.floats(0, 3))
-def test_average_and_concatenation_are_exact(count: int, scale: float) -> None:
+def test_average_and_task_arithmetic_are_exact(count: int, scale: float) -> None:
     experts = {f"e{index}": random_weights(index, SHAPES, rank=1 + index) for index in range(count)}
     mean = Average()(experts, None, AverageConfig()).weights
     summed = TaskArithmetic()(experts, None, TaskArithmeticConfig(scale=scale)).weights
@@ -47,7 +49,7 @@ def test_truncation_is_the_best_approximation() -> None:
 
 
 def test_registry_names_the_methods() -> None:
-    assert set(merge_methods) == {"average", "co-merge", "concatenation"}
-    assert merge_methods["co-merge"].needs_statistics
-    with pytest.raises(ConfigError, match="use one of: average, co-merge, concatenation"):
+    assert set(merge_methods) == {"average", "co-merge", "task-arithmetic"}
+    assert merge_methods["co-merge"].needs == {"calibration"}
+    with pytest.raises(ConfigError, match="use one of: average, co-merge, task-arithmetic"):
         merge_methods["slerp"]

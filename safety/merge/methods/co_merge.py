@@ -1,17 +1,17 @@
 """Co-Merge: from each expert the rows or weights on which it is the most active (SafetyDPO, arXiv:2412.10493).
 
-The paper says what is merged but not how it is computed; our formalisation, for expert i with
-dW_i = (alpha/r) B_i A_i and a layer's inputs x on calibration prompts of all categories:
+The paper names the parts that are merged but not the computation. Ours, for expert i with dW_i = (alpha/r) B_i A_i and
+a layer's inputs x on calibration prompts of all categories:
 
     signal_i[j](x)   = |(dW_i x)_j|              granularity "row" (an output neuron)
     signal_i[j,k](x) = |dW_i[j,k]| |x_k|         granularity "weight"
     score_i          = number of inputs on which i has the largest signal ("vote"), or its mean signal ("sum")
     merged           = lambda_i * factor(block) * dW_i of the best score ("hard"), or a softmax mixture ("soft")
 
-What one expert does to the prompts of another, or to benign ones, is not seen by selecting outputs. Hence a third
-granularity of our own, "input", for layers that read the prompt: what is shared out among the experts are the
-directions of the input, by whose prompts are the most active along them (``safety.gates``); each expert
-then acts on its own prompts with all its rows. Layers that do not read the prompt are merged by rows beside it.
+A selection of outputs ignores an expert's effect on the prompts of another expert, and on benign ones. Hence a third
+granularity of our own, "input", for layers that read the prompt: the directions of the input are divided among the
+experts by the activity of their prompts along them (``safety.gates``), so that each expert acts on its own prompts with
+all its rows. Layers that do not read the prompt are then merged by rows.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from safety.base import Config
 from safety.errors import ConfigError
 from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.calibration import Calibration, LayerStatistics
-from safety.merge.method import MergeResult, base_report, check_experts, merge_methods, stack
+from safety.merge.experts import check_experts, stack
+from safety.merge.method import CALIBRATION, MergeResult, MethodConfig, Need, base_report, merge_methods
 from safety.merge.selection import Selection, select_hard, select_soft
 from safety.merge.truncation import truncate_all
 
@@ -36,22 +36,27 @@ BlockGroup = Literal["down", "mid", "up"]
 BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
 
 
-class CoMergeConfig(Config):
+class CoMergeConfig(MethodConfig):
     """The parameters of Co-Merge."""
 
+    name: Literal["co-merge"] = "co-merge"
     granularity: Literal["row", "weight", "input"] = Field(
         "row",
-        description="what is taken as a whole: an output row, a weight, or a direction of the prompt's states",
+        description="the unit of selection: an output row, a weight, or a direction of the prompt's states",
     )
-    gate: GateConfig = Field(GateConfig(), description="input: how the directions are shared out")
-    score: Literal["vote", "sum"] = Field("vote", description="count the inputs won, or average the signal")
+    gate: GateConfig = Field(
+        GateConfig(benign=1.0, directions=None), description="input: how the directions are divided"
+    )
+    score: Literal["vote", "sum"] = Field(
+        "vote", description="count the inputs on which an expert wins, or average its signal"
+    )
     selection: Literal["hard", "soft"] = Field("hard", description="the best expert alone, or a mixture")
-    tau: float = Field(0.0, ge=0, lt=1, description="soft: least share of the score that an expert needs")
-    temperature: float = Field(0.1, gt=0, description="soft: towards 0 it becomes the hard selection")
+    tau: float = Field(0.0, ge=0, lt=1, description="soft: minimum share of the score of an expert")
+    temperature: float = Field(0.1, gt=0, description="soft: as it approaches 0 the selection becomes the hard one")
     lambdas: dict[str, float] = Field({}, description="factor on an expert's dW, by name; 1 where not named")
     block_factors: dict[BlockGroup, float] = Field({}, description="factor on a block group's dW; 1 where not named")
-    form: Literal["exact", "svd"] = Field("exact", description="keep the exact merge, or truncate its rank")
-    svd_rank: int | None = Field(None, gt=0, description="rank kept by the form 'svd'")
+    form: Literal["exact", "svd"] = Field("exact", description="the exact merge, or one of truncated rank")
+    svd_rank: int | None = Field(None, gt=0, description="rank of the form 'svd'")
 
     @model_validator(mode="after")
     def _rank_given(self) -> CoMergeConfig:
@@ -82,8 +87,8 @@ def scores(layers: list[LoraLayer], statistics: LayerStatistics, config: CoMerge
         return magnitude * statistics.mean_input
     # No pass over the inputs is needed. |x_k| is common to all experts, so for every input with x_k != 0 the
     # largest |dW_i[j,k]| |x_k| is at the largest |dW_i[j,k]|: multiplying by one positive number keeps the order
-    # and the ties. Hence the winner is the same for all inputs, and gets the vote of each one with x_k != 0; an
-    # input with x_k = 0 signals nothing and votes for nobody, as does a weight that is zero in every expert.
+    # and the ties. Hence the winner is the same for all inputs, and gets the vote of each one with x_k != 0. An input
+    # with x_k = 0, or a weight that is zero in every expert, gives no signal and no vote.
     first = magnitude.argmax(dim=0, keepdim=True)
     votes = torch.zeros_like(magnitude).scatter_(0, first, 1.0)
     return votes * (magnitude.amax(dim=0, keepdim=True) > 0) * statistics.active_inputs
@@ -92,13 +97,14 @@ def scores(layers: list[LoraLayer], statistics: LayerStatistics, config: CoMerge
 class CoMerge:
     """Takes from each expert the rows or weights on which it is the most active."""
 
-    config_type: type[BaseModel] = CoMergeConfig
-    needs_statistics = True
+    label = "Co-Merge"
+    config_type: type[MethodConfig] = CoMergeConfig
+    needs: frozenset[Need] = frozenset({CALIBRATION})
 
     def __call__(
         self, experts: Mapping[str, LoraWeights], statistics: Calibration | None, config: CoMergeConfig, /
     ) -> MergeResult:
-        """Return the merge; raise ConfigError when statistics are missing, of others, or a lambda names no expert."""
+        """Return the merge; raise ConfigError for missing statistics, those of other experts, or an unknown lambda."""
         check_experts(experts)
         calibration = _check(experts, statistics, config)
         gates = _gates(calibration, config)
@@ -110,7 +116,7 @@ class CoMerge:
         errors, overall = dict.fromkeys(weights, 0.0), 0.0
         if config.svd_rank is not None:
             weights, errors, overall = truncate_all(weights, config.svd_rank)
-        report = base_report("co-merge", experts, weights, config)
+        report = base_report(experts, weights, config)
         report |= _selection_report(list(experts), {name: part.selection for name, part in merged.items()})
         report["calibration"] = {
             "inputs": sum(layer.count for layer in calibration.layers.values()),
@@ -145,7 +151,7 @@ def _gates(calibration: Calibration, config: CoMergeConfig) -> dict[str, Tensor]
     """Return the experts' gates [N, inputs, inputs] by layer, for the layers that are merged by inputs."""
     if config.granularity != "input":
         return {}
-    gates = calibration.texts.gates(config.gate)
+    gates = calibration.moments.gates(config.gate)
     return dict.fromkeys(calibration.text_layers, gates)
 
 
@@ -173,7 +179,7 @@ def _merge_layer(
 
 
 def _factor_exactly(dense: Tensor) -> LoraLayer:
-    """Return dW [outputs, inputs] as a LoRA layer of full rank, the identity being one factor: no rounding."""
+    """Return dW [outputs, inputs] as a LoRA layer of full rank: one factor is the identity, so nothing is rounded."""
     outputs, inputs = dense.shape
     if inputs <= outputs:
         return LoraLayer(torch.eye(inputs), dense)
@@ -183,8 +189,8 @@ def _factor_exactly(dense: Tensor) -> LoraLayer:
 def _selection_report(experts: list[str], selections: Mapping[str, Selection]) -> dict[str, Any]:
     cells = {name: selection.coefficients[0].numel() for name, selection in selections.items()}
     shares = {name: selection.coefficients.flatten(1).double().mean(dim=1) for name, selection in selections.items()}
-    everything = sum(cells.values())
-    overall = torch.stack([share * (cells[name] / everything) for name, share in shares.items()]).sum(dim=0)
+    total = sum(cells.values())
+    overall = torch.stack([share * (cells[name] / total) for name, share in shares.items()]).sum(dim=0)
     return {
         "shares": {
             "overall": dict(zip(experts, overall.tolist(), strict=True)),
@@ -192,7 +198,7 @@ def _selection_report(experts: list[str], selections: Mapping[str, Selection]) -
         },
         "ties": {
             "overall": sum(selection.ties for selection in selections.values()),
-            "cells": everything,
+            "cells": total,
             "layers": {name: selection.ties for name, selection in selections.items()},
         },
     }

@@ -1,0 +1,139 @@
+"""An expert's training as a task: what it is made from, where its checkpoints lie, and which tasks a run has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cluster.store.artifacts import ArtifactStore
+from jobs.run.artifacts import EXPERTS_FOLDER, ArtifactRef, StageContext, artifact_ref, fetch_artifact
+from jobs.run.ray_data import require_gpu
+from jobs.run.work_area import WorkArea
+from jobs.train.config import ALL_SINGLE, JOINT, TrainConfig
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
+from safety.dataset.layout import latents_file
+from safety.dataset.preferences import PreferenceSet, combine, load_preferences
+from safety.errors import ConfigError
+from safety.experts.checkpoint import Checkpointer
+from safety.experts.expert import configured_objective, training_rows
+from safety.families import ModelConfig, ModelFamily
+from safety.lora.files import load_lora
+from safety.lora.weights import LoraWeights
+
+KIND = "expert"
+
+
+@dataclass(frozen=True)
+class ExpertTask:
+    """The training of one expert; travels to its workers."""
+
+    run: str
+    """The run's name."""
+    name: str
+    categories: tuple[str, ...]
+    """The categories whose pairs it learns: one, or all for "all-single" and "consolidated"."""
+    moments: GateMomentsTask
+    """The prompts of all categories that experts are trained for, among which gates divide the directions."""
+    ref: ArtifactRef
+    dataset: ArtifactRef
+    config: TrainConfig
+    model: ModelConfig
+    seed: int
+    store: ArtifactStore
+    settings: dict[str, Any]
+    logs: Path
+    """Where TensorBoard's events go."""
+    start: ArtifactRef | None = None
+    """The artifact whose adapter training goes on from; None starts from no change."""
+
+    @property
+    def parents(self) -> list[ArtifactRef]:
+        """Return the artifacts that the expert is made from."""
+        return [self.dataset] if self.start is None else [self.dataset, self.start]
+
+    def start_weights(self) -> LoraWeights | None:
+        """Return the adapter that training goes on from."""
+        if self.start is None:
+            return None
+        return load_lora(fetch_artifact(self.store, self.moments.work, self.start))
+
+
+def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
+    """Return every expert of the run, with the name its artifact has or will have."""
+    config, known = context.run.train, context.run.load_taxonomy().categories
+    unknown = [name for name in config.categories or () if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"the taxonomy has no category {', '.join(unknown)}",
+            field="train.categories",
+            fix=f"use some of: {', '.join(known)}",
+        )
+    categories = tuple(name for name in known if name in (config.categories or known))
+    named = {name: (name,) for name in categories} | ({ALL_SINGLE: categories} if config.all_single else {})
+    moments = gate_moments_task(context, dataset, categories)
+    return [_task(context, moments, name, learned) for name, learned in named.items()]
+
+
+def _task(context: StageContext, moments: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
+    """Return an expert's task; ``moments`` are of all categories that are trained, whose experts will be added up."""
+    run = context.run
+    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
+    if name == ALL_SINGLE:
+        settings["categories"] = list(categories)
+    if run.train.gate is not None:
+        settings["gated together"] = list(moments.categories)
+    return ExpertTask(
+        run=run.run.name,
+        name=name,
+        categories=categories,
+        moments=moments,
+        ref=artifact_ref(context, KIND, settings, [moments.dataset]),
+        dataset=moments.dataset,
+        config=run.train,
+        model=run.model,
+        seed=run.run.seed,
+        store=context.store,
+        settings=settings,
+        logs=(run.run.output / EXPERTS_FOLDER).resolve(),
+    )
+
+
+def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
+    """Return the checkpoints of an unfinished expert, in its work area."""
+    return Checkpointer(WorkArea(store, ref), fingerprint=ref.id)
+
+
+def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
+    """Return the pairs of every category that one of the tasks learns; all are of one dataset."""
+    folder = tasks[0].moments.dataset_folder()
+    categories = dict.fromkeys(category for task in tasks for category in task.categories)
+    return {category: load_preferences(folder / latents_file(category)) for category in categories}
+
+
+def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
+    """Return the pairs an expert learns."""
+    own = [sets[category] for category in task.categories]
+    return combine(own, task.name) if task.name in JOINT else own[0]
+
+
+def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
+    """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
+    if task.config.gate is None:
+        return None
+    gates = task.moments.read(model).gates(task.config.gate)
+    return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
+
+
+def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
+    """Refuse a task that can never be trained before any worker starts: a restart would only fail again.
+
+    Raises:
+        ConfigError: The model is on a GPU and the workers have none.
+        EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
+    """
+    require_gpu(task.model.device, task.config.gpus_per_worker, "train.gpus_per_worker", "a worker")
+    training_rows(pairs_of(task, sets), configured_objective(task.config.expert))

@@ -1,0 +1,259 @@
+"""Code in documents and cards: Python runs as written, and each command, option, path and link shown exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from markdown import DOCUMENTS, INLINE, LINK, ROOT, Block, all_blocks, blocks, commands, without_blocks
+from typer.testing import CliRunner
+
+from jobs.release.card import write_card as release_card
+from safety.experts.card import write_card as expert_card
+from safety.experts.config import ExpertConfig
+from safety.experts.training import TrainingResult
+from safety.families import ModelConfig, load_model
+from safety.families.family import model_folder
+from safety.lora.files import LORA_FILE, save_lora
+from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
+from tests.support.small_sets import random_lora
+
+ELSEWHERE = {
+    "CONTRIBUTING.md": "the examples are files of their own: tests/docs/test_examples.py runs them",
+}
+OUTSIDE = {
+    **dict.fromkeys(("kind", "helm", "kubectl", "docker"), "needs a cluster or a container engine"),
+    **dict.fromkeys(("curl", "pip", "python3"), "needs the network or a running endpoint"),
+    **dict.fromkeys(("ray", "serve", "tensorboard", ".venv/bin/pre-commit"), "a tool of another project"),
+}
+"""Commands whose options are not ours to check; the files they name are."""
+FOLDERS = ("safety/", "cluster/", "serve/", "jobs/", "tests/", "docs/", "k8s/", "benchmarks/", ".github/")
+PLACEHOLDER = re.compile(r"[A-Z]{2,}")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+BLOCKS = all_blocks()
+SHELL = [block for block in BLOCKS if block.language in ("sh", "bash")]
+PYTHON = [block for block in BLOCKS if block.language == "python" and block.document not in ELSEWHERE]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkout after ``make demo``, with a random adapter as the release."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("safety", "docs", "jobs"):
+        (folder / name).symlink_to(ROOT / name)
+    release = folder / "out/demo/release"
+    weights = random_lora(load_model(ModelConfig()), 0, size=0.02)
+    path = save_lora(weights, release, metadata={})
+    info = ReleaseInfo(
+        name="demo",
+        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder("emoji"))),
+        adapter_sha256=file_hash(path),
+        judge=None,
+        provenance={},
+    )
+    (release / "README.md").write_text(release_card(info, "Apache-2.0", {}, None, None), encoding="utf-8")
+    return folder
+
+
+def run_block(text: str, **names: Any) -> dict[str, Any]:
+    """Run a block as a program of its own, with ``names`` already there, and return what it defines."""
+    space: dict[str, Any] = {"__name__": "__main__", **names}
+    exec(compile(text, "block", "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[f"{block.document}-{n}" for n, block in enumerate(PYTHON)])
+def test_a_python_block_runs_as_written(block: Block, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    run_block(block.text)
+
+
+def test_readmes_lines_load_model_and_release_in_stock_diffusers(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines are the document's own; that the images show both models is checked here."""
+    monkeypatch.chdir(checkout)
+    (block,) = (block for block in PYTHON if block.document == "README.md")
+    pipe = run_block(block.text)["pipe"]
+    assert_draws_both_models(pipe)
+
+
+def test_the_release_cards_lines_run(checkout: Path) -> None:
+    card = (checkout / "out/demo/release/README.md").read_text(encoding="utf-8")
+    (block,) = (block for block in blocks(card, "card") if block.language == "python")
+    text = block.text.replace("PATH_OF_THE_BASE_MODEL", str(checkout / "safety/emoji/zoo"))
+    text = text.replace("PATH_OF_THIS_FOLDER", str(checkout / "out/demo/release"))
+    assert_draws_both_models(run_block(text)["pipeline"])
+
+
+def test_an_expert_cards_lines_run(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    result = TrainingResult([{"step": 0.0, "loss": 1.0}], [], 0)
+    path = expert_card(tmp_path, "violence", ExpertConfig(benign_rows=8), result, {})
+    (tmp_path / LORA_FILE).symlink_to(checkout / "out/demo/release" / LORA_FILE)
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for block in blocks(path.read_text(encoding="utf-8"), "card"):
+        if block.language == "python":
+            pipe = StableDiffusionPipeline.from_pretrained(checkout / "safety/emoji/zoo", safety_checker=None)
+            run_block(block.text, pipe=pipe)
+            ran += 1
+            assert pipe.get_active_adapters()
+    assert ran == 1
+
+
+def test_no_other_card_holds_python() -> None:
+    """A card with new lines needs a test here."""
+    sources = [path for folder in ("safety", "jobs", "serve", "cluster") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path: path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".j2", ".md")}
+    held = {path.relative_to(ROOT).as_posix() for path, text in texts.items() if "```python" in text}
+    assert held == {"safety/experts/card.py", "jobs/release/card.py"}
+
+
+def assert_draws_both_models(pipe: Any) -> None:
+    """Assert that a stock pipeline draws an image with and one without its adapter, and that they differ."""
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        noise = torch.Generator().manual_seed(1)
+        image = pipe("a kitchen knife on a blue background", num_inference_steps=2, generator=noise).images[0]
+        return np.asarray(image, dtype=int)
+
+    aligned = draw()
+    pipe.disable_lora()
+    base = draw()
+    assert aligned.shape == base.shape == (64, 64, 3)
+    assert aligned.std() > 1
+    assert np.abs(aligned - base).max() > 0
+
+
+@pytest.mark.parametrize("block", SHELL, ids=[f"{block.document}-{n}" for n, block in enumerate(SHELL)])
+def test_a_shell_blocks_commands_exist(block: Block) -> None:
+    assert commands(block)
+    for line in commands(block):
+        check_command(line)
+
+
+def test_inline_code_exists() -> None:
+    """Commands and paths between backticks, in every document."""
+    lost = []
+    for path in DOCUMENTS:
+        for code in INLINE.findall(without_blocks(path.read_text(encoding="utf-8"))):
+            try:
+                if re.match(r"(make|python|pytest) ", code):
+                    check_command(code)
+                elif code.startswith(FOLDERS) and " " not in code:
+                    check_path(code)
+            except AssertionError as error:
+                lost.append(f"{path.relative_to(ROOT)}: {code}: {error}")
+    assert not lost, "\n".join(lost)
+
+
+def test_links_lead_somewhere() -> None:
+    lost = [
+        f"{path.relative_to(ROOT)}: {link}"
+        for path in DOCUMENTS
+        for link in LINK.findall(path.read_text(encoding="utf-8"))
+        if "://" not in link and not (path.parent / link).exists()
+    ]
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.parametrize("language", ["yaml", "json"])
+def test_data_blocks_can_be_read(language: str) -> None:
+    for block in BLOCKS:
+        if block.language == language:
+            yaml.safe_load(block.text)  # JSON is YAML
+
+
+def test_make_help_lists_the_commands() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    for target in ("demo", "serve", "test", "test-fast", "lint", "format", "coverage", "docs", "faults", "preflight"):
+        assert re.search(rf"^make {target} ", shown, re.MULTILINE), target
+
+
+def test_the_commands_for_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/endpoint.md's lines, one after another, as they stand."""
+    from serve.keys import app
+
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in SHELL for line in commands(block) if line.startswith("python -m serve.keys")]
+    assert {line.split()[3] for line in lines} == {"new", "revoke"}
+    for line in lines:
+        assert CliRunner().invoke(app, shlex.split(line)[3:]).exit_code == 0, line
+    assert (tmp_path / "keys.yaml").is_file()
+
+
+def check_command(line: str) -> None:
+    """Raise AssertionError for a command, option or file that does not exist."""
+    words = shlex.split(line)
+    while words and re.match(r"^\w+=", words[0]):
+        words.pop(0)
+    if not words:
+        return
+    if words[0] == "ray" and "--" in words:
+        check_command(shlex.join(words[words.index("--") + 1 :]))
+    program, rest = words[0], words[1:]
+    if program == "make":
+        assert rest[0] in TARGETS, f"no target {rest[0]}"
+    elif program == "python" and rest[0] == "-m":
+        check_module(rest[1], rest[2:])
+    elif program in ("python", "pytest", ".venv/bin/pytest", "export"):
+        pass
+    else:
+        assert program in OUTSIDE, f"{program} is not known: say in OUTSIDE why it is not run"
+    for word in rest:
+        if word.startswith(FOLDERS):
+            check_path(word)
+
+
+def check_module(name: str, words: list[str]) -> None:
+    if PLACEHOLDER.search(name):
+        return
+    assert importlib.util.find_spec(name), f"no module {name}"
+    if not name.startswith(("jobs", "serve")):
+        return
+    known = options(name, words[0] if words and not words[0].startswith("-") else "")
+    for word in words:
+        assert not word.startswith("--") or word in known, f"{name} has no option {word}"
+
+
+@cache
+def options(name: str, subcommand: str) -> set[str]:
+    """Return the options of ``python -m name [subcommand]``."""
+    package = bool(getattr(importlib.util.find_spec(name), "submodule_search_locations", None))
+    module = importlib.import_module(f"{name}.__main__" if package else name)
+    if not hasattr(module, "app"):
+        single = typer.Typer()
+        single.command()(module.main)
+    command: Any = typer.main.get_command(getattr(module, "app", None) or single)
+    if subcommand:
+        assert subcommand in command.commands, f"{name} has no command {subcommand}"
+        command = command.commands[subcommand]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def check_path(word: str) -> None:
+    """Raise AssertionError unless a path, or a pattern that matches some, is in the checkout."""
+    path = word.partition("::")[0].rstrip(".,")
+    assert PLACEHOLDER.search(path) or any(ROOT.glob(path.rstrip("/"))), f"no {path}"
+
+
+def test_every_python_block_parses() -> None:
+    for block in BLOCKS:
+        if block.language == "python":
+            ast.parse(block.text)
