@@ -17,7 +17,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)")
-COMMAND = re.compile(r"^(make|python|pip|ray|serve|export|\.venv/\S+|pytest|kubectl|kind|helm|docker|curl|tensorboard)\b")
+COMMAND = re.compile(
+    r"^(make|python|pip|ray|serve|export|\.venv/\S+|pytest|kubectl|kind|helm|docker|curl|tensorboard)\b"
+)
 
 
 class Block(NamedTuple):
