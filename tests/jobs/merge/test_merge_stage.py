@@ -209,13 +209,16 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
 ) -> None:
     ref = merges["co-merge"]
     records = Records(context.store, ref)
+    area = records.area
     before = {trial.finished: trial for trial in records.all("trials", Trial)}
     confirmed = records.all("confirmed", RenderedScore)
     assert (len(before), len(confirmed)) == (4, 2)
     report = json.loads((context.folder(ref) / REPORT_FILE).read_text())["search"]
     last = report["trials"][-1]["parameters"]
     # The run dies with three of four trials finished, one more record half written, nothing published.
-    context.store.write(records._key("trials", last), b'{"parameters": {')
+    trials = {name: Trial.model_validate_json(area.read(name) or b"") for name in area.names("trials/")}
+    broken = next(name for name, trial in trials.items() if trial.parameters == last)
+    context.store.write(area.place + broken, b'{"parameters": {')
     context.store.discard(ref.kind, ref.id)
     left: list[int] = []
     real = merge_search.run_trials

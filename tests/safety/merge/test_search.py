@@ -67,6 +67,7 @@ def test_every_first_point_and_every_proposal_is_a_valid_configuration() -> None
     assert len({config.model_dump_json() for config in configs}) == len(points)
 
 
+@settings(deadline=None)
 @given(scores=st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_one_of_the_first_points_is_nearly_the_experts_sum(scores: list[float]) -> None:
     space = SearchSpace(EXPERTS, CoMergeConfig(), SearchConfig())
@@ -102,6 +103,7 @@ def test_trials_are_ordered_with_the_start_first_and_doubles_dropped() -> None:
         in_order([trial({"strength": 3.0}, 2)], start)
 
 
+@settings(deadline=None)
 @given(scores=st.lists(st.floats(0, 5), min_size=1, max_size=9), count=st.integers(0, 5))
 def test_shortlist_is_the_start_and_the_best_others(scores: list[float], count: int) -> None:
     trials = [trial({"strength": float(index)}, score) for index, score in enumerate(scores)]
@@ -112,6 +114,7 @@ def test_shortlist_is_the_start_and_the_best_others(scores: list[float], count: 
     assert all(scores[inside] <= scores[outside] for inside in chosen[1:] for outside in left)
 
 
+@settings(deadline=None)
 @given(objectives=st.dictionaries(st.integers(1, 9), st.floats(0, 3)), start=st.floats(0, 3))
 def test_the_choice_never_loses_to_the_start(objectives: dict[int, float], start: float) -> None:
     confirmed = {**objectives, 0: start}
