@@ -1,1 +1,1 @@
-"""Where things run and where artifacts live: Ray sessions, resources, the object store. No science here."""
+"""The infrastructure: Ray sessions, resources, metrics and the object store. No science here."""

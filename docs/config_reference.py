@@ -113,7 +113,7 @@ def _row(name: str, field: FieldInfo, section: Section) -> str:
         kind = f"list of {kind}"
     if found and type(None) in get_args(field.annotation):
         kind += ", or null"
-    cells = (f"`{name}`", kind, _shown(value, section), field.description or "")
+    cells = (f"`{name}`", kind, _shown(value), field.description or "")
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -126,7 +126,7 @@ def _anchor(heading: str) -> str:
     return "".join(c for c in heading.lower().replace(" ", "-") if c.isalnum() or c in "-_")
 
 
-def _shown(value: Any, section: Section) -> str:
+def _shown(value: Any) -> str:
     """Return a default as YAML would have it on one line; a nested model's defaults stand in its own section."""
     if value is PydanticUndefined:
         return "required"

@@ -8,6 +8,7 @@ Nothing here needs Ray, a store or the network. The figures of so small a run me
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from safety.lora.files import save_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.method import merge_methods
-from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.rows import PromptRow, PromptSet
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.rendering import RenderConfig, render, row_seed
 from safety.taxonomy import find_taxonomy
@@ -43,7 +44,7 @@ def main(output: Path, pairs: int, steps: int) -> None:
 
     Args:
         output: A folder; made when it is not there.
-        pairs: Training pairs per category; there are twice as many benign rows.
+        pairs: Training pairs per category; there are twice as many benign images, and twenty times as many benign texts.
         steps: Optimizer steps per expert.
     """
     torch.manual_seed(SEED)
@@ -52,7 +53,14 @@ def main(output: Path, pairs: int, steps: int) -> None:
 
     # Prompt pairs: an unsafe prompt and the counterpart that differs in the harmful concept alone.
     counts = PromptCounts(
-        train=pairs, validation=1, test=2, heldout=0, benign_train=2 * pairs, benign_validation=1, benign_test=2
+        train=pairs,
+        validation=1,
+        test=2,
+        heldout=0,
+        benign_train=2 * pairs,
+        benign_validation=1,
+        benign_test=2,
+        benign_text_only=20 * pairs,
     )
     prompts = write_prompts("grammar", taxonomy, counts, SEED)
     model = load_model(ModelConfig(path="emoji"))
@@ -92,16 +100,15 @@ def main(output: Path, pairs: int, steps: int) -> None:
 
 def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> PreferenceSet:
     """Render a category's training pairs and the benign rows, and return them as an expert's training set."""
-    own = [pair for pair in prompts.in_split("train", category)]
     return preference_set(
         category,
-        rendered(model, own),
+        rendered(model, prompts.in_split("train", category)),
         rendered(model, prompts.benign_in("train")),
         {key: value.float() for key, value in model.encode_text([""]).items()},
     )
 
 
-def rendered(model: ModelFamily, rows: list[PromptPair] | list[BenignPrompt]) -> list[Record]:
+def rendered(model: ModelFamily, rows: Sequence[PromptRow]) -> list[Record]:
     """Return the rows with their images and latents; a pair's two images start from one noise."""
     records = [Record(row=row, seed=row_seed(SEED, row.row_id)) for row in rows]
     return [record for record in GroupRenderer(model, RENDER).render(records) if record.kept]

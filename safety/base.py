@@ -1,4 +1,4 @@
-"""The base of configs and of what is written as JSON."""
+"""The base of configs and of other JSON documents."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ SafetyError
 +-- ImageError           an image cannot be read
 +-- ArtifactFormatError  a file is not of the form it should have
 +-- EmptyDatasetError    filtering left no row
-+-- TrainingHealthError  a run does not learn or blows up
++-- TrainingHealthError  a run does not learn, or diverges
 """
 
 from __future__ import annotations
@@ -79,4 +79,4 @@ class EmptyDatasetError(SafetyError):
 
 
 class TrainingHealthError(SafetyError):
-    """A training run does not learn, or blows up."""
+    """A training run does not learn, or diverges."""

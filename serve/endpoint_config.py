@@ -43,7 +43,10 @@ class OutputJudgeConfig(JudgeConfig):
 
 
 class EndpointConfig(Config):
-    """The endpoint's settings: the ``serve`` section of a run's config. Free of torch, for the gateway's process."""
+    """The endpoint's settings.
+
+    This module imports no torch, since the gateway's process reads it.
+    """
 
     app: str = Field("images", pattern=NAME, description="name of the Ray Serve application")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9._/-]*[A-Za-z0-9._-])?$", description="path it is mounted at")

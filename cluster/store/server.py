@@ -275,7 +275,7 @@ def _exclusive_lock(data_dir: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StoreUnreachable(
-                        f"another process holds {data_dir / 'lock'} and does not finish the start of the server",
+                        f"another process holds {data_dir / 'lock'} and does not finish starting the server",
                         field="store.data_dir",
                         fix="end that process (fuser shows which), or name another folder",
                     ) from None

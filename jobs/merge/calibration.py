@@ -54,10 +54,10 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> Calibrat
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
         # A corrupt copy is discarded before the worker reads it.
         finished(context, moments.ref)
-        asked = task.remote(
+        pending = task.remote(
             context.run.model, weights, probes, moments, config.calibration, source.seed, config.threads
         )
-        statistics: Calibration = _result(asked, config.timeout_s)
+        statistics: Calibration = _result(pending, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
         context.console.print(f"calibration {ref.id}: {time.monotonic() - started:.0f} s")
     return Calibrated(ref, load_calibration(context.folder(ref) / CALIBRATION_FILE))
@@ -80,10 +80,10 @@ def calibrate_task(
     return calibrate(loaded, experts, probes, moments.read(loaded), config, seed)
 
 
-def _result(asked: Any, timeout_s: float) -> Any:
+def _result(pending: Any, timeout_s: float) -> Any:
     """Return a Ray task's result; raise the first cause when it failed, and ClusterError when it takes too long."""
     try:
-        return ray.get(asked, timeout=timeout_s)
+        return ray.get(pending, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise timeout_error("the calibration was not finished", timeout_s, "merge.timeout_s") from error
     except ray.exceptions.RayError as error:

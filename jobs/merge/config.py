@@ -19,7 +19,7 @@ from safety.rendering import RenderConfig
 
 
 class MergeConfig(Config):
-    """How the experts become one LoRA, how its coefficients are searched, and which baselines it is compared with."""
+    """The merge of the experts: Co-Merge, the search for its coefficients, and the baselines it is compared with."""
 
     co_merge: CoMergeConfig = Field(CoMergeConfig(), description="Co-Merge's parameters: where the search starts")
     baselines: tuple[AnyMethodConfig, ...] = Field(
@@ -46,8 +46,8 @@ class MergeConfig(Config):
 
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""
-        asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
-        return {name: amount for name, amount in asked.items() if amount > 0}
+        amounts = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
 
     def merges(self) -> dict[str, MethodConfig]:
         """Return every merge of the run by name; the searched one has the parameters that its search starts from."""

@@ -143,9 +143,9 @@ def _choose(
         prompts=choose_prompts(prompts, task.categories, run.merge.confirm),
         weights=weights,
     )
-    asked: Mapping[int, Candidate] = {index: {SCALE: scale} for index, scale in enumerate(config.scales)}
+    requests: Mapping[int, Candidate] = {index: {SCALE: scale} for index, scale in enumerate(config.scales)}
     records = Records(context.store, ref)
-    confirmed = score_all(asked, candidates, records, context.console, "scale")
+    confirmed = score_all(requests, candidates, records, context.console, "scale")
     fitted = smoothed({config.scales[index]: score.objective for index, score in confirmed.items()})
     return confirmed, best({index: fitted[scale] for index, scale in enumerate(config.scales)})
 

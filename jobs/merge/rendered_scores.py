@@ -77,7 +77,7 @@ class ScoringActor:
 
 
 def score_all(
-    asked: Mapping[int, Candidate], candidates: Candidates, records: Records, console: Console, name: str
+    requests: Mapping[int, Candidate], candidates: Candidates, records: Records, console: Console, name: str
 ) -> dict[int, RenderedScore]:
     """Return each candidate's score by the caller's number; only candidates without a record are rendered.
 
@@ -85,19 +85,19 @@ def score_all(
         SafetyError: The first cause of a failure to render a candidate.
         ClusterError: No candidate was finished in time.
     """
-    found = {number: records.read(PART, parameters, RenderedScore) for number, parameters in asked.items()}
+    found = {number: records.read(PART, parameters, RenderedScore) for number, parameters in requests.items()}
     scores = {number: score for number, score in found.items() if score is not None}
-    missing = {number: parameters for number, parameters in asked.items() if number not in scores}
+    missing = {number: parameters for number, parameters in requests.items() if number not in scores}
     if missing:
-        with StageProgress(console, name, len(asked), "candidates", done=len(scores)) as progress:
+        with StageProgress(console, name, len(requests), "candidates", done=len(scores)) as progress:
             for number, score in _render(missing, candidates):
-                records.write(PART, asked[number], score)
+                records.write(PART, requests[number], score)
                 scores[number] = score
                 progress.advance(1, f"objective {score.objective:.3f}")
     return scores
 
 
-def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, RenderedScore]]:
+def _render(requests: Mapping[int, Candidate], candidates: Candidates) -> Iterator[tuple[int, RenderedScore]]:
     """Yield (number, score) as the workers finish."""
     config = candidates.config
     shared = ray.put(candidates)
@@ -107,10 +107,10 @@ def _render(asked: Mapping[int, Candidate], candidates: Candidates) -> Iterator[
         max_restarts=config.max_failures,
         max_task_retries=config.max_failures,
     )
-    actors = [kind.remote(shared) for _ in range(min(config.workers, len(asked)))]
+    actors = [kind.remote(shared) for _ in range(min(config.workers, len(requests)))]
     running = {
         actors[turn % len(actors)].score.remote(parameters): number
-        for turn, (number, parameters) in enumerate(asked.items())
+        for turn, (number, parameters) in enumerate(requests.items())
     }
     waiting = list(running)
     try:

@@ -213,7 +213,7 @@ def run_trials(
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            # A name of its own for every start: Tune would refuse or mix up an interrupted experiment's folder.
+            # A new name per start: Tune would refuse or mix up the folder of an interrupted experiment.
             name=f"start-{len(list(logs.iterdir()))}",
             storage_path=str(logs.resolve()),
             failure_config=tune.FailureConfig(max_failures=config.max_failures),

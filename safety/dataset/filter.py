@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # A judge's process does not need diffusers, which takes seco
 
 
 class RejectionReason(StrEnum):
-    """The reason that a row is rejected for."""
+    """The reason for which a row is rejected."""
 
     REFUSED_PROMPT = REFUSED
     PROMPT_TOO_LONG = "prompt_too_long"

@@ -97,7 +97,6 @@ class RejectedWriter:
     """Writes rejected rows, with their images if any, to ``rejected.parquet``."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file."""
         self._writer = pq.ParquetWriter(path, REJECTED, compression="zstd")
 
     def add(self, records: list[Record]) -> None:

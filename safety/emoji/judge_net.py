@@ -41,7 +41,6 @@ class JudgeNet(nn.Module):
     """Maps images [B, 3, 64, 64] in [-1, 1] to cell logits [B, concepts + 1, 8, 8]; the last class is "nothing"."""
 
     def __init__(self, concepts: int, config: JudgeNetConfig) -> None:
-        """Build the network for a number of concepts."""
         super().__init__()
         low, middle, high = config.widths
         self.stem = nn.Conv2d(3, low, 3, 1, 1)

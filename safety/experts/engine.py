@@ -80,7 +80,6 @@ class TorchEngine:
     workers = 1
 
     def __init__(self, expert: Expert) -> None:
-        """Create the optimizer of ``expert``."""
         self.expert, self.config = expert, expert.config
         self.parameters = expert.parameters_by_name()
         self.optimizer = make_optimizer(expert)

@@ -99,7 +99,7 @@ def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
     """Raise ArtifactFormatError when the adapter is empty or fits another base model only."""
     fix = "use the base model that the adapter was trained on"
     if not weights:
-        raise ArtifactFormatError("it has no layer", field="adapter", fix=_FIX)
+        raise ArtifactFormatError("it has no layer, so nothing would be applied", field="adapter", fix=_FIX)
     modules = dict(model.denoiser.named_modules())
     for name, layer in weights.items():
         if name not in modules:

@@ -6,7 +6,7 @@ idea of DPO-Positive (Pal et al., https://arxiv.org/abs/2402.13228), here as a p
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ class AnchoredDpoConfig(ObjectiveParameters):
 class AnchoredDpo:
     """L = DPO + anchor_weight * winner's error + benign_weight * drift, each averaged over its rows."""
 
-    config_type: ClassVar = AnchoredDpoConfig
+    config_type = AnchoredDpoConfig
 
     def __init__(self, config: AnchoredDpoConfig) -> None:
         self.config = config

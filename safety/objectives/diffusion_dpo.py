@@ -5,7 +5,7 @@ Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization, 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -56,7 +56,7 @@ def preference_metrics(errors: PreferenceErrors, logits: Tensor, dpo_loss: Tenso
 class DiffusionDpo:
     """L = -log sigmoid(logits), averaged over the batch; ln 2 where the policy is the reference."""
 
-    config_type: ClassVar = DiffusionDpoConfig
+    config_type = DiffusionDpoConfig
     needs_benign = False
 
     def __init__(self, config: DiffusionDpoConfig) -> None:

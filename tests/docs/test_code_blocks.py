@@ -152,6 +152,8 @@ def test_inline_code_exists() -> None:
     """Commands and paths between backticks, in every document."""
     lost = []
     for path in DOCUMENTS:
+        if path.name == "CHANGELOG.md":
+            continue  # it names what is no more
         for code in INLINE.findall(without_blocks(path.read_text(encoding="utf-8"))):
             try:
                 if re.match(r"(make|python|pytest) ", code):
@@ -200,7 +202,7 @@ def test_the_commands_for_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def check_command(line: str) -> None:
     """Raise AssertionError for a command, option or file that does not exist."""
-    words = shlex.split(line)
+    words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", line))
     while words and re.match(r"^\w+=", words[0]):
         words.pop(0)
     if not words:

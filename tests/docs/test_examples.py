@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process that loads torch and Ray's libraries
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"```python\n# (safety/\S+)\n(.*?)```\n```yaml\n(.*?)```", re.DOTALL)
 PROGRAM = """

@@ -13,7 +13,8 @@ from safety.images import decode_image
 from safety.lora.files import LORA_FILE, load_lora
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = {"ray", "boto3", "cluster", "jobs", "serve"}
+CLUSTER = {"ray", "cluster", "jobs", "serve"}
+"""accelerate loads boto3 by itself where it is installed."""
 PROGRAM = """
 import runpy, sys
 sys.argv = ["docs/science.py", "--output", sys.argv[1], "--pairs", "2", "--steps", "2"]

@@ -118,7 +118,7 @@ def test_moments_are_read_as_they_were_written_and_nothing_else_is_read(
     assert torch.equal(found.unsafe, texts.unsafe)
     assert torch.equal(found.preserved, texts.preserved)
     save_file({"own": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ArtifactFormatError, match="no moments"):
+    with pytest.raises(ArtifactFormatError, match="no prompt moments"):
         load_prompt_moments(tmp_path / "other.safetensors")
 
 

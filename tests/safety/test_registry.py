@@ -17,6 +17,7 @@ from safety.experts.config import ExpertConfig
 from safety.families import families
 from safety.features.extractor import feature_extractors
 from safety.judges.judge import judges
+from safety.merge.method import merge_methods
 from safety.objectives import objectives
 from safety.prompts.writer import writers
 from safety.registry import Registry
@@ -96,13 +97,14 @@ def test_a_module_that_looks_up_while_it_is_imported_finds_those_after_it(packag
         (judges, "judges", "judges"),
         (writers, "writers", "prompts"),
         (feature_extractors, "feature_extractors", "features"),
+        (merge_methods, "merge_methods", "merge/methods"),
     ],
 )
 def test_a_registrys_entries_are_those_that_its_files_register(
     registry: Registry[Any], variable: str, package: str
 ) -> None:
     files = [path for folder in (package, EMBEDDED) for path in (SAFETY / folder).glob("*.py")]
-    registering = {f.stem for f in files if f"@{variable}.register(" in f.read_text(encoding="utf-8")}
+    registering = {f.stem for f in files if f"{variable}.register(" in f.read_text(encoding="utf-8")}
     # Tests register further ones.
     found = {entry.__module__ for entry in registry.values() if entry.__module__.startswith("safety.")}
     assert registering

@@ -1,1 +1,1 @@
-"""The workshop of the embedded world: what draws, trains and measures the zoo. Nothing at run time needs it."""
+"""Building of the embedded world: drawings, training and measurement of the zoo. Nothing at run time needs it."""

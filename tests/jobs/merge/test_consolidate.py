@@ -130,12 +130,12 @@ def test_the_best_scale_of_those_rendered_is_published(
     trained, settings = load_lora(context.folder(task.ref)), context.run.merge
     judge = load_judge(settings.judge, context.run.load_taxonomy())
     prompts = choose_prompts(PROMPTS, CATEGORIES, settings.confirm)
-    seen = [
+    scores = [
         score_by_rendering(model, trained.scaled(scale), prompts, judge, settings.render, settings.confirm, task.seed)
         for scale in SCALES
     ]
-    assert [report.confirmed[place] for place in range(len(SCALES))] == seen
-    objectives = [one.objective for one in seen]
+    assert [report.confirmed[place] for place in range(len(SCALES))] == scores
+    objectives = [score.objective for score in scores]
     assert report.scale == SCALES[objectives.index(min(objectives))]
     assert_same(load_lora(context.folder(found)), trained.scaled(report.scale))
     card = (context.folder(found) / "README.md").read_text()

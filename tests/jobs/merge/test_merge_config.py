@@ -1,4 +1,4 @@
-"""The merges that a run's YAML asks for, and what it says of wrong ones."""
+"""The merges of a run's YAML, and the errors of wrong ones."""
 
 from __future__ import annotations
 

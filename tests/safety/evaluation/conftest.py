@@ -1,4 +1,4 @@
-"""Hand-made image records, a concept judge that is told what to see, and features of pixels."""
+"""Hand-made image records and their provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safety.judges.identity import JudgeIdentity
 
 @pytest.fixture
 def record() -> Callable[..., ImageRecord]:
-    """Return a maker of records: unsafe, on blue, unflagged unless told otherwise."""
+    """Return a maker of records: unsafe, on blue, unflagged by default."""
 
     def make(
         model: str,

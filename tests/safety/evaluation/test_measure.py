@@ -37,7 +37,7 @@ class ColourJudge:
 
 
 class BlindJudge:
-    """Scores, but cannot tell what it sees."""
+    """A judge with scores but without concepts."""
 
     name, version, threshold = "blind", "1", 0.5
     categories = ("violence",)
@@ -79,7 +79,7 @@ def test_records_say_what_the_judge_and_the_features_see(planned: list[PlannedIm
     assert first.scores == (1.0, 0.0)
     assert [r.clip_score for r in (first, second, third)] == pytest.approx([100.0, 0.0, 100.0 / 2**0.5])
     assert first.background_kept is True
-    # Only benign images carry features, and only shown ones their picture.
+    # Only benign images carry features, and only shown ones their PNG.
     assert (first.features, third.features) == ((), (255.0, 255.0, 0.0))
     assert first.image is not None
     assert torch.equal(decode_image(first.image), images[0])

@@ -1,4 +1,4 @@
-"""The whole report of a small evaluation whose every figure is known beforehand."""
+"""The whole report of a small evaluation with figures known beforehand."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ def test_a_missing_model_is_an_error(record: Maker, provenance: Provenance) -> N
 
 
 class _Page(HTMLParser):
-    """Collects what a page refers to and what its pictures say."""
+    """Collects the sources, images, ids, tables and text of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sources: list[str] = []
-        self.pictures: list[dict[str, str | None]] = []
+        self.images: list[dict[str, str | None]] = []
         self.ids: list[str] = []
         self.open: list[tuple[str, dict[str, str | None]]] = []
         self.tables: list[tuple[str, dict[str, str | None]]] = []
@@ -151,7 +151,7 @@ class _Page(HTMLParser):
         self.sources += [str(found[name]) for name in ("src", "href", "xlink:href") if found.get(name)]
         self.ids += [str(found["id"])] if found.get("id") else []
         if tag == "img":
-            self.pictures.append(found)
+            self.images.append(found)
         if tag == "table":
             self.tables.append(self.open[-1])
         if tag not in ("img", "meta", "link"):
@@ -181,11 +181,11 @@ def test_the_page_needs_nothing_from_outside(page: tuple[str, _Page]) -> None:
     assert not re.search(r"@import|url\((?!#)", html)
 
 
-def test_every_picture_has_a_text(page: tuple[str, _Page]) -> None:
+def test_every_image_has_a_text(page: tuple[str, _Page]) -> None:
     html, parsed = page
     # Two models, two examples of two categories, of test prompts and of held-out concepts.
-    assert len(parsed.pictures) == 2 * 2 * 2 * 2
-    assert all("prompt" in str(found["alt"]) and "flagged" in str(found["alt"]) for found in parsed.pictures)
+    assert len(parsed.images) == 2 * 2 * 2 * 2
+    assert all("prompt" in str(found["alt"]) and "flagged" in str(found["alt"]) for found in parsed.images)
     assert html.count('role="img"') == html.count("<svg") == 3
     assert len(parsed.ids) == len(set(parsed.ids))
 

@@ -1,4 +1,4 @@
-"""The rendered score, worked out by hand for a judge whose answers are written down."""
+"""The rendered score, worked out by hand for a judge with fixed answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def benign(index: int, split: str = "validation") -> BenignPrompt:
 
 
 class WrittenJudge:
-    """Says of each picture in turn what is written down, and keeps the pictures."""
+    """A judge with fixed answers for the images in turn; it keeps the images."""
 
     name, version, threshold = "written", "1", 0.5
     categories = ("hate", "violence")
