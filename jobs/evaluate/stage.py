@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.hashing import config_hash
@@ -178,7 +179,7 @@ def _deliver(context: StageContext, ref: ArtifactRef) -> None:
 
 def rich_table(table: ReportTable) -> Table:
     """Return a report's table for the terminal."""
-    shown = Table(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+    shown = Table(title=table.title, caption=escape(table.note) or None, title_justify="left", caption_justify="left")
     for name in table.header:
         shown.add_column(name, overflow="fold")
     for row in table.rows:
@@ -187,7 +188,7 @@ def rich_table(table: ReportTable) -> Table:
 
 
 def _toned(cell: str) -> str:
-    escaped = cell.replace("[", r"\[")
+    escaped = escape(cell)
     tone = {"✓": "green", "✗": "red"}.get(cell[:1])
     return f"[{tone}]{escaped}[/]" if tone else escaped
 

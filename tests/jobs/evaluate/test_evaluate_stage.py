@@ -26,6 +26,7 @@ from jobs.run.ray_data import first_cause, within
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.plan import EvaluationCounts, plan_evaluation
 from safety.evaluation.records import EvaluationSplit, RecordTable
+from safety.evaluation.tables import ReportTable
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image
 from safety.lora.files import save_lora
@@ -363,3 +364,14 @@ def test_the_first_known_cause_is_found_below_wrappings() -> None:
 
     with pytest.raises(ConfigError, match=r"model\.path"):
         list(within(failing(), 1.0, "x"))
+
+
+def test_brackets_in_a_table_are_shown_and_not_taken_for_markup() -> None:
+    shown = Console(file=io.StringIO(), width=80)
+    note = "2 images per category and model; share flagged [interval]."
+    shown.print(
+        evaluate.rich_table(ReportTable("IP", ("Model", "IP"), (("base", "5.0% [1, 9]"), ("x", "✓ met")), note))
+    )
+    text = " ".join(shown.file.getvalue().split())  # type: ignore[attr-defined]
+    assert note in text
+    assert "5.0% [1, 9]" in text
