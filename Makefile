@@ -15,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports format docs clean
+.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports arrows format docs clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ mypy: $(VENV)/.installed
 
 imports: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
+
+arrows:
+	@echo "make arrows is called make imports now" >&2; exit 2
 
 format: $(VENV)/.installed ## format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,20 @@ def _ray_group(item: pytest.Item) -> str | None:
     if item.get_closest_marker("serve") is not None:
         return "load" if item.nodeid.partition("::")[0].endswith("_load.py") else "serve"
     return "ray" if item.get_closest_marker("ray") is not None or "ray_cluster" in fixtures else None
+
+
+@pytest.fixture(autouse=True)
+def ray_only_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts Ray in this process without the marker, by which ``make test-fast`` leaves it out."""
+    ran = _ray_runs()
+    yield
+    if not ran and _ray_runs() and request.node.get_closest_marker("ray") is None:
+        pytest.fail("the test started Ray: mark it with pytest.mark.ray")
+
+
+def _ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @pytest.fixture(scope="session")
