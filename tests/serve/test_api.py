@@ -147,7 +147,7 @@ def test_a_request_is_answered_in_openais_shape(ask: Ask, backend: EchoBackend) 
 
 def test_defaults_fill_in_and_a_seed_is_drawn_and_returned(ask: Ask, backend: EchoBackend) -> None:
     first, second = (ask(json={"prompt": "a spoon", "n": None, "size": "auto"}).json() for _ in range(2))
-    assert backend.jobs[0] == Job("a spoon", "aligned", 1, first["data"][0]["seed"], 12, 3.0, None, None)
+    assert backend.jobs[0] == Job("a spoon", "aligned", 1, first["data"][0]["seed"], 6, 2.5, None, None)
     assert first["data"][0]["seed"] != second["data"][0]["seed"]
 
 
@@ -401,7 +401,7 @@ def test_a_request_leaves_one_line_of_json_without_its_prompt(
     lines = [json.loads(line) for line in said.splitlines()]
     assert "SECRET" not in said
     first, _, third = lines
-    asked = {"model": "aligned", "n": 2, "seed": 7, "size": "24x32", "steps": 12, "guidance": 3.0}
+    asked = {"model": "aligned", "n": 2, "seed": 7, "size": "24x32", "steps": 6, "guidance": 2.5}
     told = {"path": PATH, "status": 200, "code": "ok", "release": "release-1", "images": 2, "batch": 2}
     assert {**asked, **told}.items() <= first.items()
     assert first["latency_s"] >= 0
