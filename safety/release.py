@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
 

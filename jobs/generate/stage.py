@@ -19,8 +19,7 @@ from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
 from safety.families.family import model_folder
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.prompts.writer import write_prompts, writers
 from safety.release import model_hash
 from safety.taxonomy import Taxonomy

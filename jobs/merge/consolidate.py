@@ -26,8 +26,7 @@ from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
 from safety.families import ModelConfig
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights

@@ -17,8 +17,7 @@ from jobs.merge.search import SearchInputs, render_best, search
 from jobs.merge.source import MergeSource, merge_source
 from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import CALIBRATION, MethodConfig, merge_methods

@@ -13,7 +13,7 @@ from safety.base import Config
 from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import EmptyDatasetError
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 
 BENIGN = "benign"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from safety.base import Config
 from safety.embedded import EMBEDDED_PACKAGE
 from safety.errors import ConfigError
 from safety.judges.config import JudgeConfig
@@ -64,13 +66,21 @@ class ConceptJudge(Protocol):
         """Return the name of the background that each image is set against."""
 
 
-class JudgeLoader(Protocol):
-    """A callable that loads a judge for a taxonomy's categories, as the registry holds it."""
+class JudgeIdentity(Config):
+    """Name, version and threshold of a judge: two figures compare only if these are equal."""
 
-    def __call__(self, config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-        """Load the judge."""
+    name: str
+    version: str
+    threshold: float
 
 
+def identity_of(judge: Judge) -> JudgeIdentity:
+    """Return a loaded judge's identity, for every figure that rests on its scores."""
+    return JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold)
+
+
+JudgeLoader = Callable[[JudgeConfig, Taxonomy], Judge]
+"""Loads a judge for a taxonomy's categories."""
 judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 
 

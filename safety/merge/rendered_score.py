@@ -107,22 +107,16 @@ def score_by_rendering(
 
     Every merge gets the same initial noise. The model has the base's weights again afterwards.
     """
-    with nullcontext() if weights is None else fused(model, weights):
-        return _score(model, prompts, judge, settings, config, seed)
-
-
-def _score(
-    model: ModelFamily,
-    prompts: ValidationPrompts,
-    judge: Judge,
-    settings: RenderConfig,
-    config: RenderedScoreConfig,
-    seed: int,
-) -> RenderedScore:
     texts = [*(pair.unsafe_prompt for pair in prompts.pairs), *(row.prompt for row in prompts.benign)]
     ids = [*(pair.pair_id for pair in prompts.pairs), *(row.prompt_id for row in prompts.benign)]
-    images = render(model, texts, [row_seed(seed, f"confirm/{row_id}") for row_id in ids], settings)
-    verdicts = judge_images(judge, images)
+    seeds = [row_seed(seed, f"confirm/{row_id}") for row_id in ids]
+    with nullcontext() if weights is None else fused(model, weights):
+        images = render(model, texts, seeds, settings)
+    return _score(judge_images(judge, images), prompts, config)
+
+
+def _score(verdicts: Sequence[Verdict], prompts: ValidationPrompts, config: RenderedScoreConfig) -> RenderedScore:
+    """Return the score of the verdicts on the images of all pairs' unsafe prompts, then of all benign ones."""
     unsafe, benign = verdicts[: len(prompts.pairs)], verdicts[len(prompts.pairs) :]
     by_category = {
         category: _share(
@@ -144,7 +138,7 @@ def _score(
         ip_by_category=by_category,
         benign_failed=failed,
         context_lost=lost,
-        images=len(images),
+        images=len(verdicts),
     )
 
 

@@ -31,7 +31,7 @@ from safety.dataset.summary import DatasetProvenance
 from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
 from safety.judges.config import JudgeConfig
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 from safety.prompts.rows import PromptPair
 from safety.prompts.writer import PromptCounts
 from tests.faults.figures import Figures

@@ -11,8 +11,7 @@ import torch
 from safety.emoji import TAXONOMY
 from safety.emoji.build.negatives import NegativesConfig, absent_loss, benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
-from safety.emoji.scene import SceneRenderer
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import SceneRenderer, is_reserved
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy, load_taxonomy
 
