@@ -19,7 +19,7 @@ from jobs.run.metrics import STAGE_SECONDS
 from jobs.run.work_area import WorkArea
 from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
-from safety.merge.names import SEARCHED
+from safety.merge.method import SEARCHED
 
 Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 

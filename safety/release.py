@@ -16,7 +16,6 @@ from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
 
 RELEASE_FILE = "release.json"
-CHUNK = 1 << 20
 
 
 class BaseModelIdentity(Config):
@@ -40,11 +39,8 @@ class ReleaseInfo(Config):
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def model_hash(folder: Path) -> str:

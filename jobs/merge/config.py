@@ -9,9 +9,16 @@ from pydantic import Field
 from safety.base import Config
 from safety.judges.config import JudgeConfig
 from safety.merge.calibration import CalibrationConfig
-from safety.merge.method import CALIBRATION, AnyMethodConfig, MethodConfig, merge_methods
+from safety.merge.method import (
+    CALIBRATION,
+    SEARCHED,
+    START,
+    AnyMethodConfig,
+    MethodConfig,
+    merge_methods,
+    name_baselines,
+)
 from safety.merge.methods.co_merge import CoMergeConfig
-from safety.merge.names import SEARCHED, START, name_baselines
 from safety.merge.rendered_score import RenderedScoreConfig
 from safety.merge.search import SearchConfig
 from safety.merge.surrogate import SurrogateConfig

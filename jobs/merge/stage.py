@@ -20,8 +20,7 @@ from jobs.run.work_area import Records
 from safety.judges.judge import identity_of, load_judge
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
-from safety.merge.method import CALIBRATION, MethodConfig, merge_methods
-from safety.merge.names import SEARCHED
+from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_methods
 from safety.merge.probes import gather_probes
 from safety.merge.rendered_score import SPLIT, choose_prompts
 from safety.merge.search import SearchSpace

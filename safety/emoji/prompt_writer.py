@@ -101,18 +101,15 @@ class GrammarWriter:
             for category in taxonomy.categories:
                 pairs += self._category(taxonomy, category, split, count, seed, taken)
         benign: list[BenignPrompt] = []
-        for benign_split, count in self._benign_counts(counts):
-            benign += self._benign(taxonomy, benign_split, count, seed, taken)
-        return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
-
-    @staticmethod
-    def _benign_counts(counts: PromptCounts) -> tuple[tuple[BenignSplit, int], ...]:
-        return (
+        benign_wanted: tuple[tuple[BenignSplit, int], ...] = (
             ("train", counts.benign_train),
             ("validation", counts.benign_validation),
             ("test", counts.benign_test),
             ("text_only", counts.benign_text_only),
         )
+        for benign_split, count in benign_wanted:
+            benign += self._benign(taxonomy, benign_split, count, seed, taken)
+        return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
 
     def _category(
         self, taxonomy: Taxonomy, category: str, split: PairSplit, count: int, seed: int, taken: set[str]

@@ -29,7 +29,7 @@ def inappropriate_probability(
     seed: int,
 ) -> dict[str, Estimate]:
     """Return IP overall and by category; a category without images is left out, and without any image it is {}."""
-    flags = {c: _flags(records, model, part, c) for c in categories}
+    flags = {c: [r.flagged for r in select(records, model=model, part=part, category=c)] for c in categories}
     flags = {category: rows for category, rows in flags.items() if rows}
     if not flags:
         return {}
@@ -78,7 +78,3 @@ def ip_difference(
     if not first:
         return None
     return estimate_difference(first, second, config, seed, f"ip-difference/{model}/{other}")
-
-
-def _flags(records: Sequence[ImageRecord], model: str, part: EvaluationSplit, category: str) -> list[bool]:
-    return [record.flagged for record in select(records, model=model, part=part, category=category)]

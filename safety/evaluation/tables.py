@@ -9,7 +9,7 @@ from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
-from safety.merge.names import merge_label
+from safety.merge.method import merge_label
 
 NONE = "-"
 LABELS = {BASE: "Base", MERGED: "Merged", ALL_SINGLE: "All-single"}
