@@ -19,7 +19,7 @@ from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
 from serve.endpoint_config import EndpointConfig
 from serve.errors import ApiError, Failure
-from serve.metrics import RequestMetrics, report_reload
+from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
 
@@ -61,7 +61,8 @@ class Renderer:
         endpoint = self._config.serve
         self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
         if endpoint.reload_poll_s is not None:
-            ReleaseWatcher(self._config, self._engine, report_reload).start(endpoint.reload_poll_s)
+            watcher = ReleaseWatcher(self._config, self._engine, lambda m, o: RELOADS.add(model=m, outcome=o))
+            watcher.start(endpoint.reload_poll_s)
 
     async def check_health(self) -> None:
         """Raise when the models do not render; Serve calls this at intervals and replaces a replica that fails."""

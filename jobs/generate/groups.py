@@ -39,6 +39,6 @@ class GroupStore(NumberedGroups[list[Record]]):
         data = self.area.read(EMPTY)
         if data is None:
             raise CorruptArtifact(
-                "the empty prompt's states are missing or corrupt", field=self.place + EMPTY, fix=RERUN
+                "the empty prompt's states are missing or corrupt", field=self.area.place + EMPTY, fix=RERUN
             )
         return load(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,7 @@ def _count(run: str, group: Mapping[str, Any]) -> None:
 
 
 def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups: GroupStore) -> DatasetSummary:
-    """Write the dataset's files into ``folder``, which is emptied first; every row is kept or rejected, or this raises."""
-    shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Write the dataset's files into an empty folder; every row is kept or rejected, or this raises."""
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))

@@ -53,8 +53,7 @@ class MergeConfig(Config):
 
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""
-        amounts = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
-        return {name: amount for name, amount in amounts.items() if amount > 0}
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
 
     def merges(self) -> dict[str, MethodConfig]:
         """Return every merge of the run by name; the searched one has the parameters that its search starts from."""

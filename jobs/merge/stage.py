@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +23,7 @@ from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_metho
 from safety.merge.probes import gather_probes
 from safety.merge.rendered_score import SPLIT, choose_prompts
 from safety.merge.search import SearchSpace
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 KIND = "merge"
 
@@ -81,8 +81,8 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
     context, config = source.context, source.config
     require(config.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
     weights = source.weights()
-    calibration = calibrated(source, weights) if any(_is_calibrated(method) for method in missing.values()) else None
-    statistics = None if calibration is None else calibration.statistics
+    needed = any(_is_calibrated(method) for method in missing.values())
+    calibration, statistics = calibrated(source, weights) if needed else (None, None)
     for name, start in sorted(missing.items(), key=lambda item: item[0] == SEARCHED):
         searched: Searched | None = None
         parameters = start
@@ -96,7 +96,7 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
             base_model=context.run.model.path,
             experts={expert: found.id for expert, found in source.experts.items()},
             dataset=source.dataset.id,
-            calibration=calibration.ref.id if calibration is not None and _is_calibrated(parameters) else None,
+            calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,
             parameters=parameters.model_dump(mode="json", exclude={"name"}),
         )
         fill = partial(fill_merge, recipe=recipe, result=result, searched=searched)
@@ -114,6 +114,7 @@ def _search(
 ) -> tuple[Searched, MethodConfig]:
     """Search Co-Merge's coefficients; return the search's record and the chosen configuration."""
     context, config = source.context, source.config
+    prompts = read_prompt_file(context.folder(source.dataset) / PROMPTS_FILE)
     inputs = SearchInputs(
         run=context.run.run.name,
         model=context.run.model,
@@ -123,10 +124,10 @@ def _search(
         experts=weights,
         statistics=statistics,
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
-        prompts=choose_prompts(source.prompts(), list(source.experts), config.confirm),
+        prompts=choose_prompts(prompts, list(source.experts), config.confirm),
     )
     records = Records(context.store, ref)
-    logs = _log_folder(context, ref)
+    logs = context.run.run.output / SEARCH_FOLDER / ref.id
     started = time.monotonic()
     trials = search(inputs, records, logs, context.console)
     scored = time.monotonic()
@@ -136,10 +137,6 @@ def _search(
     context.console.print(search_table(searched, inputs.space))
     context.console.print(f"search logs: tensorboard --logdir {logs}", soft_wrap=True)
     return searched, inputs.space.candidate(trials[chosen].parameters)
-
-
-def _log_folder(context: StageContext, ref: ArtifactRef) -> Path:
-    return context.run.run.output / SEARCH_FOLDER / ref.id
 
 
 def search_table(searched: Searched, space: SearchSpace) -> Table:

@@ -15,7 +15,9 @@ from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow, PromptSet
 from safety.rendering import SEED_RANGE
 from safety.seeds import derive_seed
 
-BASE, MERGED, ALL_SINGLE = "base", "merged", "all-single"
+BASE, MERGED = "base", "merged"
+ALL_SINGLE = "all-single"
+"""The expert that is trained on all categories at once, for comparison."""
 
 
 class EvaluationCounts(Config):

@@ -265,7 +265,7 @@ def test_groups_are_read_back_whole_or_not_at_all(store: ArtifactStore) -> None:
         groups.write(index, [Record(row=row, seed=index)])
     assert groups.numbers() == [3, 11]
     assert groups.read(11)[0].seed == 11
-    third, eleventh = store.keys(f"{groups.place}groups/")
+    third, eleventh = store.keys(f"{groups.area.place}groups/")
     store.write(eleventh, store.read(third) or b"")
     with pytest.raises(CorruptArtifact, match="missing or corrupt.*rebuilds"):
         groups.read(11)
