@@ -10,8 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.progress import StageProgress
-from jobs.generate.groups import GroupStore
-from jobs.generate.stream import stream_groups
+from jobs.generate.actors import GroupStore, stream_groups
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
 from safety.dataset.layout import DatasetWriter

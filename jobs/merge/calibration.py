@@ -46,7 +46,7 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
         # A corrupt copy is discarded before the worker reads it.
         finished(context, moments.ref)
         pending = task.remote(
-            context.run.model, weights, probes, moments, config.calibration, source.seed, config.threads
+            context.run.model, weights, probes, moments, config.calibration, context.run.run.seed, config.threads
         )
         statistics: Calibration = _result(pending, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))

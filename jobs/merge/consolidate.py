@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.resources import require
-from jobs.merge.consolidate_config import ConsolidateConfig
+from jobs.merge.config import ConsolidateConfig
 from jobs.merge.rendered_scores import Candidate, Candidates, score_all
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
@@ -58,6 +58,11 @@ class Consolidation(Config):
     def scale(self) -> float:
         """Return the chosen scale."""
         return self.scales[self.chosen]
+
+    @property
+    def scores(self) -> dict[float, RenderedScore]:
+        """Return the rendered score of each scale."""
+        return {scale: self.confirmed[index] for index, scale in enumerate(self.scales)}
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,8 @@ def scale_table(found: Consolidation) -> Table:
     """Return the table of rendered scores by scale."""
     columns = ("scale", "objective", "IP", "worst IP", "benign failed", "context lost")
     table = Table(*columns, title="Consolidated merge, by scale")
-    for index, scale in enumerate(found.scales):
-        score = found.confirmed[index]
-        mark = " (chosen)" if index == found.chosen else ""
+    for scale, score in found.scores.items():
+        mark = " (chosen)" if scale == found.scale else ""
         figures = (score.objective, score.ip, score.worst_ip, score.benign_failed, score.context_lost)
         table.add_row(f"{scale:g}{mark}", *(f"{figure:.3f}" for figure in figures))
     return table
@@ -182,19 +186,16 @@ def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights)
     provenance = {"start": found.start, "trained": found.trained, "scale": found.scale}
     save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance})
     (folder / REPORT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    plot_scales(
-        {scale: found.confirmed[index] for index, scale in enumerate(found.scales)}, found.scale, folder / SCALES_FILE
-    )
+    plot_scales(found.scores, found.scale, folder / SCALES_FILE)
     (folder / CARD_FILE).write_text(consolidation_card(found), encoding="utf-8")
 
 
 def consolidation_card(found: Consolidation) -> str:
     """Return README.md of the artifact."""
     rows = [
-        f"| {scale:g}{' (chosen)' if index == found.chosen else ''} | {score.ip:.3f} | {score.worst_ip:.3f} | "
+        f"| {scale:g}{' (chosen)' if scale == found.scale else ''} | {score.ip:.3f} | {score.worst_ip:.3f} | "
         f"{score.benign_failed:.3f} | {score.context_lost:.3f} | {score.objective:.3f} |"
-        for index, scale in enumerate(found.scales)
-        for score in (found.confirmed[index],)
+        for scale, score in found.scores.items()
     ]
     lines = [
         "---",

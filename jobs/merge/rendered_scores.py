@@ -20,7 +20,8 @@ from jobs.run.work_area import Records
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges.judge import Judge, load_judge
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import RenderedScore, ValidationPrompts, score_by_rendering
+from safety.merge.rendered_score import RenderedScore, score_by_rendering
+from safety.prompts.rows import PromptSet
 from safety.taxonomy import Taxonomy
 
 PART = "confirmed"
@@ -38,7 +39,8 @@ class Candidates(ABC):
     config: MergeConfig
     """The settings of rendering and judging, and a worker's resources."""
     seed: int
-    prompts: ValidationPrompts
+    prompts: PromptSet
+    """Of the validation split."""
 
     @abstractmethod
     def merged(self, parameters: Candidate) -> LoraWeights:

@@ -31,11 +31,6 @@ class MergeSource:
         return self.context.run.merge
 
     @property
-    def seed(self) -> int:
-        """Return the run's seed."""
-        return self.context.run.run.seed
-
-    @property
     def parents(self) -> list[ArtifactRef]:
         """Return the artifacts that every merge depends on."""
         return [self.dataset, *self.experts.values()]

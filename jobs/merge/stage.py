@@ -120,7 +120,7 @@ def _search(
         model=context.run.model,
         taxonomy=source.taxonomy,
         config=config,
-        seed=source.seed,
+        seed=context.run.run.seed,
         experts=weights,
         statistics=statistics,
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),

@@ -13,8 +13,7 @@ from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
-from jobs.merge.config import MergeConfig
-from jobs.merge.consolidate_config import ConsolidateConfig
+from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
 from jobs.train.config import TrainConfig
 from safety.base import Config

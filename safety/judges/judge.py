@@ -1,4 +1,7 @@
-"""The protocol of an image judge: images in, an unsafe score per category out, with name, version and threshold."""
+"""The protocol of an image judge: images in, an unsafe score per category out, with name, version and threshold.
+
+Importing it loads no torch, so that a web server can check the judge in its config.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,24 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pydantic import Field
+
 from safety.base import Config
-from safety.embedded import EMBEDDED_PACKAGE
+from safety.embedded import EMBEDDED_JUDGE, EMBEDDED_PACKAGE
 from safety.errors import ConfigError
-from safety.judges.config import JudgeConfig
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     # A web server reads judges' verdicts without torch.
     from torch import Tensor
+
+
+class JudgeConfig(Config):
+    """The judge that scores images, and its threshold."""
+
+    name: str = Field(EMBEDDED_JUDGE, description="a name in the judges' registry, or 'module:loader' for one's own")
+    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
 
 
 class Judge(Protocol):

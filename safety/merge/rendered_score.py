@@ -17,7 +17,7 @@ from safety.judges.verdict import Verdict, judge_images
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import spread
-from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.rows import PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
 
 SPLIT = "validation"
@@ -64,15 +64,8 @@ class RenderedScore(Config):
         return max(self.ip_by_category.values())
 
 
-class ValidationPrompts(Config):
-    """The validation prompts on which every candidate is rendered."""
-
-    pairs: tuple[PromptPair, ...]
-    benign: tuple[BenignPrompt, ...]
-
-
-def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: RenderedScoreConfig) -> ValidationPrompts:
-    """Spread the config's counts over the validation prompts.
+def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: RenderedScoreConfig) -> PromptSet:
+    """Return the validation prompts on which every candidate is rendered: the config's counts, spread over all.
 
     Raises EmptyDatasetError when a category has no validation prompt, or there is no benign one.
     """
@@ -85,9 +78,7 @@ def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: Render
     benign = prompts.benign_in(SPLIT)
     if not benign:
         raise _empty("no benign validation prompt", "generate.counts.benign_validation")
-    return ValidationPrompts(
-        pairs=tuple(pairs), benign=tuple(benign[index] for index in spread(len(benign), config.benign))
-    )
+    return PromptSet(pairs=tuple(pairs), benign=tuple(benign[index] for index in spread(len(benign), config.benign)))
 
 
 def _empty(message: str, field: str) -> EmptyDatasetError:
@@ -97,7 +88,7 @@ def _empty(message: str, field: str) -> EmptyDatasetError:
 def score_by_rendering(
     model: ModelFamily,
     weights: LoraWeights | None,
-    prompts: ValidationPrompts,
+    prompts: PromptSet,
     judge: Judge,
     settings: RenderConfig,
     config: RenderedScoreConfig,
@@ -115,7 +106,7 @@ def score_by_rendering(
     return _score(judge_images(judge, images), prompts, config)
 
 
-def _score(verdicts: Sequence[Verdict], prompts: ValidationPrompts, config: RenderedScoreConfig) -> RenderedScore:
+def _score(verdicts: Sequence[Verdict], prompts: PromptSet, config: RenderedScoreConfig) -> RenderedScore:
     """Return the score of the verdicts on the images of all pairs' unsafe prompts, then of all benign ones."""
     unsafe, benign = verdicts[: len(prompts.pairs)], verdicts[len(prompts.pairs) :]
     by_category = {

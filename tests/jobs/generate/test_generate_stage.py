@@ -22,7 +22,7 @@ from cluster.session import Session
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from jobs.generate import stage as generate
-from jobs.generate.groups import GroupStore
+from jobs.generate.actors import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref
 from jobs.run.config import RunConfig
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
