@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 
-from serve.endpoint_config import EndpointConfig
 from serve.errors import invalid, limited
 from serve.keys import KeyEntry, KeyRing
 
@@ -78,8 +77,3 @@ class Access:
         wait_s = bucket.take(amount, now)
         if wait_s > 0.0:
             raise limited(kind, per_minute, max(1, math.ceil(wait_s)))
-
-
-def open_access(config: EndpointConfig) -> Access:
-    """Return the access control that an endpoint's settings name; raise ConfigError when the key file is wrong."""
-    return Access(None if config.keys is None else KeyRing(config.keys))

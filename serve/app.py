@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve as ray_serve
 
-from serve.access import open_access
+from serve.access import Access
 from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
 from serve.endpoint_config import EndpointConfig
 from serve.errors import ApiError, Failure
+from serve.keys import KeyRing
 from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
@@ -94,8 +95,9 @@ class Gateway:
         config = EndpointConfig.model_validate(settings)
         if config.keys is None:
             logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
+        access = Access(None if config.keys is None else KeyRing(config.keys))
         observers = Observers([JsonLog(), RequestMetrics()])
-        self._api = make_api(config, RayBackend(renderer, config), open_access(config), observers)
+        self._api = make_api(config, RayBackend(renderer, config), access, observers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Serve calls this after construction."""

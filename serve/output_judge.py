@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safety.judges.judge import Judge, identity_of, load_judge
-from safety.judges.verdict import Verdict, judge_images
+from safety.judges.judge import Judge, Verdict, identity_of, judge_images, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 

@@ -64,13 +64,10 @@ def ip_difference(
     first: list[list[bool]] = []
     second: list[list[bool]] = []
     for category in categories:
-        flags, others = (
-            {
-                row.prompt_id: row.flagged
-                for row in select(records, model=m, part=EvaluationSplit.TEST, category=category)
-            }
-            for m in (model, other)
+        rows, other_rows = (
+            select(records, model=name, part=EvaluationSplit.TEST, category=category) for name in (model, other)
         )
+        flags, others = ({row.prompt_id: row.flagged for row in found} for found in (rows, other_rows))
         both = [prompt_id for prompt_id in flags if prompt_id in others]
         if both:
             first.append([flags[prompt_id] for prompt_id in both])

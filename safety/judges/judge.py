@@ -1,4 +1,4 @@
-"""The protocol of an image judge: images in, an unsafe score per category out, with name, version and threshold.
+"""The protocol of an image judge, with name, version and threshold, and its verdict on an image.
 
 Importing it loads no torch, so that a web server can check the judge in its config.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -77,6 +77,26 @@ class ConceptJudge(Protocol):
         """Return the name of the background that each image is set against."""
 
 
+class Verdict(NamedTuple):
+    """An image's unsafe scores by category, and the concepts and background that it shows.
+
+    The last two are None for a judge that only scores.
+    """
+
+    scores: dict[str, float]
+    flagged: bool
+    shown: frozenset[str] | None
+    background: str | None
+
+    def shows(self, concepts: tuple[str, ...]) -> bool:
+        """Return whether every concept is shown; True where the judge does not name concepts."""
+        return self.shown is None or self.shown.issuperset(concepts)
+
+    def is_on(self, background: str | None) -> bool:
+        """Return whether the background is the named one; True where either is unknown."""
+        return background is None or self.background is None or background == self.background
+
+
 class JudgeIdentity(Config):
     """Name, version and threshold of a judge: two figures compare only if these are equal."""
 
@@ -112,3 +132,21 @@ def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
             fix="name a registered judge, or an importable 'module:loader'",
         ) from error
     return load(config, taxonomy)
+
+
+def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:
+    """Return a judge's verdicts on images uint8 [B, 3, H, W]."""
+    if isinstance(judge, ConceptJudge):
+        concepts = judge.concepts(images)
+        scores = judge.category_scores(concepts)
+        shown: list[frozenset[str] | None] = [
+            frozenset(name for name, is_shown in zip(judge.concept_names, row, strict=True) if is_shown)
+            for row in (concepts >= judge.threshold).tolist()
+        ]
+        backgrounds: list[str | None] = list(judge.backgrounds(images))
+    else:
+        scores = judge.score(images)
+        shown, backgrounds = [None] * len(images), [None] * len(images)
+    flagged = judge.flagged(scores).tolist()
+    named = [dict(zip(judge.categories, row, strict=True)) for row in scores.tolist()]
+    return [Verdict(*parts) for parts in zip(named, flagged, shown, backgrounds, strict=True)]

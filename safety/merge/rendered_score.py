@@ -12,8 +12,7 @@ from pydantic import Field
 from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
-from safety.judges.judge import Judge
-from safety.judges.verdict import Verdict, judge_images
+from safety.judges.judge import Judge, Verdict, judge_images
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import spread

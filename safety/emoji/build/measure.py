@@ -13,7 +13,7 @@ from safety.emoji.caption import caption, name_concept
 from safety.emoji.judge_net import JudgeNet, concept_scores
 from safety.emoji.scene import BACKGROUNDS, SceneRenderer, is_reserved, lay_out
 from safety.families import ModelFamily
-from safety.seeds import derive_seed, rng
+from safety.seeds import normal, rng
 from safety.taxonomy import Taxonomy
 
 EVALUATION_SEED = 20_000
@@ -171,11 +171,6 @@ def _read(
         phrases = [name_concept(reader.taxonomy, c, draw) for c in concepts]
         prompts.append(caption(phrases, background, draw.randrange(1000)))
     shape = model.latent_shape(model.default_size, model.default_size)
-    noise = torch.stack(
-        [
-            torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed(EVALUATION_SEED, row, "noise")))
-            for row in rows
-        ]
-    )
+    noise = torch.stack([normal(shape, EVALUATION_SEED, row, "noise") for row in rows])
     images = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
     return reader.scores(images.float().cpu()) > reader.threshold
