@@ -1,7 +1,8 @@
 """A small CLIP for the emoji world and its tokenizer (byte-level BPE with ``</w>``), trained on scenes and captions.
 
-The contrastive training has label heads that are dropped afterwards: they (left concept, right concept, background) teach the pooled text state each part of a caption, which the
-contrastive loss of a small batch learns slowly.
+The CLIP's contrastive training has label heads, which are dropped afterwards. The heads (left concept, right concept,
+background) teach the pooled text state each part of a caption, which the contrastive loss of a small batch learns
+slowly.
 """
 
 from __future__ import annotations
