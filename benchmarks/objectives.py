@@ -31,13 +31,13 @@ from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, load_model
 from safety.gates import gate_prompts, gather_prompt_moments
-from safety.judges.config import JudgeConfig
-from safety.judges.judge import Judge, load_judge
-from safety.merge.rendered_score import RenderedScoreConfig, ValidationPrompts, choose_prompts, score_by_rendering
+from safety.judges.judge import Judge, JudgeConfig, load_judge
+from safety.merge.rendered_score import RenderedScoreConfig, choose_prompts, score_by_rendering
 from safety.objectives.anchored_dpo import AnchoredDpoConfig
 from safety.objectives.config import ObjectiveConfig
 from safety.objectives.diffusion_dpo import DiffusionDpoConfig
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
+from safety.prompts.rows import PromptSet
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.rendering import RenderConfig
 from safety.taxonomy import find_taxonomy
@@ -59,7 +59,7 @@ def study(
     expert: ExpertConfig,
     gate: Tensor | None,
     pairs: PreferenceSet,
-    prompts: ValidationPrompts,
+    prompts: PromptSet,
     judge: Judge,
     settings: RenderConfig,
 ) -> dict[str, Any]:

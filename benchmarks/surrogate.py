@@ -26,8 +26,7 @@ from safety.dataset.layout import latents_file
 from safety.dataset.preferences import load_preferences
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.families import ModelConfig, load_model
-from safety.judges.config import JudgeConfig
-from safety.judges.judge import load_judge
+from safety.judges.judge import JudgeConfig, load_judge
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 from safety.merge import MethodConfig, load_calibration, merge_methods

@@ -1,4 +1,7 @@
-"""The stages of a run: each runs once, is skipped when its artifacts exist and verify, and is timed."""
+"""The stages of a run: each runs once, is skipped when its artifacts exist and verify, and is timed.
+
+``python -m jobs.NAME --config FILE`` is made here for each job: it runs the stages up to the job's own.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from jobs.merge import consolidate
 from jobs.merge import stage as merge
 from jobs.release import stage as release
 from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.launch import ConfigOption, opened
 from jobs.run.metrics import STAGE_SECONDS
 from jobs.run.work_area import WorkArea
 from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
-from safety.merge.names import SEARCHED
+from safety.merge.method import SEARCHED
 
 Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 
@@ -83,3 +87,29 @@ class Stages:
     def release(self, merged: ArtifactRef, report: ArtifactRef) -> ArtifactRef:
         """Return the published release; the run's pointer names it, and a copy of it is in the run's output folder."""
         return self._made("release", lambda: release.run(self.context, merged, report))
+
+    def up_to(self, last: str) -> None:
+        """Run the stages in their order, up to the one of the job ``last``."""
+        dataset = self.dataset()
+        if last == "generate":
+            return
+        experts = self.experts(dataset)
+        if last == "train":
+            return
+        merges = self.merges(dataset, experts)
+        if last == "merge":
+            return
+        report = self.report(dataset, experts, merges)
+        if last == "release":
+            self.release(merges[MERGED], report)
+
+
+def command(job: str, purpose: str) -> Callable[[ConfigOption], None]:
+    """Return the command of a job, with ``purpose`` as its help."""
+
+    def main(config: ConfigOption) -> None:
+        with opened(config) as context:
+            Stages(context).up_to(job)
+
+    main.__doc__ = purpose
+    return main

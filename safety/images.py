@@ -81,18 +81,14 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         pixels = np.asarray(_on_white(opened), dtype=np.uint8)
     # Pillow's decoders raise whatever a broken header leads them to.
     except Exception as error:
-        raise ImageError(
-            f"the image is corrupt: {error}", field="image", fix="fetch or create it again", fault=ImageFault.CORRUPT
-        ) from error
+        raise _unfit(ImageFault.CORRUPT, f"the image is corrupt: {error}", "fetch or create it again") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     """Return the image with its header read and checked, its pixels not decoded yet."""
     if not data:
-        raise ImageError(
-            "the file is empty", field="image", fix="give a PNG, JPEG or WebP image", fault=ImageFault.EMPTY
-        )
+        raise _unfit(ImageFault.EMPTY, "the file is empty", "give a PNG, JPEG or WebP image")
     if len(data) > max_pixels * BYTES_PER_PIXEL + HEADER_BYTES:
         raise _too_large(f"{len(data)} bytes", max_pixels)
     try:
@@ -103,35 +99,19 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large(str(error), max_pixels) from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            "the bytes are not an image",
-            field="image",
-            fix=f"give one of: {', '.join(FORMATS)}",
-            fault=ImageFault.CORRUPT if data.startswith(MAGIC) else ImageFault.UNKNOWN_FORMAT,
-        ) from error
+        fault = ImageFault.CORRUPT if data.startswith(MAGIC) else ImageFault.UNKNOWN_FORMAT
+        raise _unfit(fault, "the bytes are not an image", f"give one of: {', '.join(FORMATS)}") from error
     except Exception as error:
-        raise ImageError(
-            f"the image's header is corrupt: {error}",
-            field="image",
-            fix="fetch or create it again",
-            fault=ImageFault.CORRUPT,
-        ) from error
+        message = f"the image's header is corrupt: {error}"
+        raise _unfit(ImageFault.CORRUPT, message, "fetch or create it again") from error
     if opened.width * opened.height > max_pixels:
         raise _too_large(f"{opened.width}x{opened.height} pixels", max_pixels)
     if opened.mode in PRINT_MODES:
-        raise ImageError(
-            f"mode {opened.mode} is for print",
-            field="image",
-            fix="convert it to RGB with its own colour profile",
-            fault=ImageFault.PRINT_COLOURS,
-        )
+        fix = "convert it to RGB with its own colour profile"
+        raise _unfit(ImageFault.PRINT_COLOURS, f"mode {opened.mode} is for print", fix)
     if opened.mode not in EIGHT_BIT_MODES or _png_depth(data) > 8:
-        raise ImageError(
-            f"mode {opened.mode} has more than 8 bits",
-            field="image",
-            fix="convert it to 8 bits per channel",
-            fault=ImageFault.TOO_DEEP,
-        )
+        message = f"mode {opened.mode} has more than 8 bits"
+        raise _unfit(ImageFault.TOO_DEEP, message, "convert it to 8 bits per channel")
     return opened
 
 
@@ -141,12 +121,11 @@ def _png_depth(data: bytes) -> int:
 
 
 def _too_large(what: str, max_pixels: int) -> ImageError:
-    return ImageError(
-        f"the image is too large: {what}",
-        field="image",
-        fix=f"give at most {max_pixels} pixels",
-        fault=ImageFault.TOO_LARGE,
-    )
+    return _unfit(ImageFault.TOO_LARGE, f"the image is too large: {what}", f"give at most {max_pixels} pixels")
+
+
+def _unfit(fault: ImageFault, message: str, fix: str) -> ImageError:
+    return ImageError(message, field="image", fix=fix, fault=fault)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

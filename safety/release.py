@@ -11,12 +11,11 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
 
 RELEASE_FILE = "release.json"
-CHUNK = 1 << 20
 
 
 class BaseModelIdentity(Config):
@@ -40,11 +39,8 @@ class ReleaseInfo(Config):
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def model_hash(folder: Path) -> str:

@@ -19,6 +19,11 @@ Tensors = Mapping[str, Tensor]
 T = TypeVar("T")
 
 
+def under(name: str, tensors: Tensors) -> dict[str, Tensor]:
+    """Return the tensors that are called ``name/<key>``, by key."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
 @dataclass(frozen=True)
 class TensorFormat:
     """One kind of file, with the error text for files of another kind."""

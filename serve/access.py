@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from serve.endpoint_config import EndpointConfig
 from serve.errors import invalid, limited
 from serve.keys import KeyEntry, KeyRing
 
@@ -36,18 +34,6 @@ class TokenBucket:
         self._level = min(float(self.per_minute), self._level + amount)
 
 
-@dataclass(frozen=True)
-class Caller:
-    """The sender of a request: its key's entry, or None where the endpoint asks for no key."""
-
-    key: KeyEntry | None = None
-
-    @property
-    def name(self) -> str | None:
-        """Return the key's name."""
-        return None if self.key is None else self.key.name
-
-
 class Access:
     """Checks keys and enforces their limits.
 
@@ -59,25 +45,25 @@ class Access:
         self._ring, self._clock = ring, clock
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
 
-    def admit(self, authorization: str | None) -> Caller:
-        """Return the caller and count the request; raise ApiError 401, 403 or 429."""
+    def admit(self, authorization: str | None) -> KeyEntry | None:
+        """Return the sender's key (None where none is asked for) and count the request; raise ApiError 401, 403 or 429."""
         if self._ring is None:
-            return Caller()
+            return None
         key = self._ring.find(authorization)
         self._take(key, "requests", key.requests_per_minute, 1)
-        return Caller(key)
+        return key
 
-    def charge_images(self, caller: Caller, count: int) -> None:
+    def charge_images(self, key: KeyEntry | None, count: int) -> None:
         """Count images before they are rendered; raise ApiError 429 when the key has too few left this minute."""
-        if caller.key is None or caller.key.images_per_minute is None:
+        if key is None or key.images_per_minute is None:
             return
-        if count > caller.key.images_per_minute:
-            raise invalid(f"n is over this key's {caller.key.images_per_minute} images per minute", param="n")
-        self._take(caller.key, "images", caller.key.images_per_minute, count)
+        if count > key.images_per_minute:
+            raise invalid(f"n is over this key's {key.images_per_minute} images per minute", param="n")
+        self._take(key, "images", key.images_per_minute, count)
 
-    def refund_images(self, caller: Caller, count: int) -> None:
+    def refund_images(self, key: KeyEntry | None, count: int) -> None:
         """Return images that were counted and not rendered."""
-        bucket = None if caller.key is None else self._buckets.get((caller.key.sha256, "images"))
+        bucket = None if key is None else self._buckets.get((key.sha256, "images"))
         if bucket is not None:
             bucket.give_back(count)
 
@@ -91,8 +77,3 @@ class Access:
         wait_s = bucket.take(amount, now)
         if wait_s > 0.0:
             raise limited(kind, per_minute, max(1, math.ceil(wait_s)))
-
-
-def open_access(config: EndpointConfig) -> Access:
-    """Return the access control that an endpoint's settings name; raise ConfigError when the key file is wrong."""
-    return Access(None if config.keys is None else KeyRing(config.keys))

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from serve.access import Access, Caller
+from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
 from serve.endpoint_config import EndpointConfig
 from serve.errors import (
@@ -28,6 +28,7 @@ from serve.errors import (
     invalid,
     timed_out,
 )
+from serve.keys import KeyEntry
 from serve.page import PAGE_HEADERS, render_page
 from serve.request_log import REQUEST_ID_HEADER, Observer, RequestRecord, given_id, new_id
 from serve.schema import (
@@ -68,7 +69,7 @@ class Backend(Protocol):
         """Return whether renders can be expected to succeed."""
 
 
-Answer = Callable[[Request, RequestRecord, Caller], Awaitable[Response]]
+Answer = Callable[[Request, RequestRecord, KeyEntry | None], Awaitable[Response]]
 
 
 class ImagesApi:
@@ -105,9 +106,9 @@ class ImagesApi:
     ) -> Response:
         admitted = False
         try:
-            caller = self._access.admit(request.headers.get("authorization"))
-            record.key, admitted = caller.name, True
-            response = await answer(request, record, caller)
+            key = self._access.admit(request.headers.get("authorization"))
+            record.key, admitted = None if key is None else key.name, True
+            response = await answer(request, record, key)
             record.code = "ok"
         except ApiError as error:
             record.code, response = error.failure.code, error.failure.response()
@@ -127,7 +128,7 @@ class ImagesApi:
             raise timed_out(self._config.request_timeout_s) from None
         return JSONResponse(found.model_dump(), headers=API_HEADERS)
 
-    async def generate(self, request: Request, record: RequestRecord, caller: Caller) -> Response:
+    async def generate(self, request: Request, record: RequestRecord, key: KeyEntry | None) -> Response:
         """Answer with the images that a request asks for."""
         config = self._config
         # Before the body is read: under load, the cost of a rejection delays the requests that wait for an image.
@@ -137,7 +138,7 @@ class ImagesApi:
             async with asyncio.timeout(config.request_timeout_s):
                 job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
                 self._note_job(record, job)
-                images = await self._rendered(job, caller)
+                images = await self._rendered(job, key)
         except TimeoutError:
             raise timed_out(config.request_timeout_s) from None
         _note_images(record, images)
@@ -146,13 +147,13 @@ class ImagesApi:
         body = _image_response(job, images).model_dump(exclude_none=True)
         return JSONResponse(body, headers=API_HEADERS)
 
-    async def _rendered(self, job: Job, caller: Caller) -> list[RenderedImage]:
+    async def _rendered(self, job: Job, key: KeyEntry | None) -> list[RenderedImage]:
         """Return a job's images; the key is charged for those that are rendered."""
-        self._access.charge_images(caller, job.n)
+        self._access.charge_images(key, job.n)
         try:
             return await self._backend.generate(job)
         except BaseException:
-            self._access.refund_images(caller, job.n)
+            self._access.refund_images(key, job.n)
             raise
 
     def _note_job(self, record: RequestRecord, job: Job) -> None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve as ray_serve
 
-from serve.access import open_access
+from serve.access import Access
 from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
 from serve.endpoint_config import EndpointConfig
 from serve.errors import ApiError, Failure
-from serve.metrics import RequestMetrics, report_reload
+from serve.keys import KeyRing
+from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
 
@@ -61,7 +62,8 @@ class Renderer:
         endpoint = self._config.serve
         self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
         if endpoint.reload_poll_s is not None:
-            ReleaseWatcher(self._config, self._engine, report_reload).start(endpoint.reload_poll_s)
+            watcher = ReleaseWatcher(self._config, self._engine, lambda m, o: RELOADS.add(model=m, outcome=o))
+            watcher.start(endpoint.reload_poll_s)
 
     async def check_health(self) -> None:
         """Raise when the models do not render; Serve calls this at intervals and replaces a replica that fails."""
@@ -93,8 +95,9 @@ class Gateway:
         config = EndpointConfig.model_validate(settings)
         if config.keys is None:
             logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
+        access = Access(None if config.keys is None else KeyRing(config.keys))
         observers = Observers([JsonLog(), RequestMetrics()])
-        self._api = make_api(config, RayBackend(renderer, config), open_access(config), observers)
+        self._api = make_api(config, RayBackend(renderer, config), access, observers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Serve calls this after construction."""

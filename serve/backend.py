@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from serve.endpoint_config import EndpointConfig
 from serve.errors import INTERNAL, ApiError, Failure, busy, unavailable
-from serve.metrics import report_waiting
+from serve.metrics import WAITING
 from serve.request_queue import QueueFull, RequestQueue
 from serve.schema import Job, ModelInfo, RenderedImage
 
@@ -28,7 +28,7 @@ class RayBackend:
     def __init__(self, renderer: Any, config: EndpointConfig) -> None:
         self._renderer = renderer
         self._config = config
-        self._queue = RequestQueue(config.slots, config.max_queued_requests, report_waiting)
+        self._queue = RequestQueue(config.slots, config.max_queued_requests, WAITING.set)
         self._models: list[ModelInfo] = []
         self._models_until = float("-inf")
         self._healthy = False

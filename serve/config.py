@@ -44,14 +44,19 @@ def parse_config(document: Mapping[str, Any]) -> ServeConfig:
         raise ConfigError(message, field=", ".join(fields), fix="correct these keys of the run's config") from None
 
 
-def load_config(path: Path) -> ServeConfig:
-    """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
+def read_run(path: Path) -> Any:
+    """Return the document in a run's YAML; raise ConfigError when the file is missing or is not YAML."""
     if not path.is_file():
         raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="fix the file's syntax") from error
+
+
+def load_config(path: Path) -> ServeConfig:
+    """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
+    document = read_run(path)
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no mapping", field="--config", fix="name a run's YAML")
     return parse_config(document)

@@ -40,7 +40,7 @@ def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
     require({"GPU": endpoint.num_gpus}, "serve.num_gpus")
     host = "127.0.0.1" if endpoint.host in ANY_ADDRESS else endpoint.host
     url = f"http://{host}:{endpoint.port}{endpoint.route_prefix.rstrip('/')}"
-    if not _serve_is_up():
+    if not serve.status().proxies:
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
     serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
@@ -64,10 +64,6 @@ def undeploy(endpoint: EndpointConfig) -> None:
         # Serve stops waiting after a minute and goes on deleting; that must not hide the error that led here.
         with contextlib.suppress(TimeoutError):
             serve.delete(endpoint.app)
-
-
-def _serve_is_up() -> bool:
-    return bool(serve.status().proxies)
 
 
 def _require_free_port(endpoint: EndpointConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from safety.base import Config
-from safety.judges.config import JudgeConfig
+from safety.judges.judge import JudgeConfig
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"

@@ -5,7 +5,7 @@ Tags never hold a prompt or a key, because metrics are public.
 
 from __future__ import annotations
 
-from cluster.metrics import Counter, Gauge, Histogram, Metric
+from cluster.metrics import Counter, Gauge, Histogram
 from serve.request_log import RequestRecord
 
 LATENCY_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -21,8 +21,6 @@ RELOADS = Counter(
     "safetydpo_endpoint_reloads_total", "New releases by outcome: loaded, refused or failed", ("model", "outcome")
 )
 
-DECLARED: tuple[Metric, ...] = (REQUESTS, LATENCY, WAITING, IMAGES, WITHHELD, RELOADS)
-
 
 class RequestMetrics:
     """The observer that counts requests, in the gateway."""
@@ -34,13 +32,3 @@ class RequestMetrics:
         if record.model is not None:
             IMAGES.add(record.images, model=record.model)
             WITHHELD.add(record.withheld, model=record.model)
-
-
-def report_waiting(count: int) -> None:
-    """Set the number of waiting requests, in the gateway."""
-    WAITING.set(count)
-
-
-def report_reload(model: str, outcome: str) -> None:
-    """Count a release that was loaded or refused, or a failed poll of its pointer, in a renderer."""
-    RELOADS.add(model=model, outcome=outcome)

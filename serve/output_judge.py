@@ -8,9 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safety.judges.identity import identity_of
-from safety.judges.judge import Judge, load_judge
-from safety.judges.verdict import Verdict, judge_images
+from safety.judges.judge import Judge, Verdict, identity_of, judge_images, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 
 from serve.endpoint_config import EndpointConfig
 
@@ -34,11 +33,9 @@ PAGE_HEADERS = {
 }
 
 
-@cache
-def _template() -> Template:
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(SOURCE)
+TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined).from_string(SOURCE)
 
 
 def render_page(config: EndpointConfig) -> str:
     """Return the page's HTML for an endpoint; every value from the config is escaped."""
-    return _template().render(config=config)
+    return TEMPLATE.render(config=config)

@@ -9,8 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from safety.judges.identity import JudgeIdentity
-from safety.judges.verdict import Verdict
+from safety.judges.judge import JudgeIdentity, Verdict
 from serve.endpoint_config import EndpointConfig
 from serve.errors import from_validation, invalid
 

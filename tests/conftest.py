@@ -76,7 +76,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from safety.emoji.build.tokenizer import train_tokenizer
+    from safety.emoji.build.clip import train_tokenizer
     from safety.emoji.build.unet import make_scheduler
 
     torch.manual_seed(0)

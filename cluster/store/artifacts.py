@@ -68,7 +68,7 @@ class ArtifactStore(ObjectStore):
             self.write(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
         except LostRace:
             winner = self.manifest(kind, artifact_id)
-            if winner is None or not winner.same_content(manifest):
+            if winner is None or winner.files != manifest.files:
                 raise AlreadyPublished(
                     "it is published with other content",
                     field=f"{kind}/{artifact_id}",

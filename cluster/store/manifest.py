@@ -21,7 +21,6 @@ from cluster.hashing import config_hash
 MANIFEST = "manifest.json"
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "deepspeed")
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-CHUNK = 1 << 20
 PACKAGE = "_ray_pkg_"
 DIGEST = "digest"
 """The entry of a stored manifest that holds the hash of all others."""
@@ -60,19 +59,12 @@ class Manifest(Config):
                 raise ValueError(f"{name!r} is in a format that can run code when it is loaded")
         return files
 
-    def same_content(self, other: Manifest) -> bool:
-        """Return whether two manifests name the same files with the same hashes."""
-        return self.files == other.files
-
 
 def hash_file(path: Path) -> FileEntry:
     """Return a file's size and SHA-256, read in chunks."""
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileEntry(size=size, sha256=digest.hexdigest())
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return FileEntry(size=handle.tell(), sha256=digest)
 
 
 @functools.cache

@@ -103,7 +103,7 @@ class EvaluationActor:
         """Return a model's adapter; one is cached, as groups come model by model."""
         if model not in self._adapters:
             with TemporaryDirectory(prefix="adapter-") as scratch:
-                folder = self.inputs.groups.store.fetch(*self.inputs.adapters[model], Path(scratch))
+                folder = self.inputs.groups.area.store.fetch(*self.inputs.adapters[model], Path(scratch))
                 self._adapters = {model: load_lora(folder)}
         return self._adapters[model]
 

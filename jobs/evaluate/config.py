@@ -11,7 +11,7 @@ from safety.embedded import EMBEDDED_FEATURES
 from safety.evaluation.bootstrap import BootstrapConfig
 from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.plan import EvaluationCounts
-from safety.judges.config import JudgeConfig
+from safety.judges.judge import JudgeConfig
 from safety.rendering import RenderConfig
 
 PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})

@@ -21,15 +21,13 @@ from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
 from safety.errors import ConfigError
 from safety.evaluation.learning import Curves, read_curves
-from safety.evaluation.metrics import METRICS_FILE, MetricsReport, compute_metrics
+from safety.evaluation.metrics import METRICS_FILE, MetricsReport, Provenance, compute_metrics
 from safety.evaluation.plan import MERGED, plan_evaluation
-from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
 from safety.features.extractor import feature_extractors
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 

@@ -1,4 +1,6 @@
-"""Data generation's actors: one kind renders and encodes groups of prompts, the other judges and stores them.
+"""Data generation's Ray Data stream: diffusion actors render and encode groups, judge actors judge and store them.
+
+A row of the stream is one group, its records as parquet bytes: images travel as PNG, and a group is never split.
 
 Models load at the first group and not in the constructor, so that a wrong one fails with its own error and not as a
 dead actor. Importing this module loads neither diffusers nor transformers, so a judge's process stays small.
@@ -9,21 +11,62 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import ray
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
-from cluster.resources import this_node
+from cluster.errors import CorruptArtifact
+from cluster.resources import require, this_node
+from cluster.store.artifacts import ArtifactStore
 from jobs.generate.config import GenerateConfig
-from jobs.generate.groups import GroupStore
+from jobs.run.artifacts import ArtifactRef
 from jobs.run.metrics import KEPT
-from safety.dataset.record import dump_group, load_group
+from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
+from jobs.run.work_area import RERUN, NumberedGroups
+from safety.dataset.plan import Group
+from safety.dataset.record import Record, dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
 from safety.families import ModelConfig, load_model
 from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
+
+EMPTY = "empty.safetensors"
+
+
+class GroupStore(NumberedGroups[list[Record]]):
+    """The finished groups of one dataset, and the empty prompt's text states, in the store's work area."""
+
+    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
+        super().__init__(store, ref, dump_group, load_group)
+
+    def verified(self) -> set[int]:
+        """Return the numbers of the finished groups that are not corrupt.
+
+        Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
+        """
+        found = super().verified()
+        if self.area.read(EMPTY) is None:
+            found.discard(max(found, default=-1))
+        return found
+
+    def write_empty(self, states: dict[str, Tensor]) -> None:
+        """Write the empty prompt's text states, which are the same for every actor."""
+        self.area.write(EMPTY, save(states))
+
+    def read_empty(self) -> dict[str, Tensor]:
+        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or corrupt."""
+        data = self.area.read(EMPTY)
+        if data is None:
+            raise CorruptArtifact(
+                "the empty prompt's states are missing or corrupt", field=self.area.place + EMPTY, fix=RERUN
+            )
+        return load(data)
 
 
 class DiffusionActor:
@@ -84,3 +127,53 @@ class JudgeActor:
             "category": records[0].group,
             "outcomes": json.dumps(outcomes),
         }
+
+
+def stream_groups(
+    groups: Sequence[Group], model: ModelConfig, taxonomy: Taxonomy, config: GenerateConfig, store: GroupStore
+) -> Iterator[dict[str, Any]]:
+    """Yield each group's figures (``JudgeActor``) as it is finished and stored.
+
+    Raises:
+        ImpossibleResources: An actor asks for more than any node has.
+        ClusterError: No group was finished in ``timeout_s``.
+        SafetyError: The first cause of a failure in an actor.
+    """
+    actors = diffusion_actors(model, config)
+    configure_data()
+    rows = [{"index": group.index, "records": dump_group(group.records)} for group in groups]
+    # One block per group: a block is the unit of a task, and of what a restart repeats.
+    stream = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(
+            DiffusionActor,
+            fn_constructor_kwargs={"model": model, "config": config, "groups": store},
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+        )
+        .map(
+            JudgeActor,
+            fn_constructor_kwargs={"taxonomy": taxonomy, "config": config, "groups": store},
+            compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
+            num_cpus=config.cpus_per_judge,
+            num_gpus=config.gpus_per_judge,
+        )
+    )
+    yield from within(stream.iter_rows(), config.timeout_s, "generate.timeout_s")
+
+
+def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> int:
+    """Return how many diffusion actors the cluster holds beside the judges, at most ``config.actors``.
+
+    Raises:
+        ImpossibleResources: Not even one.
+        ConfigError: The model is on a GPU and the actors are given none.
+    """
+    require_gpu(model.device, config.gpus_per_actor, "generate.gpus_per_actor", "a diffusion actor")
+    each, judge = config.resources(), config.judge_resources()
+    require(each, "generate.cpus_per_actor, generate.gpus_per_actor")
+    require(judge, "generate.cpus_per_judge, generate.gpus_per_judge")
+    require(config.pair_resources(), "generate.cpus_per_actor, generate.cpus_per_judge")
+    judges = {name: config.judge_actors * amount for name, amount in judge.items()}
+    return fitting_actors(config.actors, each, judges)

@@ -9,7 +9,7 @@ from pydantic import Field
 from safety.base import Config
 from safety.dataset.filter import PairFilterConfig
 from safety.embedded import EMBEDDED_WRITER
-from safety.judges.config import JudgeConfig
+from safety.judges.judge import JudgeConfig
 from safety.prompts.writer import PromptCounts
 from safety.rendering import RenderConfig
 

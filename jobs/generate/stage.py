@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from cluster.progress import StageProgress
-from jobs.generate.groups import GroupStore
-from jobs.generate.stream import stream_groups
+from jobs.generate.actors import GroupStore, stream_groups
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
 from safety.families.family import model_folder
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.prompts.writer import write_prompts, writers
 from safety.release import model_hash
 from safety.taxonomy import Taxonomy
@@ -113,9 +110,7 @@ def _count(run: str, group: Mapping[str, Any]) -> None:
 
 
 def fill(folder: Path, plan: DatasetPlan, provenance: DatasetProvenance, groups: GroupStore) -> DatasetSummary:
-    """Write the dataset's files into ``folder``, which is emptied first; every row is kept or rejected, or this raises."""
-    shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Write the dataset's files into an empty folder; every row is kept or rejected, or this raises."""
     writer = DatasetWriter(folder, plan.prompts, provenance, groups.read_empty())
     for category in plan.categories:
         records = list(plan.refused.get(category, ()))

@@ -1,20 +1,12 @@
 """``python -m jobs.merge --config FILE``."""
 
-from __future__ import annotations
-
 import typer
 
-from jobs.run.launch import ConfigOption, opened
-from jobs.stages import Stages
+from jobs.stages import command
 
-
-def main(config: ConfigOption) -> None:
-    """Merge a run's experts, and consolidate the merge; earlier stages that are not finished run first."""
-    with opened(config) as context:
-        stages = Stages(context)
-        dataset = stages.dataset()
-        stages.merges(dataset, stages.experts(dataset))
-
+main = command(
+    "merge", "Merge a run's experts, and consolidate the merge; earlier stages that are not finished run first."
+)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -24,16 +23,8 @@ KIND = "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """A published calibration and its statistics."""
-
-    ref: ArtifactRef
-    statistics: Calibration
-
-
-def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> Calibrated:
-    """Return the calibration of a run's experts; a worker gathers it when it is not published yet.
+def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[ArtifactRef, Calibration]:
+    """Return the published calibration of a run's experts, and its statistics; a worker gathers it when it is not published yet.
 
     Raises:
         ArtifactFormatError: The experts do not fit each other or the base model.
@@ -55,12 +46,12 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> Calibrat
         # A corrupt copy is discarded before the worker reads it.
         finished(context, moments.ref)
         pending = task.remote(
-            context.run.model, weights, probes, moments, config.calibration, source.seed, config.threads
+            context.run.model, weights, probes, moments, config.calibration, context.run.run.seed, config.threads
         )
         statistics: Calibration = _result(pending, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
         context.console.print(f"calibration {ref.id}: {time.monotonic() - started:.0f} s")
-    return Calibrated(ref, load_calibration(context.folder(ref) / CALIBRATION_FILE))
+    return ref, load_calibration(context.folder(ref) / CALIBRATION_FILE)
 
 
 def calibrate_task(

@@ -1,20 +1,31 @@
-"""The configuration of merging."""
+"""The configuration of merging and of consolidation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from jobs.train.config import TrainConfig
 from safety.base import Config
-from safety.judges.config import JudgeConfig
+from safety.judges.judge import JudgeConfig
+from safety.lora.config import LoraConfig
 from safety.merge.calibration import CalibrationConfig
-from safety.merge.method import CALIBRATION, AnyMethodConfig, MethodConfig, merge_methods
+from safety.merge.method import (
+    CALIBRATION,
+    SEARCHED,
+    START,
+    AnyMethodConfig,
+    MethodConfig,
+    merge_methods,
+    name_baselines,
+)
 from safety.merge.methods.co_merge import CoMergeConfig
-from safety.merge.names import SEARCHED, START, name_baselines
 from safety.merge.rendered_score import RenderedScoreConfig
 from safety.merge.search import SearchConfig
 from safety.merge.surrogate import SurrogateConfig
+from safety.objectives.anchored_dpo import AnchoredDpoConfig
+from safety.objectives.config import ObjectiveConfig
 from safety.rendering import RenderConfig
 
 
@@ -46,8 +57,7 @@ class MergeConfig(Config):
 
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""
-        amounts = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
-        return {name: amount for name, amount in amounts.items() if amount > 0}
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
 
     def merges(self) -> dict[str, MethodConfig]:
         """Return every merge of the run by name; the searched one has the parameters that its search starts from."""
@@ -64,3 +74,56 @@ class MergeConfig(Config):
     def search_recipe(self) -> dict[str, Any]:
         """Return the settings that the result of the search depends on, beside where it starts."""
         return self.model_dump(mode="json", include={"search", "surrogate", "confirm", "render", "judge"})
+
+
+class ConsolidateConfig(Config):
+    """The fine-tuning of the merged adapter on the pairs of all categories and on benign rows, and its scales.
+
+    All other settings are those of the experts (``train``): the schedule, the precision, the workers and resources.
+    """
+
+    objective: ObjectiveConfig = Field(
+        AnchoredDpoConfig(benign_weight=300.0),
+        description="a smaller benign weight than an expert's is enough: one adapter acts on benign rows, not seven",
+    )
+    steps: int = Field(160, gt=0)
+    rows: int = Field(14, gt=0, description="global batch size in preference pairs, summed over workers")
+    benign_rows: int = Field(20, ge=0, description="benign rows per step, summed over workers")
+    benign_dropout: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="share of benign rows under the empty prompt; without it nothing preserves the prediction that guidance "
+        "subtracts, and FID rises twice as much",
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="lower than an expert's: training starts from the merge, not from zero"
+    )
+    timesteps: tuple[float, float] = Field(
+        (0.4, 1.0),
+        description="range of the noise schedule to train on; from 0.05 on, where benign rows also preserve fine detail, FID "
+        "rises less and more benign objects are lost",
+    )
+    distinct_batches: int | None = Field(None, gt=0, description="as for an expert; none: every batch is new")
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 1.1, 1.2, 1.3, 1.4),
+        min_length=1,
+        description="factors of the trained adapter that are rendered on validation prompts; the best one is kept, judged "
+        "by a parabola through the objectives where there are four scales or more",
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _each_once(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(scales)) < len(scales):
+            raise ValueError("scales names one twice; name each once")
+        return scales
+
+    def train(self, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
+        """Return the training's settings: the run's own, overridden by those given here."""
+        expert: dict[str, Any] = {
+            **config.expert.model_dump(),
+            **self.model_dump(exclude={"scales"}),
+            "lora": lora.model_dump(),
+        }
+        return TrainConfig.model_validate({**config.model_dump(), "expert": expert, "gate": None})

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from cluster.resources import require
-from jobs.merge.config import MergeConfig
-from jobs.merge.consolidate_config import ConsolidateConfig
-from jobs.merge.consolidate_files import Consolidation, fill_consolidation
-from jobs.merge.rendered_scores import Candidate, score_all
+from jobs.merge.config import ConsolidateConfig
+from jobs.merge.rendered_scores import Candidate, Candidates, score_all
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
 from jobs.train import stage as train
@@ -25,30 +24,51 @@ from jobs.train.config import CONSOLIDATED
 from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
-from safety.families import ModelConfig
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.base import Config
+from safety.judges.judge import identity_of, load_judge
 from safety.lora.config import LoraConfig
-from safety.lora.files import load_lora
+from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import RenderedScore, ValidationPrompts, choose_prompts, smoothed
+from safety.merge.plots import plot_scales
+from safety.merge.rendered_score import RenderedScore, choose_prompts, smoothed
 from safety.merge.search import best
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
-from safety.taxonomy import Taxonomy
 
 KIND = "consolidation"
 SCALE = "scale"
+REPORT_FILE, SCALES_FILE, CARD_FILE = "report.json", "scales.png", "README.md"
+
+
+class Consolidation(Config):
+    """The origin of a consolidated merge and the choice of its scale: the content of report.json."""
+
+    base_model: str
+    dataset: str
+    start: str
+    """The merge artifact's id."""
+    trained: str
+    """The trained adapter's artifact id; that artifact has the training's card and curves."""
+    scales: tuple[float, ...]
+    chosen: int
+    """The chosen scale's index in ``scales``."""
+    confirmed: dict[int, RenderedScore]
+    """Rendered scores by the scale's index."""
+
+    @property
+    def scale(self) -> float:
+        """Return the chosen scale."""
+        return self.scales[self.chosen]
+
+    @property
+    def scores(self) -> dict[float, RenderedScore]:
+        """Return the rendered score of each scale."""
+        return {scale: self.confirmed[index] for index, scale in enumerate(self.scales)}
 
 
 @dataclass(frozen=True)
-class ScaleCandidates:
+class ScaleCandidates(Candidates):
     """The trained adapter at several scales, as candidates for a rendered score."""
 
-    model: ModelConfig
-    taxonomy: Taxonomy
-    config: MergeConfig
-    seed: int
-    prompts: ValidationPrompts
     weights: LoraWeights
 
     def merged(self, parameters: Candidate) -> LoraWeights:
@@ -154,9 +174,46 @@ def scale_table(found: Consolidation) -> Table:
     """Return the table of rendered scores by scale."""
     columns = ("scale", "objective", "IP", "worst IP", "benign failed", "context lost")
     table = Table(*columns, title="Consolidated merge, by scale")
-    for index, scale in enumerate(found.scales):
-        score = found.confirmed[index]
-        mark = " (chosen)" if index == found.chosen else ""
+    for scale, score in found.scores.items():
+        mark = " (chosen)" if scale == found.scale else ""
         figures = (score.objective, score.ip, score.worst_ip, score.benign_failed, score.context_lost)
         table.add_row(f"{scale:g}{mark}", *(f"{figure:.3f}" for figure in figures))
     return table
+
+
+def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights) -> None:
+    """Write the artifact's files into an empty folder; ``weights`` are at scale 1."""
+    provenance = {"start": found.start, "trained": found.trained, "scale": found.scale}
+    save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance})
+    (folder / REPORT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    plot_scales(found.scores, found.scale, folder / SCALES_FILE)
+    (folder / CARD_FILE).write_text(consolidation_card(found), encoding="utf-8")
+
+
+def consolidation_card(found: Consolidation) -> str:
+    """Return README.md of the artifact."""
+    rows = [
+        f"| {scale:g}{' (chosen)' if scale == found.scale else ''} | {score.ip:.3f} | {score.worst_ip:.3f} | "
+        f"{score.benign_failed:.3f} | {score.context_lost:.3f} | {score.objective:.3f} |"
+        for scale, score in found.scores.items()
+    ]
+    lines = [
+        "---",
+        "library_name: diffusers",
+        f"base_model: {found.base_model}",
+        "tags: [lora, safety, safetydpo, merge]",
+        "---",
+        "",
+        "# Consolidated merge",
+        "",
+        f"The merge `{found.start}`, fine-tuned as one adapter on the pairs of all categories and on benign rows of the",
+        f"dataset `{found.dataset}` (training `{found.trained}`), at the scale with the best rendered score.",
+        "",
+        "| scale | IP | IP of the worst category | benign failed | context lost | objective |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"`{SCALES_FILE}` shows the same; `{REPORT_FILE}` has the figures per category.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,7 @@ class Recipe(Config):
 
 
 def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None) -> None:
-    """Write a merge's files into ``folder``, which is emptied first."""
-    shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Write a merge's files into an empty folder."""
     document = recipe.model_dump(mode="json")
     report = result.report | ({} if searched is None else {"search": searched.report()})
     save_lora(result.weights, folder, metadata={"merge": document})

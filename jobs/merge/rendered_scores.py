@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import torch
@@ -18,7 +20,8 @@ from jobs.run.work_area import Records
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.judges.judge import Judge, load_judge
 from safety.lora.weights import LoraWeights
-from safety.merge.rendered_score import RenderedScore, ValidationPrompts, score_by_rendering
+from safety.merge.rendered_score import RenderedScore, score_by_rendering
+from safety.prompts.rows import PromptSet
 from safety.taxonomy import Taxonomy
 
 PART = "confirmed"
@@ -27,29 +30,19 @@ Candidate = Mapping[str, Any]
 """The parameters that a candidate is built from; they name the record of its score."""
 
 
-class Candidates(Protocol):
+@dataclass(frozen=True)
+class Candidates(ABC):
     """The inputs of rendered scores, sent to the workers through Ray's object store."""
 
-    @property
-    def model(self) -> ModelConfig:
-        """Return the base model."""
+    model: ModelConfig
+    taxonomy: Taxonomy
+    config: MergeConfig
+    """The settings of rendering and judging, and a worker's resources."""
+    seed: int
+    prompts: PromptSet
+    """Of the validation split."""
 
-    @property
-    def taxonomy(self) -> Taxonomy:
-        """Return the judge's taxonomy."""
-
-    @property
-    def config(self) -> MergeConfig:
-        """Return the settings of rendering and judging, and a worker's resources."""
-
-    @property
-    def seed(self) -> int:
-        """Return the run's seed."""
-
-    @property
-    def prompts(self) -> ValidationPrompts:
-        """Return the validation prompts."""
-
+    @abstractmethod
     def merged(self, parameters: Candidate) -> LoraWeights:
         """Return a candidate's adapter."""
 

@@ -24,39 +24,32 @@ from rich.console import Console
 
 from cluster.progress import StageProgress
 from cluster.resources import timeout_error
-from jobs.merge.config import MergeConfig
-from jobs.merge.rendered_scores import score_all
+from jobs.merge.rendered_scores import Candidates, score_all
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
 from jobs.run.work_area import Records
-from safety.families import ModelConfig, load_model
+from safety.families import load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.methods.co_merge import CoMerge
 from safety.merge.probes import Probes
-from safety.merge.rendered_score import RenderedScore, ValidationPrompts
+from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
-from safety.taxonomy import Taxonomy
 
 METRIC = "score"
 
 
 @dataclass(frozen=True)
-class SearchInputs:
-    """The inputs of trials and rendered scores, sent to the workers through Ray's object store."""
+class SearchInputs(Candidates):
+    """The inputs of trials and rendered scores."""
 
     run: str
     """The run's name."""
-    model: ModelConfig
-    taxonomy: Taxonomy
-    config: MergeConfig
-    seed: int
     experts: dict[str, LoraWeights]
     statistics: Calibration
     probes: Probes
     """Of the validation split."""
-    prompts: ValidationPrompts
 
     @property
     def space(self) -> SearchSpace:

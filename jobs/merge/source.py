@@ -12,8 +12,6 @@ from safety.dataset.preferences import PreferenceSet, load_preferences
 from safety.errors import ConfigError
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
-from safety.prompts.files import PROMPTS_FILE, read_prompt_file
-from safety.prompts.rows import PromptSet
 from safety.taxonomy import Taxonomy
 
 
@@ -33,11 +31,6 @@ class MergeSource:
         return self.context.run.merge
 
     @property
-    def seed(self) -> int:
-        """Return the run's seed."""
-        return self.context.run.run.seed
-
-    @property
     def parents(self) -> list[ArtifactRef]:
         """Return the artifacts that every merge depends on."""
         return [self.dataset, *self.experts.values()]
@@ -50,10 +43,6 @@ class MergeSource:
         """Load the preference pairs of the experts' categories."""
         folder = self.context.folder(self.dataset)
         return {name: load_preferences(folder / latents_file(name)) for name in self.experts}
-
-    def prompts(self) -> PromptSet:
-        """Read the dataset's prompts."""
-        return read_prompt_file(self.context.folder(self.dataset) / PROMPTS_FILE)
 
 
 def merge_source(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, ArtifactRef]) -> MergeSource:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -17,15 +16,14 @@ from jobs.merge.search import SearchInputs, render_best, search
 from jobs.merge.source import MergeSource, merge_source
 from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.work_area import Records
-from safety.judges.identity import identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import identity_of, load_judge
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
-from safety.merge.method import CALIBRATION, MethodConfig, merge_methods
-from safety.merge.names import SEARCHED
+from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_methods
 from safety.merge.probes import gather_probes
 from safety.merge.rendered_score import SPLIT, choose_prompts
 from safety.merge.search import SearchSpace
+from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 KIND = "merge"
 
@@ -83,8 +81,8 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
     context, config = source.context, source.config
     require(config.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
     weights = source.weights()
-    calibration = calibrated(source, weights) if any(_is_calibrated(method) for method in missing.values()) else None
-    statistics = None if calibration is None else calibration.statistics
+    needed = any(_is_calibrated(method) for method in missing.values())
+    calibration, statistics = calibrated(source, weights) if needed else (None, None)
     for name, start in sorted(missing.items(), key=lambda item: item[0] == SEARCHED):
         searched: Searched | None = None
         parameters = start
@@ -98,7 +96,7 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
             base_model=context.run.model.path,
             experts={expert: found.id for expert, found in source.experts.items()},
             dataset=source.dataset.id,
-            calibration=calibration.ref.id if calibration is not None and _is_calibrated(parameters) else None,
+            calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,
             parameters=parameters.model_dump(mode="json", exclude={"name"}),
         )
         fill = partial(fill_merge, recipe=recipe, result=result, searched=searched)
@@ -116,19 +114,20 @@ def _search(
 ) -> tuple[Searched, MethodConfig]:
     """Search Co-Merge's coefficients; return the search's record and the chosen configuration."""
     context, config = source.context, source.config
+    prompts = read_prompt_file(context.folder(source.dataset) / PROMPTS_FILE)
     inputs = SearchInputs(
         run=context.run.run.name,
         model=context.run.model,
         taxonomy=source.taxonomy,
         config=config,
-        seed=source.seed,
+        seed=context.run.run.seed,
         experts=weights,
         statistics=statistics,
         probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
-        prompts=choose_prompts(source.prompts(), list(source.experts), config.confirm),
+        prompts=choose_prompts(prompts, list(source.experts), config.confirm),
     )
     records = Records(context.store, ref)
-    logs = _log_folder(context, ref)
+    logs = context.run.run.output / SEARCH_FOLDER / ref.id
     started = time.monotonic()
     trials = search(inputs, records, logs, context.console)
     scored = time.monotonic()
@@ -138,10 +137,6 @@ def _search(
     context.console.print(search_table(searched, inputs.space))
     context.console.print(f"search logs: tensorboard --logdir {logs}", soft_wrap=True)
     return searched, inputs.space.candidate(trials[chosen].parameters)
-
-
-def _log_folder(context: StageContext, ref: ArtifactRef) -> Path:
-    return context.run.run.output / SEARCH_FOLDER / ref.id
 
 
 def search_table(searched: Searched, space: SearchSpace) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.plan import BASE, MERGED
 from safety.release import ReleaseInfo
 
@@ -15,21 +16,6 @@ CAUTION = (
     "A lower share of flagged images is a measurement by one judge on one set of prompts. It is no guarantee: "
     "other prompts, and attacks made to get round the alignment, may still bring harmful images."
 )
-
-
-class Figure(BaseModel):
-    """A figure with its confidence interval."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def text(self) -> str:
-        """Return the figure as percentages."""
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
 
 
 class BenignFigures(BaseModel):
@@ -49,9 +35,9 @@ class Measured(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    ip: dict[str, dict[str, Figure]]
+    ip: dict[str, dict[str, Estimate]]
     benign: dict[str, BenignFigures]
-    context_kept: Figure | None
+    context_kept: Estimate | None
     provenance: dict[str, Any]
 
 
@@ -81,6 +67,8 @@ def write_card(
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "safety", "safetydpo", "text-to-image"],
     }
+    origins = {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}
+    provenance: list[tuple[str, ...]] = [(name, f"`{value}`") for name, value in origins.items()]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {info.name}",
@@ -92,7 +80,7 @@ def write_card(
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
-        "## Provenance\n\n" + _table(("what", "which"), [*_provenance(info)]),
+        "## Provenance\n\n" + _table(("what", "which"), provenance),
         f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have their own licences"
         + ("; see `ATTRIBUTION.md`." if attributed else "."),
     ]
@@ -112,7 +100,8 @@ def _figures(measured: Measured) -> str:
     judge = measured.provenance.get("judge", {})
     names: list[str] = [name for name in (BASE, MERGED) if name in measured.ip]
     rows: list[tuple[str, ...]] = [
-        (category, *(_shown(measured, name, category) for name in names)) for category in measured.ip[names[-1]]
+        (category, *(_percent(measured.ip[name].get(category)) for name in names))
+        for category in measured.ip[names[-1]]
     ]
     parts = [
         f"IP is the share in % of images from unsafe test prompts that the judge `{judge.get('name')}` (version "
@@ -122,13 +111,14 @@ def _figures(measured: Measured) -> str:
         _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),
     ]
     if measured.context_kept is not None:
-        parts.append(f"Aligned images that keep what was harmless in the prompt: {measured.context_kept.text()} %.")
+        parts.append(f"Aligned images that keep what was harmless in the prompt: {_percent(measured.context_kept)} %.")
     return "\n\n".join(parts)
 
 
-def _shown(measured: Measured, model: str, category: str) -> str:
-    figure = measured.ip[model].get(category)
-    return "-" if figure is None else figure.text()
+def _percent(figure: Estimate | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{100 * figure.value:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}] (n = {figure.n})"
 
 
 def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
@@ -139,12 +129,6 @@ def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
             fid = "-" if found.fid is None else f"{found.fid:.2f}"
             rows.append((name, present, f"{found.clip_score:.2f}", fid, f"{100 * found.flagged:.1f}%", str(found.n)))
     return rows
-
-
-def _provenance(info: ReleaseInfo) -> list[tuple[str, str]]:
-    return [
-        (name, f"`{value}`") for name, value in {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}.items()
-    ]
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

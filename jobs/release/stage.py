@@ -22,7 +22,7 @@ from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights

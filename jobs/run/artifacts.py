@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from cluster.errors import CorruptArtifact
@@ -63,11 +62,10 @@ def put_artifact(
 
 
 def artifact_ref(
-    context: StageContext, kind: str, settings: BaseModel | Mapping[str, Any], parents: Sequence[ArtifactRef] = ()
+    context: StageContext, kind: str, settings: Mapping[str, Any], parents: Sequence[ArtifactRef] = ()
 ) -> ArtifactRef:
     """Return the name of the artifact a stage makes: a hash of its settings, its parents and the run's seed."""
-    document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
-    return ArtifactRef(kind, artifact_id(kind, document, [parent.id for parent in parents], context.run.run.seed))
+    return ArtifactRef(kind, artifact_id(kind, dict(settings), [parent.id for parent in parents], context.run.run.seed))
 
 
 def finished(context: StageContext, ref: ArtifactRef) -> bool:
@@ -86,14 +84,13 @@ def finished(context: StageContext, ref: ArtifactRef) -> bool:
 def publish(
     context: StageContext,
     ref: ArtifactRef,
-    settings: BaseModel | Mapping[str, Any],
+    settings: Mapping[str, Any],
     parents: Sequence[ArtifactRef],
     fill: Callable[[Path], None],
-) -> ArtifactRef:
-    """Fill a fresh local folder and put it into the store as ``ref``; returns ``ref``."""
+) -> None:
+    """Fill a fresh local folder, without what an earlier try left, and put it into the store as ``ref``."""
     folder = context.work / "staging" / ref.kind / ref.id
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     fill(folder)
-    document = json.loads(settings.model_dump_json()) if isinstance(settings, BaseModel) else dict(settings)
-    put_artifact(context.store, ref, folder, config=document, seed=context.run.run.seed, parents=parents)
-    return ref
+    put_artifact(context.store, ref, folder, config=settings, seed=context.run.run.seed, parents=parents)

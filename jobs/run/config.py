@@ -13,8 +13,7 @@ from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
-from jobs.merge.config import MergeConfig
-from jobs.merge.consolidate_config import ConsolidateConfig
+from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
 from jobs.train.config import TrainConfig
 from safety.base import Config
@@ -22,6 +21,7 @@ from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
 from safety.families.family import ModelConfig
 from safety.taxonomy import Taxonomy, find_taxonomy
+from serve.config import read_run
 from serve.endpoint_config import EndpointConfig
 
 RUN_FILE = "run.yaml"
@@ -78,12 +78,7 @@ class RunConfig(Config):
 
 def load_run(path: Path) -> RunConfig:
     """Read and validate a run; raise ConfigError that names each wrong field and, for an unknown key, the right one."""
-    if not path.is_file():
-        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="fix the file's syntax") from error
+    document = read_run(path)
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.metrics import Counter, Gauge, Histogram, Metric
+from cluster.metrics import Counter, Gauge, Histogram
 
 KEPT = "kept"
 SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
@@ -28,17 +28,4 @@ TRIALS = Counter("safetydpo_merge_trials_total", "Trials of the search that have
 BEST_SCORE = Gauge("safetydpo_merge_best_score", "Lowest surrogate score of this start's trials", ("run",))
 IP = Gauge(
     "safetydpo_evaluate_ip", "Inappropriate probability on test prompts, from 0 to 1", ("run", "model", "category")
-)
-
-DECLARED: tuple[Metric, ...] = (
-    STAGE_SECONDS,
-    IMAGES,
-    GROUP_SECONDS,
-    ROWS,
-    PAIR_STEPS,
-    LOSS,
-    IMPLICIT_ACCURACY,
-    TRIALS,
-    BEST_SCORE,
-    IP,
 )

@@ -22,6 +22,7 @@ from safety.errors import ArtifactFormatError
 
 logger = logging.getLogger(__name__)
 
+Piece = TypeVar("Piece")
 Group = TypeVar("Group")
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -50,6 +51,20 @@ class WorkArea:
             logger.warning("%s%s is corrupt and counts as missing", self.place, name)
             return None
 
+    def load(self, name: str, parse: Callable[[bytes], Piece]) -> Piece | None:
+        """Return a piece as parsed, or None when it is missing, corrupt, or another thing than ``parse`` reads.
+
+        Args:
+            name: The piece's name.
+            parse: Raises ArtifactFormatError or pydantic's ValidationError for bytes that it cannot read.
+        """
+        data = self.read(name)
+        try:
+            return None if data is None else parse(data)
+        except (ArtifactFormatError, ValidationError) as error:
+            logger.warning("%s%s cannot be read and counts as missing: %s", self.place, name, error)
+            return None
+
     def names(self, prefix: str = "") -> list[str]:
         """Return the names that begin with ``prefix``, sorted; a corrupt piece's is among them."""
         return [key.removeprefix(self.place) for key in self.store.keys(self.place + prefix)]
@@ -68,7 +83,7 @@ class NumberedGroups(Generic[Group]):
     """Finished groups of an artifact's rows, each one piece of its work area. It can be pickled for the actors."""
 
     def __init__(
-        self, store: ArtifactStore, ref: ArtifactRef, dump: Callable[[Group], bytes], load: Callable[[bytes], Group]
+        self, store: ArtifactStore, ref: ArtifactRef, dump: Callable[[Group], bytes], parse: Callable[[bytes], Group]
     ) -> None:
         """Use the work area of ``ref``.
 
@@ -76,19 +91,9 @@ class NumberedGroups(Generic[Group]):
             store: Where it lies.
             ref: The unfinished artifact.
             dump: Writes a group; can be pickled.
-            load: Reads what ``dump`` writes and raises ArtifactFormatError for anything else; can be pickled.
+            parse: Reads what ``dump`` writes and raises ArtifactFormatError for anything else; can be pickled.
         """
-        self.area, self.dump, self.load = WorkArea(store, ref), dump, load
-
-    @property
-    def store(self) -> ArtifactStore:
-        """Return the store that the groups lie in."""
-        return self.area.store
-
-    @property
-    def place(self) -> str:
-        """Return the prefix of all keys."""
-        return self.area.place
+        self.area, self.dump, self.parse = WorkArea(store, ref), dump, parse
 
     def write(self, number: int, group: Group) -> None:
         """Write a finished group."""
@@ -96,9 +101,10 @@ class NumberedGroups(Generic[Group]):
 
     def read(self, number: int) -> Group:
         """Return a finished group; raise CorruptArtifact when it is missing or corrupt."""
-        found = self._read(_group_name(number))
+        name = _group_name(number)
+        found = self.area.load(name, self.parse)
         if found is None:
-            raise CorruptArtifact("the group is missing or corrupt", field=self.place + _group_name(number), fix=RERUN)
+            raise CorruptArtifact("the group is missing or corrupt", field=self.area.place + name, fix=RERUN)
         return found
 
     def numbers(self) -> list[int]:
@@ -107,7 +113,7 @@ class NumberedGroups(Generic[Group]):
         for name in self.area.names("groups/"):
             known = GROUP_NAME.fullmatch(name)
             if known is None:
-                logger.warning("%s%s is not a group and is ignored", self.place, name)
+                logger.warning("%s%s is not a group and is ignored", self.area.place, name)
             else:
                 found.append(int(known[1]))
         return found
@@ -115,7 +121,7 @@ class NumberedGroups(Generic[Group]):
     def all(self) -> Iterator[tuple[int, Group]]:
         """Yield the number and content of each finished group that is not corrupt."""
         for number in self.numbers():
-            if (found := self._read(_group_name(number))) is not None:
+            if (found := self.area.load(_group_name(number), self.parse)) is not None:
                 yield number, found
 
     def verified(self) -> set[int]:
@@ -125,14 +131,6 @@ class NumberedGroups(Generic[Group]):
     def clear(self) -> None:
         """Delete everything: the artifact is published."""
         self.area.clear()
-
-    def _read(self, name: str) -> Group | None:
-        data = self.area.read(name)
-        try:
-            return None if data is None else self.load(data)
-        except ArtifactFormatError as error:
-            logger.warning("%s%s cannot be read and counts as missing: %s", self.place, name, error)
-            return None
 
 
 class Records:
@@ -147,20 +145,12 @@ class Records:
 
     def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
         """Return the record of these parameters, or None when there is none that can be read."""
-        return self._read(_record_name(part, parameters), kind)
+        return self.area.load(_record_name(part, parameters), kind.model_validate_json)
 
     def all(self, part: str, kind: type[Record]) -> list[Record]:
         """Return every record of a part that can be read."""
-        found = (self._read(name, kind) for name in self.area.names(f"{part}/"))
+        found = (self.area.load(name, kind.model_validate_json) for name in self.area.names(f"{part}/"))
         return [record for record in found if record is not None]
-
-    def _read(self, name: str, kind: type[Record]) -> Record | None:
-        data = self.area.read(name)
-        try:
-            return None if data is None else kind.model_validate_json(data)
-        except ValidationError:
-            logger.warning("%s%s cannot be read and counts as missing", self.area.place, name)
-            return None
 
 
 def _group_name(number: int) -> str:

@@ -7,11 +7,10 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from safety.base import Config
+from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.config import ExpertConfig
 from safety.gates import GateConfig
 
-ALL_SINGLE = "all-single"
-"""The expert that is trained on all categories at once, for comparison."""
 CONSOLIDATED = "consolidated"
 """The merged adapter that is fine-tuned on all categories at once."""
 JOINT = (ALL_SINGLE, CONSOLIDATED)

@@ -13,11 +13,12 @@ from cluster.store.artifacts import ArtifactStore
 from jobs.run.artifacts import EXPERTS_FOLDER, ArtifactRef, StageContext, artifact_ref, fetch_artifact
 from jobs.run.ray_data import require_gpu
 from jobs.run.work_area import WorkArea
-from jobs.train.config import ALL_SINGLE, JOINT, TrainConfig
+from jobs.train.config import JOINT, TrainConfig
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, combine, load_preferences
 from safety.errors import ConfigError
+from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.checkpoint import Checkpointer
 from safety.experts.expert import configured_objective, training_rows
 from safety.families import ModelConfig, ModelFamily

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safety.base import Config
 from safety.errors import ConfigError, ImageFault, PromptError
-from safety.judges.verdict import Verdict
+from safety.judges.judge import Verdict
 from safety.prompts.guard import REFUSED, MinorSafetyFilter
 from safety.prompts.rows import BenignPrompt, PromptPair
 

@@ -20,6 +20,7 @@ from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Ta
 from safety.images import decode_image, encode_png, grid
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet, slug
+from safety.tensor_format import under
 
 GRID_PAIRS = 5
 GRID_PIXELS = 128
@@ -128,12 +129,12 @@ def preference_set(
         splits=tuple(record.row.split for record in pairs),
         winner=pair_tensors["winner"],
         loser=pair_tensors["loser"],
-        unsafe=_under("unsafe", pair_tensors),
-        safe=_under("safe", pair_tensors),
+        unsafe=under("unsafe", pair_tensors),
+        safe=under("safe", pair_tensors),
         benign_ids=tuple(record.row.row_id for record in benign),
         benign_splits=tuple(record.row.split for record in benign),
         benign=benign_tensors["benign"],
-        benign_prompts=_under("benign", benign_tensors),
+        benign_prompts=under("benign", benign_tensors),
         empty=dict(empty),
     )
 
@@ -147,10 +148,6 @@ def _stacked(records: list[Record]) -> dict[str, Tensor]:
         for name, tensor in load(record.tensors).items():
             found.setdefault(name, []).append(tensor)
     return {name: torch.stack(tensors) for name, tensors in found.items()}
-
-
-def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
 
 def sample_grid(samples: list[Record]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from safety.errors import EmptyDatasetError
 from safety.families.family import Conditioning
 from safety.seeds import rng
-from safety.tensor_format import Head, TensorFormat, Tensors
+from safety.tensor_format import Head, TensorFormat, Tensors, under
 
 FORMAT = TensorFormat(
     name="safetydpo-preferences-1",
@@ -215,13 +215,13 @@ def _build(head: Head, tensors: Tensors) -> PreferenceSet:
         splits=tuple(head["splits"]),
         winner=tensors["winner"],
         loser=tensors["loser"],
-        unsafe=_under("unsafe", tensors),
-        safe=_under("safe", tensors),
+        unsafe=under("unsafe", tensors),
+        safe=under("safe", tensors),
         benign_ids=tuple(head["benign_ids"]),
         benign_splits=tuple(head["benign_splits"]),
         benign=tensors["benign"],
-        benign_prompts=_under("benign", tensors),
-        empty=_under("empty", tensors),
+        benign_prompts=under("benign", tensors),
+        empty=under("empty", tensors),
     )
 
 
@@ -234,7 +234,3 @@ def _tensors(preferences: PreferenceSet) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(value, dict):
             name = field.name.removesuffix("_prompts")
             yield from ((f"{name}/{key}", tensor) for key, tensor in value.items())
-
-
-def _under(name: str, tensors: Tensors) -> Conditioning:
-    return {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}

@@ -11,8 +11,7 @@ from safety.dataset.filter import PairFilterConfig, RejectionReason, reject_beni
 from safety.dataset.record import Record
 from safety.errors import ImageError, ImageFault
 from safety.images import decode_image
-from safety.judges.judge import Judge
-from safety.judges.verdict import Verdict, judge_images
+from safety.judges.judge import Judge, Verdict, judge_images
 from safety.prompts.rows import PromptPair
 
 

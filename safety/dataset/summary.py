@@ -13,7 +13,7 @@ from safety.base import Config
 from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import EmptyDatasetError
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 
 BENIGN = "benign"
 
@@ -84,7 +84,6 @@ class Tally:
     """Counts records and collects their content hashes."""
 
     def __init__(self) -> None:
-        self._rows: Counter[tuple[str, str]] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
         self._rejected: dict[tuple[str, str], Counter[RejectionReason]] = {}
         self._hashes: dict[str, str] = {}
@@ -95,11 +94,11 @@ class Tally:
             raise RuntimeError(f"the row {record.row.row_id} occurs twice")
         self._hashes[record.row.row_id] = record.content_hash()
         place = record.group, record.row.split
-        self._rows[place] += 1
+        rejected = self._rejected.setdefault(place, Counter())
         if record.reason is None:
             self._kept[place] += 1
         else:
-            self._rejected.setdefault(place, Counter())[record.reason] += 1
+            rejected[record.reason] += 1
 
     def counts(self) -> tuple[SplitCount, ...]:
         """Return the counts in order of first appearance."""
@@ -107,11 +106,11 @@ class Tally:
             SplitCount(
                 category=place[0],
                 split=place[1],
-                rows=rows,
+                rows=self._kept[place] + rejected.total(),
                 kept=self._kept[place],
-                rejected=dict(sorted(self._rejected.get(place, Counter()).items())),
+                rejected=dict(sorted(rejected.items())),
             )
-            for place, rows in self._rows.items()
+            for place, rejected in self._rejected.items()
         )
 
     def dataset_hash(self) -> str:

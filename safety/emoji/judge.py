@@ -17,8 +17,7 @@ from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores, loa
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
-from safety.judges.config import JudgeConfig
-from safety.judges.judge import Judge, judges
+from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.taxonomy import Taxonomy
 
 BORDER_PIXELS = 2

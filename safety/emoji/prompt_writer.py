@@ -2,7 +2,7 @@
 
 A scene is a combination of concepts and background. Its split is a hash of the scene alone, and both members of a
 pair are in the same split, so no scene and no prompt is in two of training, validation and test. The test split has
-the scenes that the world's own training never saw (``safety.emoji.split``).
+the scenes that the world's own training never saw (``safety.emoji.scene``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 
 from safety.emoji import WRITER
 from safety.emoji.caption import DOUBLE_FORMS, SINGLE_FORMS, caption, name_concept
-from safety.emoji.scene import BACKGROUNDS
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import BACKGROUNDS, is_reserved
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet, slug
 from safety.prompts.writer import PromptCounts, writers
@@ -102,18 +101,15 @@ class GrammarWriter:
             for category in taxonomy.categories:
                 pairs += self._category(taxonomy, category, split, count, seed, taken)
         benign: list[BenignPrompt] = []
-        for benign_split, count in self._benign_counts(counts):
-            benign += self._benign(taxonomy, benign_split, count, seed, taken)
-        return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
-
-    @staticmethod
-    def _benign_counts(counts: PromptCounts) -> tuple[tuple[BenignSplit, int], ...]:
-        return (
+        benign_wanted: tuple[tuple[BenignSplit, int], ...] = (
             ("train", counts.benign_train),
             ("validation", counts.benign_validation),
             ("test", counts.benign_test),
             ("text_only", counts.benign_text_only),
         )
+        for benign_split, count in benign_wanted:
+            benign += self._benign(taxonomy, benign_split, count, seed, taken)
+        return PromptSet(pairs=tuple(pairs), benign=tuple(benign))
 
     def _category(
         self, taxonomy: Taxonomy, category: str, split: PairSplit, count: int, seed: int, taken: set[str]

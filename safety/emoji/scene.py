@@ -2,6 +2,9 @@
 
 An unsafe scene and its safe counterpart share background, places and drawing set; only the concept changes.
 The first of two concepts is in the left half, the second in the right half.
+
+A tenth of all (concepts, background) combinations, by hash, is reserved for testing: neither the zoo's training nor
+alignment ever sees one, and test prompts name these alone.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safety.images import to_uint8
-from safety.seeds import rng
+from safety.seeds import rng, uniform
 
 KEY_SEPARATOR = "|"
 """Between concept and set in the key of a drawing."""
 SCENE_PIXELS = 64
 PLACE_GRID = 8
 DRAWN_PIXELS = 32
+TEST_SHARE = 0.1
 FULL_REACH = (SCENE_PIXELS - DRAWN_PIXELS) // 2
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
@@ -55,6 +59,11 @@ class Scene(NamedTuple):
     def concepts(self) -> tuple[str, ...]:
         """Return the concepts shown, left to right."""
         return tuple(p.concept for p in self.placed)
+
+
+def is_reserved(concepts: Sequence[str], background: str) -> bool:
+    """Return whether a combination (its concepts in any order) is reserved for testing."""
+    return uniform(0, "|".join([*sorted(concepts), background]), "test-split") < TEST_SHARE
 
 
 def lay_out(
@@ -100,28 +109,26 @@ def lay_out(
 
 
 @lru_cache(maxsize=4096)
-def _resize_key(key: str, side: int, source: _Drawings) -> Tensor:
+def _resized(key: str, side: int, source: SceneRenderer) -> Tensor:
     drawing = source.drawings[key].permute(2, 0, 1)[None].float() / 255.0
     return F.interpolate(drawing, size=(side, side), mode="area")[0]
 
 
-class _Drawings:
-    """Holder that hashes by identity, so that resized drawings are cached per drawing file."""
+class SceneRenderer:
+    """Composes scenes from rendered drawings; it hashes by identity, so that resized ones are cached for each."""
 
     def __init__(self, drawings: Mapping[str, Tensor]) -> None:
         self.drawings = drawings
 
-
-class SceneRenderer:
-    """Composes scenes from rendered drawings."""
-
-    def __init__(self, drawings: Mapping[str, Tensor]) -> None:
-        self._source = _Drawings(drawings)
+    def drawable(self, concepts: Sequence[str], allowed: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the allowed sets that draw each concept; one that none draws is left out."""
+        found = {c: tuple(s for s in allowed if f"{c}{KEY_SEPARATOR}{s}" in self.drawings) for c in concepts}
+        return {concept: sets for concept, sets in found.items() if sets}
 
     def sets_of(self, concepts: Sequence[str], allowed: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return for each concept the allowed sets that draw it; raise ValueError when one has none."""
-        found = {c: tuple(s for s in allowed if f"{c}{KEY_SEPARATOR}{s}" in self._source.drawings) for c in concepts}
-        missing = [c for c, sets in found.items() if not sets]
+        found = self.drawable(concepts, allowed)
+        missing = [concept for concept in concepts if concept not in found]
         if missing:
             raise ValueError(f"no drawing of {', '.join(missing)} in the sets {', '.join(allowed)}")
         return found
@@ -131,7 +138,7 @@ class SceneRenderer:
         colour = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32) / 255.0
         canvas = colour[:, None, None].expand(3, SCENE_PIXELS, SCENE_PIXELS).clone()
         for item in scene.placed:
-            drawing = _resize_key(f"{item.concept}{KEY_SEPARATOR}{item.drawing_set}", item.side, self._source)
+            drawing = _resized(f"{item.concept}{KEY_SEPARATOR}{item.drawing_set}", item.side, self)
             region = canvas[:, item.top : item.top + item.side, item.left : item.left + item.side]
             region.mul_(1.0 - drawing[3:]).add_(drawing[:3])
         return canvas.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)

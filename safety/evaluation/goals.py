@@ -61,14 +61,14 @@ def _benign_goals(base: BenignQuality, merged: BenignQuality, config: GoalsConfi
     if base.objects_present is not None and merged.objects_present is not None:
         change = merged.objects_present - base.objects_present
         least = -config.objects_lost
-        goals.append(_change("Every named object present, against the base", ">=", least, change, " points", 100.0))
+        goals.append(_change("Every named object present, against the base", ">=", least, change, " points"))
     if base.fid is not None and merged.fid is not None and base.fid > 0:
-        goals.append(_change("FID, against the base", "<=", config.fid_rise, merged.fid / base.fid - 1.0, "%", 100.0))
+        goals.append(_change("FID, against the base", "<=", config.fid_rise, merged.fid / base.fid - 1.0, "%"))
     if base.clip_score > 0:
         change = merged.clip_score / base.clip_score - 1.0
-        goals.append(_change("CLIPScore, against the base", ">=", -config.clip_loss, change, "%", 100.0))
+        goals.append(_change("CLIPScore, against the base", ">=", -config.clip_loss, change, "%"))
     change = merged.flagged - base.flagged
-    goals.append(_change("Benign images flagged, against the base", "<=", 0.0, change, " points", 100.0))
+    goals.append(_change("Benign images flagged, against the base", "<=", 0.0, change, " points"))
     return goals
 
 
@@ -78,11 +78,11 @@ def _goal(what: str, sense: str, limit: float, figure: Estimate) -> Goal:
     return Goal(what=what, limit=f"{_words(sense)} {100 * limit:.0f}%", value=figure.value, shown=shown, met=met)
 
 
-def _change(what: str, sense: str, limit: float, change: float, unit: str, scale: float) -> Goal:
+def _change(what: str, sense: str, limit: float, change: float, unit: str) -> Goal:
     # Shares of a few images differ from a limit by rounding alone.
     met = change >= limit - 1e-9 if sense == ">=" else change <= limit + 1e-9
-    bound = f"{_words(sense)} {scale * limit:+.0f}{unit}" if limit else f"{_words(sense)} 0{unit}"
-    return Goal(what=what, limit=bound, value=change, shown=f"{scale * change:+.1f}{unit}", met=met)
+    bound = f"{_words(sense)} {100 * limit:+.0f}{unit}" if limit else f"{_words(sense)} 0{unit}"
+    return Goal(what=what, limit=bound, value=change, shown=f"{100 * change:+.1f}{unit}", met=met)
 
 
 def _words(sense: str) -> str:

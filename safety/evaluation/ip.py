@@ -29,7 +29,7 @@ def inappropriate_probability(
     seed: int,
 ) -> dict[str, Estimate]:
     """Return IP overall and by category; a category without images is left out, and without any image it is {}."""
-    flags = {c: _flags(records, model, part, c) for c in categories}
+    flags = {c: [r.flagged for r in select(records, model=model, part=part, category=c)] for c in categories}
     flags = {category: rows for category, rows in flags.items() if rows}
     if not flags:
         return {}
@@ -64,13 +64,10 @@ def ip_difference(
     first: list[list[bool]] = []
     second: list[list[bool]] = []
     for category in categories:
-        flags, others = (
-            {
-                row.prompt_id: row.flagged
-                for row in select(records, model=m, part=EvaluationSplit.TEST, category=category)
-            }
-            for m in (model, other)
+        rows, other_rows = (
+            select(records, model=name, part=EvaluationSplit.TEST, category=category) for name in (model, other)
         )
+        flags, others = ({row.prompt_id: row.flagged for row in found} for found in (rows, other_rows))
         both = [prompt_id for prompt_id in flags if prompt_id in others]
         if both:
             first.append([flags[prompt_id] for prompt_id in both])
@@ -78,7 +75,3 @@ def ip_difference(
     if not first:
         return None
     return estimate_difference(first, second, config, seed, f"ip-difference/{model}/{other}")
-
-
-def _flags(records: Sequence[ImageRecord], model: str, part: EvaluationSplit, category: str) -> list[bool]:
-    return [record.flagged for record in select(records, model=model, part=part, category=category)]

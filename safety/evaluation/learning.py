@@ -29,16 +29,10 @@ def read_curves(folders: Mapping[str, Path]) -> Curves:
         if not path.is_file():
             continue
         steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        curves[ACCURACY][name] = smooth(
-            [(s["step"], s["implicit_accuracy"]) for s in steps if "implicit_accuracy" in s]
-        )
-        curves[WINNER][name] = smooth(
-            [
-                (s["step"], s["winner_error"] / s["reference_winner_error"])
-                for s in steps
-                if s.get("reference_winner_error")
-            ]
-        )
+        accuracy = [(s["step"], s["implicit_accuracy"]) for s in steps if "implicit_accuracy" in s]
+        measured = [s for s in steps if s.get("reference_winner_error")]
+        winner = [(s["step"], s["winner_error"] / s["reference_winner_error"]) for s in measured]
+        curves[ACCURACY][name], curves[WINNER][name] = smooth(accuracy), smooth(winner)
     return {axis: runs for axis, runs in curves.items() if any(runs.values())}
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
 from safety.features.extractor import FeatureExtractor
 from safety.images import encode_png
-from safety.judges.judge import Judge
-from safety.judges.verdict import judge_images
+from safety.judges.judge import Judge, judge_images
 
 CLIP_SCORE_WEIGHT = 100.0
 

@@ -6,15 +6,36 @@ from collections.abc import Mapping, Sequence
 
 from safety.base import Config
 from safety.evaluation.benign import BenignQuality, benign_fid, benign_quality
-from safety.evaluation.bootstrap import Estimate
+from safety.evaluation.bootstrap import BootstrapConfig, Estimate
 from safety.evaluation.context import ContextKept, measure_context
 from safety.evaluation.goals import Goal, GoalsConfig, check_goals
 from safety.evaluation.ip import inappropriate_probability, ip_by_concept, ip_difference
 from safety.evaluation.plan import BASE, MERGED
-from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
+from safety.judges.judge import JudgeIdentity
 
 METRICS_FILE = "metrics.json"
+
+
+class Provenance(Config):
+    """Everything that a figure depends on, so that it can be reproduced."""
+
+    run: str
+    config_hash: str
+    """SHA-256 of the whole run's canonical config."""
+    commit: str
+    model: str
+    taxonomy: str
+    notice: str | None
+    """The taxonomy's own, shown above the figures."""
+    judge: JudgeIdentity
+    features: str
+    seeds: dict[str, int]
+    render: dict[str, int | float | None]
+    bootstrap: BootstrapConfig
+    artifacts: dict[str, str]
+    """Ids of the dataset and of each model's adapter, by name."""
+    machine: str
 
 
 class FidDetails(Config):
@@ -89,12 +110,4 @@ def compute_metrics(
 
 def _fid_details(records: Sequence[ImageRecord], features: str) -> FidDetails | None:
     floor = benign_fid(records, BASE, features)
-    if floor is None:
-        return None
-    return FidDetails(
-        features=floor.features,
-        dimensions=floor.dimensions,
-        n=floor.n,
-        reference=floor.reference,
-        note=floor.note,
-    )
+    return None if floor is None else FidDetails.model_validate(floor, from_attributes=True)

@@ -11,11 +11,13 @@ from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.evaluation.records import EvaluationSplit, PlannedImage
 from safety.prompts.guard import MinorSafetyFilter
-from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow, PromptSet
 from safety.rendering import SEED_RANGE
 from safety.seeds import derive_seed
 
-BASE, MERGED, ALL_SINGLE = "base", "merged", "all-single"
+BASE, MERGED = "base", "merged"
+ALL_SINGLE = "all-single"
+"""The expert that is trained on all categories at once, for comparison."""
 
 
 class EvaluationCounts(Config):
@@ -88,7 +90,7 @@ def plan_evaluation(
     images: list[PlannedImage] = []
     for model in (BASE, *models):
         images += _expert_images(drawn, model, counts, seed) if model in experts else _full(drawn, model, counts, seed)
-    images += [_benign_image(BASE, EvaluationSplit.REFERENCE, row, seed, shown=False) for row in drawn.benign]
+    images += [_image(BASE, EvaluationSplit.REFERENCE, row, seed, shown=False) for row in drawn.benign]
     return EvaluationPlan(tuple(images))
 
 
@@ -125,9 +127,9 @@ def _full(prompts: _Prompts, model: str, counts: EvaluationCounts, seed: int) ->
         (EvaluationSplit.HELDOUT, prompts.heldout, counts.shown_heldout),
     ):
         for rows in by_category.values():
-            images += [_unsafe_image(model, part, r, seed, shown=in_report and i < most) for i, r in enumerate(rows)]
+            images += [_image(model, part, r, seed, shown=in_report and i < most) for i, r in enumerate(rows)]
     return images + [
-        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=in_report and index < counts.shown_benign)
+        _image(model, EvaluationSplit.BENIGN, row, seed, shown=in_report and index < counts.shown_benign)
         for index, row in enumerate(prompts.benign)
     ]
 
@@ -136,39 +138,25 @@ def _expert_images(prompts: _Prompts, model: str, counts: EvaluationCounts, seed
     images = []
     for category, rows in prompts.test.items():
         most = counts.expert_test if category == model else counts.expert_others
-        images += [_unsafe_image(model, EvaluationSplit.TEST, row, seed, shown=False) for row in rows[:most]]
+        images += [_image(model, EvaluationSplit.TEST, row, seed, shown=False) for row in rows[:most]]
     return images + [
-        _benign_image(model, EvaluationSplit.BENIGN, row, seed, shown=False)
-        for row in prompts.benign[: counts.expert_benign]
+        _image(model, EvaluationSplit.BENIGN, row, seed, shown=False) for row in prompts.benign[: counts.expert_benign]
     ]
 
 
-def _unsafe_image(model: str, part: EvaluationSplit, pair: PromptPair, seed: int, *, shown: bool) -> PlannedImage:
-    return PlannedImage(
-        model=model,
-        part=part,
-        prompt_id=pair.pair_id,
-        prompt=pair.unsafe_prompt,
-        category=pair.category,
-        concept=pair.concept,
-        objects=pair.benign_objects,
-        background=pair.background,
-        seed=derive_seed(seed, pair.pair_id, "evaluation-noise") % SEED_RANGE,
-        shown=shown,
-    )
-
-
-def _benign_image(model: str, part: EvaluationSplit, row: BenignPrompt, seed: int, *, shown: bool) -> PlannedImage:
+def _image(model: str, part: EvaluationSplit, row: PromptRow, seed: int, *, shown: bool) -> PlannedImage:
+    """Return the image of a pair's unsafe prompt, or of a benign one."""
+    pair = row if isinstance(row, PromptPair) else None
     draw = "evaluation-reference" if part is EvaluationSplit.REFERENCE else "evaluation-noise"
     return PlannedImage(
         model=model,
         part=part,
-        prompt_id=row.prompt_id,
-        prompt=row.prompt,
-        category="",
-        concept=None,
-        objects=row.objects,
+        prompt_id=row.row_id,
+        prompt=row.prompts[0],
+        category="" if pair is None else pair.category,
+        concept=None if pair is None else pair.concept,
+        objects=row.benign_objects if isinstance(row, PromptPair) else row.objects,
         background=row.background,
-        seed=derive_seed(seed, row.prompt_id, draw) % SEED_RANGE,
+        seed=derive_seed(seed, row.row_id, draw) % SEED_RANGE,
         shown=shown,
     )

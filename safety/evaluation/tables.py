@@ -9,7 +9,7 @@ from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
-from safety.merge.names import merge_label
+from safety.merge.method import merge_label
 
 NONE = "-"
 LABELS = {BASE: "Base", MERGED: "Merged", ALL_SINGLE: "All-single"}
@@ -63,7 +63,8 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     figures = metrics.ip_heldout if heldout else metrics.ip
     models = [model for model in full_models(metrics) if model in figures]
     categories = list(figures[BASE]) if models else []
-    rows = tuple((name, *(share(figures[m].get(name)) for m in models)) for name in _overall_last(categories))
+    ordered = sorted(categories, key=lambda category: category == OVERALL)
+    rows = tuple((name, *(share(figures[m].get(name)) for m in models)) for name in ordered)
     counts = sorted({figures[BASE][c].n for c in categories if c != OVERALL})
     title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
     return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, _images_note(counts))
@@ -195,10 +196,6 @@ def terminal_tables(metrics: MetricsReport) -> list[ReportTable]:
     found = [ip_table(metrics, heldout=False), ip_table(metrics, heldout=True), expert_table(metrics)]
     found += [benign_table(metrics), context_table(metrics), difference_table(metrics), goals_table(metrics)]
     return [table for table in found if table.rows]
-
-
-def _overall_last(categories: Sequence[str]) -> list[str]:
-    return [c for c in categories if c != OVERALL] + [c for c in categories if c == OVERALL]
 
 
 def _images_note(counts: Sequence[int]) -> str:

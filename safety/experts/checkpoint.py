@@ -5,16 +5,16 @@ A store finds what is corrupt in it, so that training goes on from the newest ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from safetensors.torch import load, save
 from torch import Tensor
+
+from safety.tensor_format import under
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Checkpointer:
             logger.warning("the checkpoint of step %d is of another training and is skipped", step)
             return None
         tensors = load(data)
-        return Checkpoint(step, _under("adapter/", tensors), _under("moments/", tensors), json.loads(head["history"]))
+        return Checkpoint(step, under("adapter", tensors), under("moments", tensors), json.loads(head["history"]))
 
     def clear(self) -> None:
         """Delete all checkpoints: the training is finished."""
@@ -102,48 +102,8 @@ class Checkpointer:
         return sorted((int(name[1]) for name in known if name), reverse=True)
 
 
-class FolderStore:
-    """Objects as files of a local folder, each behind a line with a SHA-256 of its name and content."""
-
-    def __init__(self, folder: Path) -> None:
-        """Use ``folder``, made when it is not there."""
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file atomically."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(_checksum(name, data) + b"\n" + data)
-        partial.replace(path)
-
-    def read(self, name: str) -> bytes | None:
-        """Return what was written under the name, or None when it is missing or corrupt."""
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        checksum, _, data = path.read_bytes().partition(b"\n")
-        if checksum == _checksum(name, data):
-            return data
-        logger.warning("%s is corrupt and counts as missing", path)
-        return None
-
-    def names(self) -> list[str]:
-        """Return the files' names, sorted."""
-        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
-
-    def delete(self, name: str) -> None:
-        """Delete a file."""
-        (self.folder / name).unlink(missing_ok=True)
-
-
 def _name(step: int) -> str:
     return f"checkpoints/{step:08d}.safetensors"
-
-
-def _checksum(name: str, data: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\0" + data).hexdigest().encode()
 
 
 def _read_head(data: bytes) -> dict[str, Any]:
@@ -151,7 +111,3 @@ def _read_head(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     head: dict[str, Any] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     return head
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

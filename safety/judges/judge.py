@@ -1,19 +1,32 @@
-"""The protocol of an image judge: images in, an unsafe score per category out, with name, version and threshold."""
+"""The protocol of an image judge, with name, version and threshold, and its verdict on an image.
+
+Importing it loads no torch, so that a web server can check the judge in its config.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from safety.embedded import EMBEDDED_PACKAGE
+from pydantic import Field
+
+from safety.base import Config
+from safety.embedded import EMBEDDED_JUDGE, EMBEDDED_PACKAGE
 from safety.errors import ConfigError
-from safety.judges.config import JudgeConfig
 from safety.registry import Registry
 from safety.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     # A web server reads judges' verdicts without torch.
     from torch import Tensor
+
+
+class JudgeConfig(Config):
+    """The judge that scores images, and its threshold."""
+
+    name: str = Field(EMBEDDED_JUDGE, description="a name in the judges' registry, or 'module:loader' for one's own")
+    threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
 
 
 class Judge(Protocol):
@@ -64,13 +77,41 @@ class ConceptJudge(Protocol):
         """Return the name of the background that each image is set against."""
 
 
-class JudgeLoader(Protocol):
-    """A callable that loads a judge for a taxonomy's categories, as the registry holds it."""
+class Verdict(NamedTuple):
+    """An image's unsafe scores by category, and the concepts and background that it shows.
 
-    def __call__(self, config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-        """Load the judge."""
+    The last two are None for a judge that only scores.
+    """
+
+    scores: dict[str, float]
+    flagged: bool
+    shown: frozenset[str] | None
+    background: str | None
+
+    def shows(self, concepts: tuple[str, ...]) -> bool:
+        """Return whether every concept is shown; True where the judge does not name concepts."""
+        return self.shown is None or self.shown.issuperset(concepts)
+
+    def is_on(self, background: str | None) -> bool:
+        """Return whether the background is the named one; True where either is unknown."""
+        return background is None or self.background is None or background == self.background
 
 
+class JudgeIdentity(Config):
+    """Name, version and threshold of a judge: two figures compare only if these are equal."""
+
+    name: str
+    version: str
+    threshold: float
+
+
+def identity_of(judge: Judge) -> JudgeIdentity:
+    """Return a loaded judge's identity, for every figure that rests on its scores."""
+    return JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold)
+
+
+JudgeLoader = Callable[[JudgeConfig, Taxonomy], Judge]
+"""Loads a judge for a taxonomy's categories."""
 judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 
 
@@ -91,3 +132,21 @@ def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
             fix="name a registered judge, or an importable 'module:loader'",
         ) from error
     return load(config, taxonomy)
+
+
+def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:
+    """Return a judge's verdicts on images uint8 [B, 3, H, W]."""
+    if isinstance(judge, ConceptJudge):
+        concepts = judge.concepts(images)
+        scores = judge.category_scores(concepts)
+        shown: list[frozenset[str] | None] = [
+            frozenset(name for name, is_shown in zip(judge.concept_names, row, strict=True) if is_shown)
+            for row in (concepts >= judge.threshold).tolist()
+        ]
+        backgrounds: list[str | None] = list(judge.backgrounds(images))
+    else:
+        scores = judge.score(images)
+        shown, backgrounds = [None] * len(images), [None] * len(images)
+    flagged = judge.flagged(scores).tolist()
+    named = [dict(zip(judge.categories, row, strict=True)) for row in scores.tolist()]
+    return [Verdict(*parts) for parts in zip(named, flagged, shown, backgrounds, strict=True)]

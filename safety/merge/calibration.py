@@ -6,22 +6,21 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from safety.base import Config
 from safety.families.family import ModelFamily
 from safety.gates import PromptMoments
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.experts import check_experts
-from safety.merge.probes import NoisyBatch, Probes, unsafe_batches
+from safety.merge.probes import Probes, unsafe_batches
 from safety.tensor_format import Head, TensorFormat, Tensors
 
 FORMAT = TensorFormat(
@@ -110,9 +109,9 @@ class _LayerObserver:
         self.ties = 0
         self.count = 0
 
-    def observe(self, inputs: Tensor) -> None:
-        """Add inputs [..., K] to the statistics."""
-        flat = inputs.detach().float().flatten(0, -2)
+    def observe(self, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Add the layer's inputs [..., K] to the statistics, as a hook before its forward pass."""
+        flat = arguments[0].detach().float().flatten(0, -2)
         self.input += flat.abs().sum(dim=0).double().cpu()
         self.active += (flat != 0).sum(dim=0).double().cpu()
         self.count += len(flat)
@@ -145,31 +144,6 @@ class _LayerObserver:
 
 
 @torch.no_grad()
-def gather(
-    model: ModelFamily, experts: Mapping[str, LoraWeights], batches: Iterator[NoisyBatch], moments: PromptMoments
-) -> Calibration:
-    """Run the base model, which must have no LoRA attached, on the batches and gather each layer's statistics."""
-    check_experts(experts)
-    names = list(next(iter(experts.values())))
-    observers = {name: _LayerObserver([expert[name] for expert in experts.values()]) for name in names}
-    with ExitStack() as hooks:
-        for name, observer in observers.items():
-            hooks.enter_context(_hook(model, name, observer))
-        for batch in batches:
-            model.predict(batch.noisy, batch.timesteps, batch.conditioning)
-    layers = {name: observer.statistics() for name, observer in observers.items()}
-    text_layers = tuple(name for name in names if name.endswith(model.text_targets))
-    return Calibration(tuple(experts), layers, moments, text_layers)
-
-
-def _hook(model: ModelFamily, name: str, observer: _LayerObserver) -> Any:
-    def observe(_module: Any, arguments: tuple[Tensor, ...]) -> None:
-        observer.observe(arguments[0])
-
-    hook: Callable[..., Any] = model.denoiser.get_submodule(name).register_forward_pre_hook
-    return hook(observe)
-
-
 def calibrate(
     model: ModelFamily,
     experts: Mapping[str, LoraWeights],
@@ -178,6 +152,25 @@ def calibrate(
     config: CalibrationConfig,
     seed: int,
 ) -> Calibration:
-    """Gather the statistics on the probes' unsafe prompts at each timestep of the config's grid; ``moments`` are added."""
-    batches = unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration")
-    return gather(model, experts, batches, moments)
+    """Gather each layer's statistics on the probes' unsafe prompts, noised at each timestep of the config's grid.
+
+    Args:
+        model: The base model, which must have no LoRA attached.
+        experts: The adapters whose layers are observed.
+        probes: The prompts and latents.
+        moments: Those of the prompts' states, which are added.
+        config: The timesteps and the batch.
+        seed: The run's seed, from which the noise is drawn.
+    """
+    check_experts(experts)
+    names = list(next(iter(experts.values())))
+    observers = {name: _LayerObserver([expert[name] for expert in experts.values()]) for name in names}
+    with ExitStack() as hooks:
+        for name, observer in observers.items():
+            layer = model.denoiser.get_submodule(name)
+            hooks.enter_context(layer.register_forward_pre_hook(observer.observe))
+        for batch in unsafe_batches(model, probes, config.timesteps, config.batch, seed, "calibration"):
+            model.predict(batch.noisy, batch.timesteps, batch.conditioning)
+    layers = {name: observer.statistics() for name, observer in observers.items()}
+    text_layers = tuple(name for name in names if name.endswith(model.text_targets))
+    return Calibration(tuple(experts), layers, moments, text_layers)

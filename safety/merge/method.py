@@ -1,11 +1,16 @@
 """The protocol of a merge method, its registry, and the config that selects one: experts in, one LoRA out.
 
 A new method is one file in ``safety.merge.methods``: its config, its label, its needs and its registration.
+
+A run's searched Co-Merge and its start have fixed names. A baseline has its method's name, with a number where that name
+is taken: a second task arithmetic is "task-arithmetic-2", a Co-Merge with given parameters "co-merge-2".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
@@ -18,6 +23,8 @@ from safety.registry import Registry
 Need = Literal["calibration"]
 """An input beside the experts that a method may read; it is computed only where a method needs it."""
 CALIBRATION: Need = "calibration"
+SEARCHED, START = "co-merge", "co-merge-default"
+LABELS = {SEARCHED: "Co-Merge (searched)", START: "Co-Merge (start)"}
 
 
 class MethodConfig(Config):
@@ -81,3 +88,26 @@ def base_report(experts: Mapping[str, LoraWeights], weights: LoraWeights, config
         "ranks": {name: layer.rank for name, layer in weights.items()},
         "parameters": sum(layer.down.numel() + layer.up.numel() for layer in weights.values()),
     }
+
+
+def name_baselines(configs: Sequence[MethodConfig]) -> dict[str, MethodConfig]:
+    """Return the baselines by a name that no other merge of the run has."""
+    taken = Counter([SEARCHED])
+    named: dict[str, MethodConfig] = {}
+    for config in configs:
+        taken[config.name] += 1
+        count = taken[config.name]
+        named[config.name if count == 1 else f"{config.name}-{count}"] = config
+    return named
+
+
+def merge_label(name: str) -> str:
+    """Return the label of a run's merge; a name of no registered method is its own label."""
+    if name in LABELS:
+        return LABELS[name]
+    if name in merge_methods:
+        return merge_methods[name].label
+    numbered = re.fullmatch(r"(.+)-(\d+)", name)
+    if numbered and numbered[1] in merge_methods:
+        return f"{merge_methods[numbered[1]].label} {numbered[2]}"
+    return name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -90,5 +89,4 @@ def plot_scales(scores: Mapping[float, RenderedScore], chosen: float, path: Path
 
 
 def _save(figure: Figure, path: Path) -> None:
-    options: dict[str, Any] = {"dpi": 130, "metadata": {"Software": None}}
-    figure.savefig(path, format="png", **options)
+    figure.savefig(path, format="png", dpi=130, metadata={"Software": None})

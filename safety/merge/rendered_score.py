@@ -12,12 +12,11 @@ from pydantic import Field
 from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
-from safety.judges.judge import Judge
-from safety.judges.verdict import Verdict, judge_images
+from safety.judges.judge import Judge, Verdict, judge_images
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import spread
-from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
+from safety.prompts.rows import PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed
 
 SPLIT = "validation"
@@ -64,15 +63,8 @@ class RenderedScore(Config):
         return max(self.ip_by_category.values())
 
 
-class ValidationPrompts(Config):
-    """The validation prompts on which every candidate is rendered."""
-
-    pairs: tuple[PromptPair, ...]
-    benign: tuple[BenignPrompt, ...]
-
-
-def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: RenderedScoreConfig) -> ValidationPrompts:
-    """Spread the config's counts over the validation prompts.
+def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: RenderedScoreConfig) -> PromptSet:
+    """Return the validation prompts on which every candidate is rendered: the config's counts, spread over all.
 
     Raises EmptyDatasetError when a category has no validation prompt, or there is no benign one.
     """
@@ -85,9 +77,7 @@ def choose_prompts(prompts: PromptSet, categories: Sequence[str], config: Render
     benign = prompts.benign_in(SPLIT)
     if not benign:
         raise _empty("no benign validation prompt", "generate.counts.benign_validation")
-    return ValidationPrompts(
-        pairs=tuple(pairs), benign=tuple(benign[index] for index in spread(len(benign), config.benign))
-    )
+    return PromptSet(pairs=tuple(pairs), benign=tuple(benign[index] for index in spread(len(benign), config.benign)))
 
 
 def _empty(message: str, field: str) -> EmptyDatasetError:
@@ -97,7 +87,7 @@ def _empty(message: str, field: str) -> EmptyDatasetError:
 def score_by_rendering(
     model: ModelFamily,
     weights: LoraWeights | None,
-    prompts: ValidationPrompts,
+    prompts: PromptSet,
     judge: Judge,
     settings: RenderConfig,
     config: RenderedScoreConfig,
@@ -107,22 +97,16 @@ def score_by_rendering(
 
     Every merge gets the same initial noise. The model has the base's weights again afterwards.
     """
-    with nullcontext() if weights is None else fused(model, weights):
-        return _score(model, prompts, judge, settings, config, seed)
-
-
-def _score(
-    model: ModelFamily,
-    prompts: ValidationPrompts,
-    judge: Judge,
-    settings: RenderConfig,
-    config: RenderedScoreConfig,
-    seed: int,
-) -> RenderedScore:
     texts = [*(pair.unsafe_prompt for pair in prompts.pairs), *(row.prompt for row in prompts.benign)]
     ids = [*(pair.pair_id for pair in prompts.pairs), *(row.prompt_id for row in prompts.benign)]
-    images = render(model, texts, [row_seed(seed, f"confirm/{row_id}") for row_id in ids], settings)
-    verdicts = judge_images(judge, images)
+    seeds = [row_seed(seed, f"confirm/{row_id}") for row_id in ids]
+    with nullcontext() if weights is None else fused(model, weights):
+        images = render(model, texts, seeds, settings)
+    return _score(judge_images(judge, images), prompts, config)
+
+
+def _score(verdicts: Sequence[Verdict], prompts: PromptSet, config: RenderedScoreConfig) -> RenderedScore:
+    """Return the score of the verdicts on the images of all pairs' unsafe prompts, then of all benign ones."""
     unsafe, benign = verdicts[: len(prompts.pairs)], verdicts[len(prompts.pairs) :]
     by_category = {
         category: _share(
@@ -144,7 +128,7 @@ def _score(
         ip_by_category=by_category,
         benign_failed=failed,
         context_lost=lost,
-        images=len(images),
+        images=len(verdicts),
     )
 
 

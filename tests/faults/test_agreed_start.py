@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from safety.experts.checkpoint import Checkpoint, Checkpointer, FolderStore
+from safety.experts.checkpoint import Checkpoint, Checkpointer
+from tests.support.folder_store import FolderStore
 
 WORKER = """
 import sys
 from pathlib import Path
 import torch
 from jobs.train.worker import agreed_start
-from safety.experts.checkpoint import Checkpointer, FolderStore
+from safety.experts.checkpoint import Checkpointer
+from tests.support.folder_store import FolderStore
 
 rank, folder, meeting = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

@@ -20,9 +20,8 @@ from safetensors.torch import save
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.generate import stage as generate
-from jobs.generate.actors import JudgeActor
+from jobs.generate.actors import GroupStore, JudgeActor
 from jobs.generate.config import GenerateConfig
-from jobs.generate.groups import GroupStore
 from jobs.run.artifacts import ArtifactRef
 from safety.dataset.filter import RejectionReason
 from safety.dataset.plan import DatasetPlan, plan_dataset
@@ -30,8 +29,7 @@ from safety.dataset.record import Record, dump_group
 from safety.dataset.summary import DatasetProvenance
 from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
-from safety.judges.config import JudgeConfig
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeConfig, JudgeIdentity
 from safety.prompts.rows import PromptPair
 from safety.prompts.writer import PromptCounts
 from tests.faults.figures import Figures

@@ -16,7 +16,7 @@ from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
 from jobs.evaluate.actors import FinishedGroups
-from jobs.generate.groups import GroupStore
+from jobs.generate.actors import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
 from jobs.run.config import RunConfig
 from jobs.run.work_area import Records

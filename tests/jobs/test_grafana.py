@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.metrics import Counter, Gauge, Histogram
+from cluster.metrics import Counter, Gauge, Histogram, Metric
 from jobs.run import metrics as job_metrics
 from serve import metrics as endpoint_metrics
 
@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 BOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana" / "safetydpo.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
-DECLARED = (*job_metrics.DECLARED, *endpoint_metrics.DECLARED)
+OF_JOBS, OF_ENDPOINT = (
+    [value for value in vars(module).values() if isinstance(value, Metric)]
+    for module in (job_metrics, endpoint_metrics)
+)
+DECLARED = (*OF_JOBS, *OF_ENDPOINT)
 NAME = re.compile(r"\bray_safetydpo_\w+")
 
 
@@ -73,4 +77,4 @@ def test_names_follow_prometheus() -> None:
         assert metric.name.endswith("_total") == isinstance(metric, Counter)
         assert isinstance(metric, (Counter, Gauge, Histogram))
         assert metric.description
-    assert all("run" in metric.tags for metric in job_metrics.DECLARED)
+    assert all("run" in metric.tags for metric in OF_JOBS)

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safety.judges.identity import JudgeIdentity
-from safety.judges.verdict import Verdict
+from safety.judges.judge import JudgeIdentity, Verdict
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
 from serve.api import make_api

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
-from safety.judges.config import JudgeConfig
-from safety.judges.judge import load_judge
+from safety.judges.judge import JudgeConfig, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 from serve.endpoint_config import EndpointConfig, OutputJudgeConfig

@@ -7,8 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from safety.judges.config import JudgeConfig
-from safety.judges.judge import Judge
+from safety.judges.judge import Judge, JudgeConfig
 from safety.taxonomy import Taxonomy
 
 

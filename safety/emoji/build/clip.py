@@ -1,25 +1,52 @@
-"""A small CLIP for the emoji world, trained contrastively on scenes, with label heads that are dropped afterwards.
+"""A small CLIP for the emoji world and its tokenizer (byte-level BPE with ``</w>``), trained on scenes and captions.
 
-The heads (left concept, right concept, background) teach the pooled text state each part of a caption, which the
-contrastive loss of a small batch learns slowly.
+The CLIP's contrastive training has label heads, which are dropped afterwards. The heads (left concept, right concept,
+background) teach the pooled text state each part of a caption, which the contrastive loss of a small batch learns
+slowly.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from safety.base import Config
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
-from safety.emoji.build.tokenizer import MAX_TOKENS
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.precision import native_autocast
 from safety.seeds import rng
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_TOKENS = 32
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 2048) -> CLIPTokenizer:
+    """Learn merges from ``captions`` and lay the vocabulary out as CLIP's: bytes, bytes at word end, merges.
+
+    Every byte is in the vocabulary in both positions, so no text maps to the unknown token.
+    """
+    backend = CLIPTokenizer().backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer=trainer)
+    merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*alphabet, *(f"{a}</w>" for a in alphabet), *("".join(pair) for pair in merges)])
+    vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 class ClipConfig(Config):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safety.emoji.scene import KEY_SEPARATOR
@@ -136,14 +135,3 @@ def _icon(data: dict[str, Any], name: str) -> dict[str, Any] | None:
         "width": width,
         "height": height,
     }
-
-
-def save_drawings(drawings: dict[str, Tensor], path: Path) -> None:
-    """Write rendered drawings as one safetensors file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(drawings, path)
-
-
-def load_drawings(path: Path) -> dict[str, Tensor]:
-    """Read rendered drawings, ``{"<concept>|<set>": uint8 [64, 64, 4]}``."""
-    return load_file(path)

@@ -73,15 +73,8 @@ class Fit:
             if self.step % 25 == 0:
                 pace = (self.step - first) / (time.monotonic() - started)
                 shown = " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
-                logger.info(
-                    "%s %d/%d loss %.4f %s %.2f it/s",
-                    self.folder.name,
-                    self.step,
-                    config.steps,
-                    value.item(),
-                    shown,
-                    pace,
-                )
+                place = f"{self.folder.name} {self.step}/{config.steps}"
+                logger.info("%s loss %.4f %s %.2f it/s", place, value.item(), shown, pace)
             if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                 self._save()
         with torch.no_grad():

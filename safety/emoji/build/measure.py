@@ -6,24 +6,21 @@ import time
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safety.base import Config
 from safety.emoji.caption import caption, name_concept
 from safety.emoji.judge_net import JudgeNet, concept_scores
-from safety.emoji.scene import BACKGROUNDS, SceneRenderer, lay_out
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import BACKGROUNDS, SceneRenderer, is_reserved, lay_out
 from safety.families import ModelFamily
-from safety.seeds import derive_seed, rng
+from safety.seeds import normal, rng
 from safety.taxonomy import Taxonomy
 
 EVALUATION_SEED = 20_000
 
 
-class JudgeQuality(BaseModel):
+class JudgeQuality(Config):
     """Quality of the judge on composed scenes of one group of drawing sets."""
-
-    model_config = ConfigDict(frozen=True)
 
     scenes: int
     named: float
@@ -34,10 +31,8 @@ class JudgeQuality(BaseModel):
     """Expected calibration error of the best score's probability, ten bins."""
 
 
-class ModelQuality(BaseModel):
+class ModelQuality(Config):
     """Quality of the base model's images, by the judge."""
-
-    model_config = ConfigDict(frozen=True)
 
     unsafe_images: int
     unsafe_shown: float
@@ -86,8 +81,8 @@ def measure_judge(
     reader: Reader, renderer: SceneRenderer, sets: Sequence[str], scenes: int, sides: tuple[int, ...]
 ) -> JudgeQuality:
     """Measure the judge on reserved scenes composed from ``sets`` at free places."""
-    drawable = [n for n in reader.taxonomy.names if _drawable(renderer, n, sets)]
-    sets_of = renderer.sets_of(drawable, sets)
+    sets_of = renderer.drawable(reader.taxonomy.names, sets)
+    drawable = list(sets_of)
     images, shown = [], []
     for number in range(scenes):
         concepts, background = reserved_scene(drawable, f"judge-{number}")
@@ -105,14 +100,6 @@ def measure_judge(
         exact=exact,
         calibration_error=calibration_error(best, labels.gather(1, which[:, None])[:, 0]),
     )
-
-
-def _drawable(renderer: SceneRenderer, name: str, sets: Sequence[str]) -> bool:
-    try:
-        renderer.sets_of([name], sets)
-    except ValueError:
-        return False
-    return True
 
 
 def calibration_error(scores: Tensor, right: Tensor, bins: int = 10) -> float:
@@ -184,11 +171,6 @@ def _read(
         phrases = [name_concept(reader.taxonomy, c, draw) for c in concepts]
         prompts.append(caption(phrases, background, draw.randrange(1000)))
     shape = model.latent_shape(model.default_size, model.default_size)
-    noise = torch.stack(
-        [
-            torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed(EVALUATION_SEED, row, "noise")))
-            for row in rows
-        ]
-    )
+    noise = torch.stack([normal(shape, EVALUATION_SEED, row, "noise") for row in rows])
     images = model.sample(model.encode_text(prompts), noise, steps=steps, guidance=guidance)
     return reader.scores(images.float().cpu()) > reader.threshold

@@ -12,8 +12,16 @@ from torch import Tensor
 
 from safety.base import Config
 from safety.emoji.caption import caption, name_concept
-from safety.emoji.scene import BACKGROUNDS, DRAWN_PIXELS, FULL_REACH, PLACE_GRID, Scene, SceneRenderer, lay_out
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import (
+    BACKGROUNDS,
+    DRAWN_PIXELS,
+    FULL_REACH,
+    PLACE_GRID,
+    Scene,
+    SceneRenderer,
+    is_reserved,
+    lay_out,
+)
 from safety.images import to_float
 from safety.seeds import rng
 from safety.taxonomy import Taxonomy
@@ -67,11 +75,7 @@ class ScenePool(NamedTuple):
 
 def make_pool(taxonomy: Taxonomy, renderer: SceneRenderer, config: PoolConfig) -> ScenePool:
     """Compose ``config.scenes`` scenes of the taxonomy's concepts that the sets draw, without reserved ones."""
-    sets_of = {
-        name: found[name]
-        for name in taxonomy.names
-        if (found := _sets_or_none(renderer, name, config.sets)) is not None
-    }
+    sets_of = renderer.drawable(taxonomy.names, config.sets)
     drawable = sorted(sets_of)
 
     def choose(_number: int, draw: random.Random) -> Combination:
@@ -121,10 +125,3 @@ def draw_combination(draw: random.Random, names: Sequence[str], count: Callable[
         background = draw.choice(list(BACKGROUNDS))
         if not is_reserved(concepts, background):
             return concepts, background
-
-
-def _sets_or_none(renderer: SceneRenderer, name: str, sets: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
-    try:
-        return renderer.sets_of([name], sets)
-    except ValueError:
-        return None

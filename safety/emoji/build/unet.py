@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from safety.base import Config
+from safety.emoji.build.clip import MAX_TOKENS
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
-from safety.emoji.build.tokenizer import MAX_TOKENS
 from safety.precision import native_autocast
 from safety.seeds import normal, rng, torch_generator
 

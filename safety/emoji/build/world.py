@@ -12,18 +12,17 @@ from typing import Literal, get_args
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from safety.base import Config
 from safety.emoji.build.autoencoder import AutoencoderConfig, DecoderFit, build_autoencoder, set_encoder, train_decoder
-from safety.emoji.build.clip import ClipConfig, train_clip
-from safety.emoji.build.drawings import SETS, fetch_sets, load_drawings, render_taxonomy, save_drawings
+from safety.emoji.build.clip import MAX_TOKENS, ClipConfig, train_clip, train_tokenizer
+from safety.emoji.build.drawings import SETS, fetch_sets, render_taxonomy
 from safety.emoji.build.judge_training import JudgeTrainingConfig, train_judge
 from safety.emoji.build.measure import JudgeQuality, ModelQuality, Reader, measure_judge, measure_model
 from safety.emoji.build.negatives import benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
-from safety.emoji.build.tokenizer import MAX_TOKENS, train_tokenizer
 from safety.emoji.build.unet import Phase, UnetConfig, encode_pool, make_scheduler, train_unet
 from safety.emoji.judge_net import JudgeNet, load_weights
 from safety.emoji.scene import SceneRenderer
@@ -73,8 +72,8 @@ class WorldBuilder:
         drawings = work / "drawings.safetensors"
         if not drawings.exists():
             fetch_sets(work / "packages")
-            save_drawings(render_taxonomy(taxonomy, work / "packages"), drawings)
-        self.renderer = SceneRenderer(load_drawings(drawings))
+            save_file(render_taxonomy(taxonomy, work / "packages"), drawings)
+        self.renderer = SceneRenderer(load_file(drawings))
 
     @cached_property
     def pool(self) -> ScenePool:

@@ -17,7 +17,7 @@ all its rows. Layers that do not read the prompt are then merged by rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -65,11 +65,6 @@ class CoMergeConfig(MethodConfig):
         return self
 
 
-class _MergedLayer(NamedTuple):
-    layer: LoraLayer
-    selection: Selection
-
-
 def block_group(name: str) -> BlockGroup | None:
     """Return the block group of a UNet's module by its dotted name; None for a module of no group."""
     for group in BLOCK_GROUPS:
@@ -112,12 +107,12 @@ class CoMerge:
             name: _merge_layer(name, experts, calibration.layers[name], config, gates.get(name))
             for name in next(iter(experts.values()))
         }
-        weights = LoraWeights({name: part.layer for name, part in merged.items()})
+        weights = LoraWeights({name: layer for name, (layer, _) in merged.items()})
         errors, overall = dict.fromkeys(weights, 0.0), 0.0
         if config.svd_rank is not None:
             weights, errors, overall = truncate_all(weights, config.svd_rank)
         report = base_report(experts, weights, config)
-        report |= _selection_report(list(experts), {name: part.selection for name, part in merged.items()})
+        report |= _selection_report(list(experts), {name: selection for name, (_, selection) in merged.items()})
         report["calibration"] = {
             "inputs": sum(layer.count for layer in calibration.layers.values()),
             "ties": sum(layer.ties for layer in calibration.layers.values()),
@@ -161,21 +156,21 @@ def _merge_layer(
     statistics: LayerStatistics,
     config: CoMergeConfig,
     gates: Tensor | None,
-) -> _MergedLayer:
+) -> tuple[LoraLayer, Selection]:
     layers = [expert[name] for expert in experts.values()]
     group = block_group(name)
     factor = config.block_factors.get(group, 1.0) if group else 1.0
     lambdas = [factor * config.lambdas.get(expert, 1.0) for expert in experts]
     if gates is not None:
         gated = [layer.gated(gate) for layer, gate in zip(layers, gates, strict=True)]
-        return _MergedLayer(stack(gated, lambdas), Selection(gates.diagonal(dim1=1, dim2=2), 0))
+        return stack(gated, lambdas), Selection(gates.diagonal(dim1=1, dim2=2), 0)
     found = scores(layers, statistics, config)
     selection = select_hard(found) if config.selection == "hard" else select_soft(found, config.tau, config.temperature)
     shares = [share * value for share, value in zip(selection.coefficients, lambdas, strict=True)]
     if config.granularity != "weight":
-        return _MergedLayer(stack(layers, shares), selection)
+        return stack(layers, shares), selection
     dense = torch.stack([share * layer.delta() for share, layer in zip(shares, layers, strict=True)]).sum(dim=0)
-    return _MergedLayer(_factor_exactly(dense), selection)
+    return _factor_exactly(dense), selection
 
 
 def _factor_exactly(dense: Tensor) -> LoraLayer:

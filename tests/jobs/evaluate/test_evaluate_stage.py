@@ -273,7 +273,7 @@ def test_a_killed_run_goes_on_with_the_groups_it_has_whatever_the_number_of_acto
     for number, rows in enumerate(cut):
         if number != 1:
             groups.write(number, RecordTable(records=tuple(rows)))
-    damaged = next(key for key in context.store.keys(groups.place) if "/000003." in key)
+    damaged = next(key for key in context.store.keys(groups.area.place) if "/000003." in key)
     context.store.write(damaged, b"half a file")
     context.store.discard(*report)
     two = context.run.evaluate.model_copy(update={"actors": 2})

@@ -22,7 +22,7 @@ from cluster.session import Session
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from jobs.generate import stage as generate
-from jobs.generate.groups import GroupStore
+from jobs.generate.actors import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref
 from jobs.run.config import RunConfig
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
@@ -265,7 +265,7 @@ def test_groups_are_read_back_whole_or_not_at_all(store: ArtifactStore) -> None:
         groups.write(index, [Record(row=row, seed=index)])
     assert groups.numbers() == [3, 11]
     assert groups.read(11)[0].seed == 11
-    third, eleventh = store.keys(f"{groups.place}groups/")
+    third, eleventh = store.keys(f"{groups.area.place}groups/")
     store.write(eleventh, store.read(third) or b"")
     with pytest.raises(CorruptArtifact, match="missing or corrupt.*rebuilds"):
         groups.read(11)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from cluster.session import Session
 from jobs.merge import consolidate
-from jobs.merge.consolidate_config import ConsolidateConfig
-from jobs.merge.consolidate_files import REPORT_FILE, Consolidation
+from jobs.merge.config import ConsolidateConfig
+from jobs.merge.consolidate import REPORT_FILE, Consolidation
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.stages import Stages

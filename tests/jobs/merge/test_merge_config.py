@@ -77,7 +77,7 @@ def test_a_file_among_the_methods_is_found_by_a_new_process(tmp_path: Path) -> N
 from safety.merge import methods
 methods.__path__.append({str(tmp_path)!r})
 from jobs.merge.config import MergeConfig
-from safety.merge.names import merge_label
+from safety.merge.method import merge_label
 found = MergeConfig.model_validate({{"baselines": [{NAME!r}, {{"name": {NAME!r}, "scale": 2}}]}}).merges()
 print([(name, merge_label(name), config.model_dump()) for name, config in found.items()][2:])
 """

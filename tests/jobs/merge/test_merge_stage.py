@@ -32,8 +32,8 @@ from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import load_calibration
+from safety.merge.method import merge_label
 from safety.merge.methods.co_merge import CoMerge, CoMergeConfig
-from safety.merge.names import merge_label
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import SearchSpace, Trial
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file

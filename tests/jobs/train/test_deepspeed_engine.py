@@ -11,12 +11,13 @@ import torch
 from jobs.train.config import TrainConfig
 from jobs.train.deepspeed_engine import DeepSpeedEngine
 from safety.dataset.preferences import PreferenceSet
-from safety.experts.checkpoint import Checkpoint, Checkpointer, FolderStore
+from safety.experts.checkpoint import Checkpoint, Checkpointer
 from safety.experts.engine import Engine, TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining, load_adapter
 from safety.families import ModelConfig, load_model
 from safety.lora.weights import LoraWeights
+from tests.support.folder_store import FolderStore
 from tests.support.small_world import RECIPE
 
 STEPS = 4

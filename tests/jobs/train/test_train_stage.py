@@ -19,12 +19,13 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
-from jobs.train.config import ALL_SINGLE, TrainConfig
+from jobs.train.config import TrainConfig
 from jobs.train.gate_moments import gate_moments_task
 from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
+from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining

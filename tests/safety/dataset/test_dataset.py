@@ -25,7 +25,7 @@ from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Ta
 from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 from safety.prompts.files import read_prompt_file
 from safety.prompts.rows import WITHHELD, BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render, row_seed

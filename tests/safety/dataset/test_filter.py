@@ -10,7 +10,7 @@ import pytest
 from safety.dataset.filter import PairFilterConfig, RejectionReason, reject_benign, reject_pair, reject_prompt
 from safety.errors import ConfigError
 from safety.families import ModelConfig, load_model
-from safety.judges.verdict import Verdict
+from safety.judges.judge import Verdict
 from safety.prompts.rows import BenignPrompt, PromptPair
 
 PAIR = PromptPair(

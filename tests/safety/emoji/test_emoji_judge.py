@@ -14,8 +14,7 @@ from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores
 from safety.emoji.scene import BACKGROUNDS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
-from safety.judges.judge import ConceptJudge
-from safety.judges.verdict import judge_images
+from safety.judges.judge import ConceptJudge, judge_images
 from safety.taxonomy import BenignConcept, Taxonomy, UnsafeConcept
 
 TAXONOMY = Taxonomy(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safety.emoji.build.clip import ClipConfig, build_clip
-from safety.emoji.build.tokenizer import train_tokenizer
+from safety.emoji.build.clip import ClipConfig, build_clip, train_tokenizer
 from safety.emoji.features import EmojiClip
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.measure import clip_scores

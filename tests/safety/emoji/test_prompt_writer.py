@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.emoji.prompt_writer import GrammarWriter
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import is_reserved
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet, slug
 from safety.prompts.writer import PromptCounts, write_prompts

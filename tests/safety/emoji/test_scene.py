@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safety.emoji.build.pool import PoolConfig, ScenePool, compose, make_pool
-from safety.emoji.scene import BACKGROUNDS, Placed, Scene, SceneRenderer, lay_out
-from safety.emoji.split import TEST_SHARE, is_reserved
+from safety.emoji.scene import BACKGROUNDS, TEST_SHARE, Placed, Scene, SceneRenderer, is_reserved, lay_out
 from safety.taxonomy import Taxonomy
 
 SETS = {"red square": ("flat",), "black square": ("flat",), "small square": ("flat", "round")}

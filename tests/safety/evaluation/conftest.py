@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from safety.evaluation.bootstrap import BootstrapConfig
-from safety.evaluation.provenance import Provenance
+from safety.evaluation.metrics import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
-from safety.judges.identity import JudgeIdentity
+from safety.judges.judge import JudgeIdentity
 
 
 @pytest.fixture

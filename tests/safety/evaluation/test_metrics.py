@@ -15,9 +15,8 @@ import torch
 
 from safety.evaluation.benign import BASE_IMAGES
 from safety.evaluation.goals import GoalsConfig
-from safety.evaluation.metrics import MetricsReport, compute_metrics
+from safety.evaluation.metrics import MetricsReport, Provenance, compute_metrics
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
-from safety.evaluation.provenance import Provenance
 from safety.evaluation.records import EvaluationSplit, ImageRecord
 from safety.evaluation.report import galleries, render_report
 from safety.evaluation.tables import terminal_tables

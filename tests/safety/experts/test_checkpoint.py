@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from safety.experts.checkpoint import Checkpoint, Checkpointer, FolderStore
+from safety.experts.checkpoint import Checkpoint, Checkpointer
+from tests.support.folder_store import FolderStore
 
 
 def checkpoint(step: int) -> Checkpoint:

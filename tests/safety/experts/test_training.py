@@ -12,7 +12,7 @@ from safety.dataset.preferences import PreferenceSet
 from safety.errors import TrainingHealthError
 from safety.experts import ExpertConfig
 from safety.experts.card import write_card
-from safety.experts.checkpoint import Checkpointer, FolderStore
+from safety.experts.checkpoint import Checkpointer
 from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.engine import TorchEngine, learning_rate_at
 from safety.experts.expert import Expert
@@ -20,6 +20,7 @@ from safety.experts.health import AlarmKind
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily
 from safety.lora.files import save_lora
+from tests.support.folder_store import FolderStore
 
 MakeModel = Callable[[], ModelFamily]
 MakeConfig = Callable[..., ExpertConfig]

@@ -9,16 +9,14 @@ import pytest
 
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
-from safety.judges.config import JudgeConfig
-from safety.judges.identity import JudgeIdentity, identity_of
-from safety.judges.judge import load_judge
+from safety.judges.judge import JudgeConfig, JudgeIdentity, identity_of, load_judge
 from safety.taxonomy import find_taxonomy
 
 TAXONOMY = find_taxonomy(EMBEDDED_TAXONOMY)
 
 
 def test_config_and_identity_load_no_torch() -> None:
-    script = "import sys, safety.judges.config, safety.judges.identity; print('torch' in sys.modules)"
+    script = "import sys, safety.judges.judge; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 

@@ -11,8 +11,7 @@ import torch
 from safety.emoji import TAXONOMY
 from safety.emoji.build.negatives import NegativesConfig, absent_loss, benign_renders, spoiled_drawings
 from safety.emoji.build.pool import PoolConfig, ScenePool, make_pool
-from safety.emoji.scene import SceneRenderer
-from safety.emoji.split import is_reserved
+from safety.emoji.scene import SceneRenderer, is_reserved
 from safety.families import ModelConfig, load_model
 from safety.taxonomy import Taxonomy, load_taxonomy
 
@@ -54,7 +53,7 @@ def test_the_contrast_that_is_left_is_within_its_limits(pool: ScenePool, rendere
 
 
 def test_a_pool_of_one_benign_concept_cannot_be_mixed(shapes_taxonomy: Taxonomy, renderer: SceneRenderer) -> None:
-    drawings = {key: renderer._source.drawings[key] for key in ("red square|flat", "black square|flat")}
+    drawings = {key: renderer.drawings[key] for key in ("red square|flat", "black square|flat")}
     only = SceneRenderer(drawings)
     single = make_pool(shapes_taxonomy, only, PoolConfig(scenes=9, sets=("flat",), single_share=1.0))
     with pytest.raises(ValueError, match="fewer than two benign"):

@@ -9,9 +9,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from safety.emoji.build.autoencoder import AutoencoderConfig, build_autoencoder, set_encoder
+from safety.emoji.build.clip import MAX_TOKENS, train_tokenizer
 from safety.emoji.build.fitting import Fit, FitConfig
 from safety.emoji.build.pool import ScenePool
-from safety.emoji.build.tokenizer import MAX_TOKENS, train_tokenizer
 from safety.emoji.build.unet import Phase, UnetConfig, build_unet, encode_pool, train_unet
 
 WIDTH = 16
