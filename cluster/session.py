@@ -98,6 +98,8 @@ def worker_environment(
         "RAY_AUTH_MODE": config.auth,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # An actor per training that announces a node's end. Training goes on from its last checkpoint without notice.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Tune would take Ctrl-C for itself and let the run go on with the trials it has.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),

@@ -107,4 +107,4 @@ def await_running(dashboard: str) -> None:
             return
         assert status.get("status") != "DEPLOY_FAILED", status
         assert time.monotonic() < deadline, said.stdout + said.stderr
-        time.sleep(1)
+        time.sleep(4)  # each look is a process that imports Serve
