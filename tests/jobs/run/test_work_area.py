@@ -95,7 +95,7 @@ def test_finished_groups_are_found_by_number(groups: NumberedGroups[str]) -> Non
 
 
 def test_a_group_that_is_corrupt_or_unreadable_is_rebuilt(groups: NumberedGroups[str]) -> None:
-    groups.store.write(f"{groups.place}groups/000000.parquet", b"half a fi")
+    groups.area.store.write(f"{groups.area.place}groups/000000.parquet", b"half a fi")
     groups.area.write("groups/000003.parquet", b"\xff of another version")
     assert groups.numbers() == [0, 3, 12]
     assert dict(groups.all()) == {12: "group 12"}
@@ -111,7 +111,7 @@ def test_a_group_that_is_corrupt_or_unreadable_is_rebuilt(groups: NumberedGroups
 def test_an_unknown_key_stops_nothing_and_is_named(
     groups: NumberedGroups[str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    groups.store.write(f"{groups.place}groups/{name}", b"not ours")
+    groups.area.store.write(f"{groups.area.place}groups/{name}", b"not ours")
     with caplog.at_level(logging.WARNING):
         assert dict(groups.all()) == {0: "group 0", 12: "group 12"}
     assert f"groups/{name} is not a group and is ignored" in caplog.text
