@@ -114,12 +114,14 @@ def _take_finished(running: dict[Any, str], deadline: float, timeout_s: float) -
             field="train.timeout_s",
             fix="allow more time, or give the cluster more resources; finished steps are kept",
         )
+    # Out of ``running`` first, for its references are cancelled: Ray crashes when a task that has just ended is.
+    names = [running.pop(reference) for reference in done]
     for reference in done:
         try:
             ray.get(reference)
         except Exception as error:
             raise first_cause(error) from error
-    return [running.pop(reference) for reference in done]
+    return names
 
 
 def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
