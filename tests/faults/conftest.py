@@ -43,5 +43,4 @@ def undisturbed(
 ) -> Made:
     """Return what the small run makes when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    alone = {**small_run.GENERATE, "actors": 1}
-    return small_run.run(small_run.context_of(tiny_model_dir, fresh_store(s3_server), folder, generate=alone))
+    return small_run.run(small_run.context_of(tiny_model_dir, fresh_store(s3_server), folder))

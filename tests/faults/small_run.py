@@ -30,6 +30,7 @@ GENERATE = {
     # A quarter of a second a group, so that there is time to interrupt it.
     "judge": {"name": "tests.support.pixel_judge:load_slow_judge"},
     "group_size": GROUP_SIZE,
+    "actors": 1,
     "timeout_s": 500,
 }
 TRAIN = {

@@ -34,6 +34,7 @@ WORK = {
     "evaluate": "work/report/",
 }
 """Keys under which a stage's first finished piece of work appears."""
+ON_EACH_NODE = {"actors": 2}
 LONG = 16
 """Steps of an expert that is to be seen at two sizes."""
 
@@ -64,38 +65,55 @@ def test_a_node_is_killed_in_generation_and_one_in_training(
     full: bool,
     figures: Figures,
 ) -> None:
-    """In reduced counts, only generation: ``test_an_expert_goes_on`` has a node killed in training."""
-    document = small_run.document(tiny_model_dir, shared.config, tmp_path)
-    stages = ("generate", "train") if full else ("generate",)
-    job = Job(stages[-1], document, tmp_path / "job", nodes.cluster.address)
-    for stage in stages:
+    """In reduced counts ``test_an_expert_goes_on`` has one run with a node killed in generation and one in training."""
+    if not full:
+        pytest.skip("a run of its own: with --faults-full")
+    document = small_run.document(tiny_model_dir, shared.config, tmp_path, generate=ON_EACH_NODE)
+    job = Job("train", document, tmp_path / "job", nodes.cluster.address)
+    for stage in ("generate", "train"):
         job.until(lambda stage=stage: bool(shared.keys(WORK[stage])), f"the first work of {stage}")
         nodes.replace()
     job.finish()
-    expected = [undisturbed.dataset, undisturbed.expert][: len(stages)]
-    kinds = [artifact.kind for artifact in expected]
-    found = [only(shared, kind) for kind in kinds]
-    assert found == expected
-    same = {name: sha for name, sha in undisturbed.hashes.items() if name.partition("/")[0] in kinds}
-    assert small_run.hashes(shared, *found) == same
-    assert shared.keys("work/dataset/") == shared.keys("work/expert/") == []
+    assert_undisturbed(shared, undisturbed.dataset, undisturbed.expert, made=undisturbed)
     figures.note(
-        f"a node killed in {' and one in '.join(stages)}, of 2 nodes beside the head",
+        "a node killed in generate and one in train, of 2 nodes beside the head",
         "the run finishes with what a single undisturbed node makes, byte for byte",
     )
 
 
+def assert_undisturbed(store: ArtifactStore, *expected: ArtifactRef, made: Made) -> None:
+    """Hold what a store has of the expected kinds to the undisturbed run's, and its work areas to be empty."""
+    kinds = [artifact.kind for artifact in expected]
+    found = [only(store, kind) for kind in kinds]
+    assert found == list(expected)
+    same = {name: sha for name, sha in made.hashes.items() if name.partition("/")[0] in kinds}
+    assert small_run.hashes(store, *found) == same
+    assert store.keys("work/dataset/") == store.keys("work/expert/") == []
+
+
 def test_an_expert_goes_on_with_the_workers_that_are_left(
-    nodes: Nodes, shared: ArtifactStore, tiny_model_dir: Path, tmp_path: Path, undisturbed: Made, figures: Figures
+    nodes: Nodes,
+    shared: ArtifactStore,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    undisturbed: Made,
+    full: bool,
+    figures: Figures,
 ) -> None:
     expert = {**small_run.TRAIN["expert"], "steps": LONG}
     elastic = {**small_run.TRAIN, "expert": expert, "workers": 2, "min_workers": 1}
-    document = small_run.document(tiny_model_dir, shared.config, tmp_path, train=elastic)
+    document = small_run.document(tiny_model_dir, shared.config, tmp_path, train=elastic, generate=ON_EACH_NODE)
     job = Job("train", document, tmp_path / "job", nodes.cluster.address)
+    if not full:
+        job.until(lambda: bool(shared.keys(WORK["generate"])), "the first work of generate")
+        nodes.replace()
     job.until(lambda: bool(shared.keys(WORK["train"])), "the first checkpoint")
     nodes.kill()
     job.finish()
-    nodes.add()
+    if full:
+        nodes.add()
+    else:
+        assert_undisturbed(shared, undisturbed.dataset, made=undisturbed)
     folder = shared.fetch(*only(shared, "expert", undisturbed.expert.id), tmp_path / "expert")
     history = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     workers = [metrics["workers"] for metrics in history]

@@ -78,7 +78,9 @@ def deployed(release: StoreConfig, tiny_model_dir: Path) -> Iterator[Deploy]:
 
 @pytest.fixture(scope="module")
 def url(deployed: Deploy) -> str:
-    return deployed(serve_base=True, batch_size=4, max_queued_requests=8, default_steps=STEPS, default_guidance=3.0, max_steps=200)
+    return deployed(
+        serve_base=True, batch_size=4, max_queued_requests=8, default_steps=STEPS, default_guidance=3.0, max_steps=200
+    )
 
 
 def pixels(entry: dict[str, Any]) -> torch.Tensor:

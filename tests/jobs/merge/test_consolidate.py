@@ -54,7 +54,11 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
             "run": {"name": "test-consolidate", "seed": 3, "output": folder / "out"},
             "model": {"path": str(tiny_model_dir)},
             "train": {"categories": CATEGORIES, "expert": {"warmup": 1, "validation_rows": 2, "checkpoint_every": 2}},
-            "merge": {"confirm": {"pairs_per_category": 1, "benign": 2}, "render": {"steps": 2, "batch": 4}},
+            "merge": {
+                "confirm": {"pairs_per_category": 1, "benign": 2},
+                "render": {"steps": 2, "batch": 4},
+                "workers": 1,
+            },
             "consolidate": CONFIG.model_dump(mode="json"),
         }
     )
