@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -33,16 +33,25 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self.seen: list[Seen] = []
+        self.started = 0
+        """Requests that have been started."""
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(url,))
         self._thread.start()
 
     def _run(self, url: str) -> None:
+        self.seen = asyncio.run(crowd(url, CLIENTS, self._numbers(), lambda i: {"prompt": "x", "seed": i}))
+
+    def _numbers(self) -> Iterator[int]:
         deadline = time.monotonic() + LOAD_LIMIT_S
-        numbers = itertools.takewhile(
-            lambda _: not self._enough.is_set() and time.monotonic() < deadline, itertools.count()
-        )
-        self.seen = asyncio.run(crowd(url, CLIENTS, numbers, lambda i: {"prompt": "x", "seed": i}))
+        while not self._enough.is_set() and time.monotonic() < deadline:
+            self.started += 1
+            yield self.started
+
+    def await_rounds(self, count: int) -> None:
+        """Wait until so many requests of each client have been started from now on, however slow the machine is."""
+        goal = self.started + count * CLIENTS
+        wait_for(lambda: self.started >= goal, "the load's next requests", 60)
 
     def result(self) -> list[Seen]:
         self._enough.set()
@@ -67,7 +76,7 @@ def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None, figures: Fi
         before = renderers()
         assert len(before) == 2
         load = Load(url)
-        time.sleep(2)
+        load.await_rounds(3)
         killed_at = time.monotonic()
         os.kill(before[0], signal.SIGKILL)
         wait_for(lambda: len(set(renderers()) - {before[0]}) == 2, "another renderer in its place", 60)
@@ -91,12 +100,12 @@ def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None, fi
     with stub_endpoint(batch_size=4, max_queued_requests=32) as (url, endpoint):
         [before] = renderers()
         load = Load(url)
-        time.sleep(1)
+        load.await_rounds(2)
         document: dict[str, Any] = {"serve": {**endpoint.model_dump(mode="json"), "max_images": 2}}
         deploy(build_batches(document), EndpointConfig.model_validate(document["serve"]))
         wait_for(lambda: before not in renderers(), "the old renderer's end", 60)
         gone_at = time.monotonic()
-        time.sleep(1)
+        load.await_rounds(1)
         seen = load.result()
         assert {s.status for s in seen} == {200}
         assert max(s.started for s in seen) > gone_at, "the load lasted over the whole redeploy"
