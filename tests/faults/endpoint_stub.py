@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from benchmarks.stub_endpoint import build_batches
@@ -20,9 +20,11 @@ def free_port() -> int:
     """Return a free port outside the ranges that the system, Ray and the S3 server take theirs from meanwhile."""
     while True:
         port = random.randint(21000, 29999)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+        with socket.socket() as probe, suppress(OSError):
+            # What is bound without listening is taken too; what a connection has just left is not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
