@@ -10,9 +10,10 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 CONFIG ?= jobs/configs/emoji.yaml
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
-# Two processes of one thread each, so that they share two cores (tests/conftest.py says how tests are shared out).
+# Three processes of one thread each share two cores, as each waits now and then (tests/conftest.py says how tests are
+# shared out).
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
-SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
+SHARED = -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports arrows format docs clean
