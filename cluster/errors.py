@@ -8,6 +8,8 @@ ClusterError
 +-- UnsafeStore          the store does not honour conditional writes
 +-- InvalidArtifactFolder  a folder cannot be published
 +-- CorruptArtifact      a file does not match its manifest
++-- UntrustedArtifact    no trusted key has signed an artifact
++-- WrongKey             a file does not hold the key that it should
 +-- AlreadyPublished     another publisher won with other content
 +-- PointerMoved         a pointer names something unexpected
 +-- RunLocked            another live process holds the run's id
@@ -62,6 +64,14 @@ class InvalidArtifactFolder(ClusterError):
 
 class CorruptArtifact(ClusterError):
     """A file does not match its manifest, or the manifest itself is invalid."""
+
+
+class UntrustedArtifact(ClusterError):
+    """No trusted key has signed an artifact: it may be whole, and anybody's who may write to the store."""
+
+
+class WrongKey(ClusterError):
+    """A file does not hold the signing key, or the public key, that a setting names it for."""
 
 
 class AlreadyPublished(ClusterError):

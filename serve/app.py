@@ -130,10 +130,8 @@ def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> r
         load: Makes a renderer's engine from the config, in the renderer's process. A function of an importable module,
             as Ray sends it by name.
     """
+    config = config.model_copy(update={"serve": _with_absolute_paths(config.serve)})
     endpoint = config.serve
-    if endpoint.keys is not None:
-        # A replica runs in another folder than the process that deploys it.
-        endpoint = endpoint.model_copy(update={"keys": endpoint.keys.absolute()})
     refusal = {"status_code": 429, "retry_after_s": float(endpoint.retry_after_s)}
     renderer = Renderer.options(  # type: ignore[attr-defined]
         **_scale(endpoint),
@@ -157,6 +155,13 @@ def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> r
         # It answers the requests that it has accepted before it stops.
         graceful_shutdown_timeout_s=endpoint.request_timeout_s + DRAIN_GRACE_S,
     ).bind(renderer, endpoint.model_dump(mode="json"))
+
+
+def _with_absolute_paths(endpoint: EndpointConfig) -> EndpointConfig:
+    """Return the settings for replicas, which run in another folder than the process that deploys them."""
+    keys = None if endpoint.keys is None else endpoint.keys.absolute()
+    trusted = tuple(path.absolute() for path in endpoint.trusted_keys)
+    return endpoint.model_copy(update={"keys": keys, "trusted_keys": trusted})
 
 
 def _scale(endpoint: EndpointConfig) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class EndpointConfig(Config):
         "aligned", pattern=NAME, description="release pointer to serve; also the model's name in the API"
     )
     models: tuple[Pointer, ...] = Field((), description="further release pointers, served beside the first")
+    trusted_keys: tuple[Path, ...] = Field(
+        (),
+        description="PEM files of Ed25519 public keys: a release that none of them has signed is not loaded; empty: "
+        "hashes are enough, and whoever may write to the store may release",
+    )
     serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', for side-by-side pages")
     reload_poll_s: float | None = Field(
         10.0, gt=0.0, description="how often the pointers are read for a new release; None: never"

@@ -10,6 +10,7 @@ import torch
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import MANIFEST, Manifest
 from cluster.store.pointer import read_pointer
+from cluster.store.signatures import TrustedKeys
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily, load_model
 from safety.families.family import model_folder
@@ -35,6 +36,7 @@ def load_engine(config: ServeConfig) -> Engine:
         ConfigError: There is no such release, or no such judge.
         ArtifactFormatError: A release is malformed, is for another base model, or renders an image that is not finite.
         CorruptArtifact: The store's copy does not match its manifest.
+        UntrustedArtifact: Trusted keys are configured and none has signed a release.
     """
     if config.serve.threads is not None:
         torch.set_num_threads(config.serve.threads)
@@ -63,10 +65,13 @@ def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
     Raises:
         ArtifactFormatError: It is malformed, is for another base model, or renders an image that is not finite.
         CorruptArtifact: The store's copy does not match its manifest.
+        UntrustedArtifact: Trusted keys are configured and none has signed it.
     """
+    keys = config.serve.trusted_keys
+    trusted = TrustedKeys.read(keys, "serve.trusted_keys") if keys else None
     family = load_model(config.model)
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
-        folder = ArtifactStore(config.store).fetch(KIND, release, Path(scratch) / release)
+        folder = ArtifactStore(config.store).fetch(KIND, release, Path(scratch) / release, trusted)
         _, weights = load_release(folder, family, model_folder(config.model.path))
         fuse(family, weights)
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())

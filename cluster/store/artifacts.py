@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import AlreadyPublished, CorruptArtifact
 from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, dump_manifest, hash_file, parse_manifest
 from cluster.store.objects import LostRace, ObjectStore
+from cluster.store.signatures import Signer, TrustedKeys
 
 REBUILD = "run the stage that makes it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -82,19 +83,49 @@ class ArtifactStore(ObjectStore):
         data = self.read(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}")
         return None if data is None else parse_manifest(data, kind, artifact_id)
 
-    def _known(self, kind: str, artifact_id: str) -> Manifest:
-        manifest = self.manifest(kind, artifact_id)
-        if manifest is None:
+    def sign(self, kind: str, artifact_id: str, signer: Signer, files: Mapping[str, str]) -> str:
+        """Sign an artifact that is published with just these files, by name and SHA-256; return the key's id.
+
+        Raises:
+            CorruptArtifact: it is not published, or with other files than the signer has made.
+        """
+        data = self._manifest_bytes(kind, artifact_id)
+        found = {name: entry.sha256 for name, entry in parse_manifest(data, kind, artifact_id).files.items()}
+        if found != dict(files):
+            raise CorruptArtifact(
+                "it is published with other files than this run made, and is not signed",
+                field=f"{kind}/{artifact_id}",
+                fix="find out who wrote it; delete it and run the job again",
+            )
+        return signer.sign(self, self._folder_key(kind, artifact_id), data)
+
+    def _manifest_bytes(self, kind: str, artifact_id: str) -> bytes:
+        data = self.read(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}")
+        if data is None:
             raise CorruptArtifact("it is not published", field=f"{kind}/{artifact_id}", fix=REBUILD)
+        return data
+
+    def _known(self, kind: str, artifact_id: str, trusted: TrustedKeys | None = None) -> Manifest:
+        data = self._manifest_bytes(kind, artifact_id)
+        manifest = parse_manifest(data, kind, artifact_id)
+        if trusted is not None:
+            trusted.verify(self, self._folder_key(kind, artifact_id), data)
         return manifest
 
-    def fetch(self, kind: str, artifact_id: str, folder: Path) -> Path:
+    def fetch(self, kind: str, artifact_id: str, folder: Path, trusted: TrustedKeys | None = None) -> Path:
         """Download an artifact's files to ``folder`` and verify each; correct files that are already there are kept.
+
+        Args:
+            kind: The artifact's kind.
+            artifact_id: Its id.
+            folder: A local folder, made when it does not exist.
+            trusted: Keys of which one must have signed the artifact; None: hashes are enough.
 
         Raises:
             CorruptArtifact: a file is missing or does not match its size and SHA-256.
+            UntrustedArtifact: none of the trusted keys has signed it.
         """
-        manifest = self._known(kind, artifact_id)
+        manifest = self._known(kind, artifact_id, trusted)
         folder.mkdir(parents=True, exist_ok=True)
         for name, entry in manifest.files.items():
             target = folder / name

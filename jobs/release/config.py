@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from safety.base import Config
@@ -20,7 +22,10 @@ class ReleaseConfig(Config):
     smoke_prompts: tuple[str, ...] = Field(
         (), description="prompts of the check before publishing; none: the first concept of each category"
     )
+    signing_key: Path | None = Field(
+        None, description="PEM file of an Ed25519 private key that signs the release; None: it is not signed"
+    )
 
     def recipe(self) -> dict[str, object]:
         """Return the settings that the release's files depend on."""
-        return self.model_dump(mode="json", exclude={"pointer", "smoke_prompts"})
+        return self.model_dump(mode="json", exclude={"pointer", "smoke_prompts", "signing_key"})

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
+from cluster.store.signatures import Signer
 from jobs.release.card import Measured, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.config import RunConfig
@@ -56,7 +57,10 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
     Raises:
         ArtifactFormatError: The adapter is corrupt, is for another base or changes no image.
         PointerMoved: Another release took the pointer while this one was being published.
+        WrongKey: The file of the signing key holds none.
     """
+    key_file = context.run.release.signing_key
+    signer = None if key_file is None else Signer.read(key_file, "release.signing_key")
     before = read_pointer(context.store, context.run.release.pointer)
     parents = [merged] if report is None else [merged, report]
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
@@ -72,6 +76,9 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
             check_adapter(context.run, folder / LORA_FILE)
             publish(context, ref, settings, parents, lambda target: _copy(folder, target))
             context.console.print(f"release {ref.id}: published")
+    if signer is not None:
+        key_id = context.store.sign(ref.kind, ref.id, signer, files)
+        context.console.print(f"release {ref.id}: signed with the key {key_id}")
     _move_pointer(context, before, ref.id)
     deliver(context.folder(ref), context.run.run.output / FOLDER)
     return ref

@@ -35,6 +35,7 @@ ELSEWHERE = {
 OUTSIDE = {
     **dict.fromkeys(("kind", "helm", "kubectl", "docker"), "needs a cluster or a container engine"),
     **dict.fromkeys(("curl", "pip", "python3"), "needs the network or a running endpoint"),
+    "openssl": "tests/support/signing.py runs its lines",
     **dict.fromkeys(("ray", "serve", "tensorboard", ".venv/bin/pre-commit"), "a tool of another project"),
 }
 """Commands whose options are not ours to check; the files they name are."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
+from cluster.store.signatures import Signer
 from safety.families import ModelConfig
 from safety.images import decode_image
 from safety.lora.weights import LoraWeights
@@ -21,6 +22,7 @@ from serve.loading import load_engine
 from serve.release_watcher import ReleaseWatcher
 from serve.schema import Job, RenderedImage
 from tests.support.release_maker import point, publish, scaled
+from tests.support.signing import make_keys
 
 pytestmark = pytest.mark.s3
 JOB = Job("a house", "aligned", 2, 5, 2, 3.0)
@@ -117,6 +119,25 @@ def test_a_release_that_does_not_verify_is_refused_once_and_the_old_one_stays(
     point(served.store, "aligned", served.publish("release-3", scaled(served.lora, 2.0)))
     served.watcher.poll()
     assert served.releases()[0] == "release-3"
+
+
+def test_with_trusted_keys_only_a_signed_release_takes_over(
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    private, public = make_keys(tmp_path)
+    endpoint = served.config.serve.model_copy(update={"trusted_keys": (public,), "models": ()})
+    watcher = served.watch(served.config.model_copy(update={"serve": endpoint}))
+    point(served.store, "aligned", served.publish("release-2", scaled(served.lora, 2.0)))
+    watcher.poll()
+    watcher.poll()
+    assert (served.reported, served.releases()[0]) == ([("aligned", "failed")] * 2, "release-1")
+    assert caplog.text.count("no trusted key has signed it") == 1
+    manifest = served.store.manifest("release", "release-2")
+    assert manifest is not None
+    files = {name: entry.sha256 for name, entry in manifest.files.items()}
+    served.store.sign("release", "release-2", Signer.read(private, "release.signing_key"), files)
+    watcher.poll()
+    assert served.releases()[0] == "release-2", "its signature came later"
 
 
 def test_a_release_for_another_base_is_refused(served: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -49,6 +49,17 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, match: str) -> None
         load_config(path)
 
 
+def test_replicas_get_absolute_paths_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = build({"serve": {"keys": "keys.json", "trusted_keys": ["key.pub.pem"]}})
+    gateway = app._bound_deployment
+    [renderer, settings] = gateway.init_args
+    document, _ = renderer._bound_deployment.init_args
+    for found in (settings, document["serve"]):
+        assert found["keys"] == str(tmp_path / "keys.json")
+        assert found["trusted_keys"] == [str(tmp_path / "key.pub.pem")]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         load_config(tmp_path / "absent.yaml")

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from cluster.errors import PointerMoved
+from cluster.errors import CorruptArtifact, PointerMoved, UntrustedArtifact, WrongKey
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
+from cluster.store.signatures import TrustedKeys
 from jobs.release import stage as release
 from jobs.release.card import Measured, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext
@@ -31,6 +33,7 @@ from safety.families import ModelConfig, load_model
 from safety.lora.files import LORA_FILE, save_lora
 from safety.lora.weights import LoraWeights
 from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_release
+from tests.support.signing import make_keys
 from tests.support.small_sets import random_lora
 
 pytestmark = pytest.mark.s3
@@ -209,6 +212,45 @@ def test_a_corrupt_release_is_rebuilt(context: StageContext, merged: ArtifactRef
     context.store.write(key, b"rubbish")
     assert release.run(context, merged, None) == ref
     context.store.verify(*ref)
+
+
+def with_key(context: StageContext, key: Path) -> StageContext:
+    """Return the context of the same run with a signing key."""
+    settings = context.run.release.model_copy(update={"signing_key": key})
+    return replace(context, run=context.run.model_copy(update={"release": settings}))
+
+
+def test_a_release_is_signed_also_one_that_is_published_already(
+    context: StageContext, merged: ArtifactRef, tmp_path: Path
+) -> None:
+    private, public = make_keys(tmp_path / "keys")
+    trusted = TrustedKeys.read([public], "serve.trusted_keys")
+    unsigned = release.run(context, merged, None)
+    with pytest.raises(UntrustedArtifact):
+        context.store.fetch(*unsigned, tmp_path / "unsigned", trusted)
+    assert release.run(with_key(context, private), merged, None) == unsigned, "the key is no part of the release"
+    assert context.store.fetch(*unsigned, tmp_path / "signed", trusted).is_dir()
+
+
+def test_what_another_put_in_the_releases_place_is_not_signed(
+    context: StageContext, merged: ArtifactRef, tmp_path: Path
+) -> None:
+    private, _ = make_keys(tmp_path / "keys")
+    ref = release.run(context, merged, None)
+    context.store.discard(*ref)
+    (tmp_path / "forged").mkdir()
+    (tmp_path / "forged" / LORA_FILE).write_bytes(b"forged")
+    context.store.put(*ref, tmp_path / "forged", config={}, seed=0)
+    with pytest.raises(CorruptArtifact, match="other files than this run made"):
+        release.run(with_key(context, private), merged, None)
+
+
+def test_a_wrong_signing_key_is_told_before_anything_is_published(
+    context: StageContext, merged: ArtifactRef, tmp_path: Path
+) -> None:
+    with pytest.raises(WrongKey, match=r"release.signing_key: .*missing.pem cannot be read"):
+        release.run(with_key(context, tmp_path / "missing.pem"), merged, None)
+    assert context.store.ids("release") == []
 
 
 def refused(context: StageContext, folder: Path, match: str) -> None:
