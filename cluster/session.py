@@ -157,7 +157,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None) -> Iterator[Session]:
+def connect(
+    cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None, *, publishes: bool = True
+) -> Iterator[Session]:
     """Open the store and the cluster; at the end close what this call opened, Ray first, then the embedded server.
 
     A process that is already connected to Ray keeps that connection, and it stays open.
@@ -166,14 +168,16 @@ def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str |
         cluster: The cluster to start or join.
         store: The artifact store.
         proxy_middlewares: See ``worker_environment``.
+        publishes: Whether artifacts will be written, for which the store is tried first; reading tries itself.
 
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
     with open_store(store) as (artifacts, environment):
-        artifacts.check()
-        artifacts.probe_conditional_writes()
+        if publishes:
+            artifacts.check()
+            artifacts.probe_conditional_writes()
         with connect_ray(cluster, worker_environment(environment, cluster, proxy_middlewares)) as dashboard:
             if environment:
                 _require_one_host()

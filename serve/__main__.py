@@ -42,7 +42,8 @@ def main(config: Annotated[Path, typer.Option(help="a run's YAML")]) -> None:
     stop = threading.Event()
     try:
         settings = load_config(config)
-        with connect(settings.cluster, settings.store, MIDDLEWARES) as session:
+        # An endpoint's key may be one that reads pointers and releases alone.
+        with connect(settings.cluster, settings.store, MIDDLEWARES, publishes=False) as session:
             up(settings, session, console)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
