@@ -344,7 +344,7 @@ def ensure_token() -> str | None:
 
 
 def _require_readable(path: Path) -> None:
-    if not os.access(path, os.R_OK) or not path.is_file():
+    if not _is_readable(path):
         raise WrongToken(
             f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read",
             field="cluster.auth",
@@ -362,7 +362,11 @@ def _hide(path: Path) -> str | None:
     """Close a token to other users, where that can be done; return why it cannot be used at all, if so."""
     with contextlib.suppress(OSError):  # A home that is mounted read-only, and whose token is good.
         path.chmod(0o600)
-    return None if os.access(path, os.R_OK) else f"{path} cannot be read"
+    return None if _is_readable(path) else f"{path} cannot be read"
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
 
 
 @cache
@@ -396,6 +400,13 @@ def _check_reachable(config: ClusterConfig) -> None:
     which inherits this process's authentication mode, tries it first.
     """
     deadline = time.monotonic() + config.start_timeout_s
+    dashboard = os.environ.get("RAY_ADDRESS", "")
+    if config.address == AUTO and dashboard.startswith(("http://", "https://")):
+        raise ClusterUnreachable(
+            f"RAY_ADDRESS is {dashboard!r}, a dashboard: 'ray job submit' takes that, and a driver does not",
+            field="cluster.address",
+            fix="put it into RAY_API_SERVER_ADDRESS instead, or name the head as HOST:6379 in cluster.address",
+        )
     if config.address != AUTO:
         host, _, port = config.address.rpartition(":")
         try:
