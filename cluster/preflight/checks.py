@@ -138,7 +138,7 @@ def check_gpus(view: ClusterView, asked: Sequence[str]) -> Finding:
         if report is None:
             continue
         if report.torch_cuda is None:
-            findings.append(failed(f"{address}: torch is a CPU build", "install torch without constraints-cpu.txt"))
+            findings.append(failed(f"{address}: torch is a CPU build", "install PyPI's torch: make demo DEVICE=cuda"))
         elif report.nvidia == 0:
             text = f"{address}: Ray counts {count:g} GPU and there is no /dev/nvidia*"
             findings.append(warned(text, "check the node's drivers"))
