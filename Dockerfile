@@ -4,32 +4,31 @@
 # torch's CUDA wheels bring CUDA along, so both rest on the same small base.
 FROM python:3.11-slim AS build
 ARG DEVICE=cpu
+# As in KubeRay's manifests (a test); the lock has to have it too.
 ARG RAY_VERSION=2.60.0
-# The constraint's version of torch is for both devices: PyPI has its CUDA build, and this index its CPU build.
+# PyPI has the CUDA build of the lock's torch, and this index its CPU build.
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv
 WORKDIR /app
-# What is installed does not change with the code, so this layer is kept when only the code changes.
-COPY pyproject.toml constraints-cpu.txt ./
+# What is installed does not change with the code, so this layer is kept when only the code changes. Every file is held to
+# the lock's hashes, so it does not matter which of two indexes serves it.
+COPY requirements requirements
 RUN set -eu; \
-    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/requirements.txt; \
-    { cat constraints-cpu.txt; echo "ray==$RAY_VERSION"; } > /tmp/constraints.txt; \
+    grep -q "^ray==$RAY_VERSION " requirements/cuda.txt || { echo "the lock has no ray $RAY_VERSION" >&2; exit 1; }; \
     case "$DEVICE" in \
-        cpu) pip install --index-url "$CPU_INDEX" -c /tmp/constraints.txt torch ;; \
-        cuda) ;; \
+        cpu) pip install --extra-index-url "$CPU_INDEX" --require-hashes -r requirements/cpu.txt ;; \
+        cuda) pip install --require-hashes -r requirements/cuda.txt ;; \
         *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
-    esac; \
-    pip install -r /tmp/requirements.txt -c /tmp/constraints.txt
-COPY README.md LICENSE ./
+    esac
+COPY pyproject.toml README.md LICENSE ./
 COPY cluster cluster
 COPY safety safety
 COPY jobs jobs
 COPY serve serve
 # In place, as the code reads files beside it; the metadata tells artifacts the code's version. Compiled here, since
 # the running container cannot write.
-RUN pip install --no-deps -e . && python -m compileall -q cluster safety jobs serve
+RUN pip install --no-deps --no-build-isolation -e . && python -m compileall -q cluster safety jobs serve
 
 FROM python:3.11-slim
 RUN groupadd --gid 1000 safetydpo \

@@ -5,8 +5,9 @@
 
 VENV ?= .venv
 PYTHON ?= python3
-# The constraint picks the CPU build of torch where there is one. With a CUDA GPU: make demo CONSTRAINTS=
-CONSTRAINTS ?= -c constraints-cpu.txt
+# cpu takes the CPU build of torch where pip finds one (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu), and else
+# PyPI's, which brings CUDA. With a CUDA GPU: make demo DEVICE=cuda
+DEVICE ?= cpu
 CONFIG ?= jobs/configs/emoji.yaml
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
@@ -16,14 +17,20 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 SHARED = -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports arrows format docs clean
+.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports arrows format docs lock audit clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+# From the lock, by hash; the image installs from it too (Dockerfile).
+$(VENV)/.installed: pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[dev]" $(CONSTRAINTS)
+	device=$(DEVICE); \
+	if [ $$device = cpu ] && ! $(INSTALL) --no-deps --require-hashes -r requirements/torch-cpu.txt; then \
+		echo "No CPU build of torch here: taking PyPI's, which brings several GB of CUDA." >&2; device=cuda; \
+	fi; \
+	$(INSTALL) --require-hashes -r requirements/$$device.txt -r requirements/dev.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
@@ -79,9 +86,17 @@ report: $(VENV)/.installed ## run the full report and copy it to docs/report
 
 # Needs npm.
 world: $(VENV)/.installed ## rebuild the embedded model from its raw material (hours of CPU, or minutes of GPU)
-	$(INSTALL) -e ".[world]" $(CONSTRAINTS)
+	$(INSTALL) --require-hashes -r requirements/world.txt
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo
 	$(RUN) -m jobs.world --work out/world --zoo safety/emoji/zoo --config jobs/configs/world-continued.yaml --part unet --part judge
+
+# Needs uv. The CPU build of torch is raised by hand: requirements/torch-cpu.txt.
+lock: ## take newer versions within the bounds of pyproject.toml into uv.lock and requirements/
+	uv lock $(UPGRADE)
+	$(PYTHON) -m requirements.lock
+
+audit: ## look the locked versions up in PyPI's list of known vulnerabilities (needs uv)
+	uvx pip-audit --strict --disable-pip --require-hashes -r requirements/cuda.txt -r requirements/dev.txt
 
 clean: ## delete what runs have left in out/
 	rm -rf out

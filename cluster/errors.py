@@ -16,9 +16,12 @@ ClusterError
 +-- ImpossibleResources  the cluster can never satisfy a request
 +-- ClusterUnreachable   no Ray cluster answers in time
 +-- WrongToken           the Ray cluster refuses the user's token
++-- UnusablePath         this machine refuses to read or write a file
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class ClusterError(Exception):
@@ -96,3 +99,24 @@ class ClusterUnreachable(ClusterError):
 
 class WrongToken(ClusterError):
     """The Ray cluster refuses the user's token, or there is none to send."""
+
+
+class UnusablePath(ClusterError):
+    """A file that this machine refuses to read or write: its mode, a read-only file system, a full disk, a quota."""
+
+
+PATH_FIXES = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "open it to this user, or point the setting that names it (run.output, TMPDIR, ...) to a folder of yours",
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again to go on"),
+}
+"""Errors of the operating system that are the user's to fix, and how."""
+
+
+def unusable_path(error: BaseException) -> UnusablePath | None:
+    """Return an operating system's error as a known one, or None when it is of another kind."""
+    if not isinstance(error, OSError) or error.errno not in PATH_FIXES:
+        return None
+    return UnusablePath(str(error.strerror), field=str(error.filename or "a file"), fix=PATH_FIXES[error.errno])

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ray
 from pydantic import Field
-from ray._private import auto_init_hook
-
-# Ray reads RAY_AUTH_MODE once, at its import. A process that sets it later must make Ray read it again, or the process
-# and its cluster disagree. There is no public way; Ray itself uses this one (authentication_token_setup.py).
-from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 from cluster.base import Config
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
+from cluster.loopback import exempted_loopback
 from cluster.progress import set_ray_data_console_level
+from cluster.ray_private import UV_HOOK, forbid_auto_connect, reread_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.server import serve_store
 from cluster.submission import submission
 
+LOGGER = logging.getLogger(__name__)
 LOCAL, AUTO = "local", "auto"
 TOKEN = "token"
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -97,6 +100,8 @@ def worker_environment(
         **store,
         "RAY_AUTH_MODE": config.auth,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Under "uv run" Ray would upload the folder and give its workers another environment than the driver's.
+        UV_HOOK: "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # An actor per training that announces a node's end. Training goes on from its last checkpoint without notice.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -104,8 +109,13 @@ def worker_environment(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         **({} if _may_have_gpus(config) else {"DS_ACCELERATOR": "cpu"}),
-        # A run's drivers, controllers and idle workers outnumber a small machine's CPUs, of which Ray would warn.
-        **({"RAY_worker_maximum_startup_concurrency": "16"} if config.address == LOCAL else {}),
+        # A run's drivers, controllers and idle workers outnumber a small machine's CPUs, of which Ray would warn. The
+        # nodes of another cluster have their own no_proxy, to which cluster/__init__.py adds there.
+        **(
+            {"RAY_worker_maximum_startup_concurrency": "16", **exempted_loopback(os.environ)}
+            if config.address == LOCAL
+            else {}
+        ),
         **callback,
     }
 
@@ -132,10 +142,10 @@ def _ray_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables as ``_exported`` does, and make Ray read its own ones again, before the block and after it."""
     try:
         with _exported(variables):
-            RayEnvironment.initialize("")
+            reread_environment()
             yield
     finally:
-        RayEnvironment.initialize("")
+        reread_environment()
 
 
 def _set(variables: Mapping[str, str | None]) -> None:
@@ -147,7 +157,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None) -> Iterator[Session]:
+def connect(
+    cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None, *, publishes: bool = True
+) -> Iterator[Session]:
     """Open the store and the cluster; at the end close what this call opened, Ray first, then the embedded server.
 
     A process that is already connected to Ray keeps that connection, and it stays open.
@@ -156,14 +168,16 @@ def connect(cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str |
         cluster: The cluster to start or join.
         store: The artifact store.
         proxy_middlewares: See ``worker_environment``.
+        publishes: Whether artifacts will be written, for which the store is tried first; reading tries itself.
 
     Raises:
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
     with open_store(store) as (artifacts, environment):
-        artifacts.check()
-        artifacts.probe_conditional_writes()
+        if publishes:
+            artifacts.check()
+            artifacts.probe_conditional_writes()
         with connect_ray(cluster, worker_environment(environment, cluster, proxy_middlewares)) as dashboard:
             if environment:
                 _require_one_host()
@@ -250,6 +264,8 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
         # Ray treats a variable that both set as a conflict, even with equal values.
         environment = {n: v for n, v in environment.items() if n not in (*job.variables, *CLUSTER_PROVIDED_VARIABLES)}
     exported = {n: v for n, v in environment.items() if config.address == LOCAL or n.startswith(prefixes)}
+    if config.address == LOCAL and config.auth == TOKEN:
+        exported |= _keep_token_private()
     with _ray_environment(exported):
         # A submitted job gets its address from its cluster.
         if config.address != LOCAL and not (job is not None and config.address == AUTO):
@@ -262,9 +278,7 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
 
 def _leave() -> None:
     """Disconnect, so that threads of Ray Data that a stop left behind neither connect again nor print."""
-    # They would join or start a cluster again. The variable for this, RAY_ENABLE_AUTO_CONNECT, is read only once, when
-    # ray is imported.
-    auto_init_hook.enable_auto_connect = False
+    forbid_auto_connect()
     # They would print that Ray has not been started, below the line that gives the reason for the job's end.
     set_ray_data_console_level(logging.CRITICAL + 1)
     ray.shutdown()
@@ -272,8 +286,6 @@ def _leave() -> None:
 
 def _start(config: ClusterConfig) -> str | None:
     """Start a local cluster; return its dashboard's URL, or None without one."""
-    if config.auth == TOKEN:
-        _keep_token_private()
     try:
         return _init(
             address=LOCAL,
@@ -289,19 +301,81 @@ def _start(config: ClusterConfig) -> str | None:
         ) from error
 
 
-def _keep_token_private() -> None:
-    """Create the user's token before Ray does: Ray's file would be readable by every user of the machine."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return
-    path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(exist_ok=True)
+def _keep_token_private() -> dict[str, str]:
+    """Create the user's token before Ray does: Ray's file would be readable by every user of the machine.
+
+    Returns:
+        The variable that names the token's file, where that is not Ray's default: where the home cannot be written,
+        it is a temporary one that ends with this process.
+    """
+    fault = ensure_token()
+    if fault is None:
+        return {}
+    path = _temporary_token()
+    LOGGER.warning("%s: this cluster's token is in %s until it ends; others set RAY_AUTH_TOKEN_PATH to it", fault, path)
+    return {"RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def ensure_token() -> str | None:
+    """Make sure that the user's token is in the home folder, for the user alone; return why it cannot be, if so.
+
+    Nothing is done where the user's environment names a token.
+
+    Raises:
+        WrongToken: The file that it names cannot be read.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    if named:
+        _require_readable(Path(named))
+        return None
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        path = Path.home() / ".ray" / "auth_token"
+        path.parent.mkdir(exist_ok=True)
+        _write_token(path)
     except FileExistsError:
-        path.chmod(0o600)
-        return
+        return _hide(path)
+    except OSError as error:
+        return f"{error.filename} cannot be written ({error.strerror})"
+    except RuntimeError:  # of Path.home
+        return "this user has no home folder"
+    return None
+
+
+def _require_readable(path: Path) -> None:
+    if not _is_readable(path):
+        raise WrongToken(
+            f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read",
+            field="cluster.auth",
+            fix="name a file that holds the cluster's token, or unset the variable",
+        )
+
+
+def _write_token(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(secrets.token_hex(32))
+
+
+def _hide(path: Path) -> str | None:
+    """Close a token to other users, where that can be done; return why it cannot be used at all, if so."""
+    with contextlib.suppress(OSError):  # A home that is mounted read-only, and whose token is good.
+        path.chmod(0o600)
+    return None if _is_readable(path) else f"{path} cannot be read"
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
+
+
+@cache
+def _temporary_token() -> Path:
+    """Write this process's own token; Ray reads it once a process, so it stays the same for all sessions."""
+    folder = Path(tempfile.mkdtemp(prefix="safetydpo-token-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _write_token(folder / "auth_token")
+    return folder / "auth_token"
 
 
 def _join(config: ClusterConfig, environment: Mapping[str, str]) -> str | None:
@@ -326,6 +400,13 @@ def _check_reachable(config: ClusterConfig) -> None:
     which inherits this process's authentication mode, tries it first.
     """
     deadline = time.monotonic() + config.start_timeout_s
+    dashboard = os.environ.get("RAY_ADDRESS", "")
+    if config.address == AUTO and dashboard.startswith(("http://", "https://")):
+        raise ClusterUnreachable(
+            f"RAY_ADDRESS is {dashboard!r}, a dashboard: 'ray job submit' takes that, and a driver does not",
+            field="cluster.address",
+            fix="put it into RAY_API_SERVER_ADDRESS instead, or name the head as HOST:6379 in cluster.address",
+        )
     if config.address != AUTO:
         host, _, port = config.address.rpartition(":")
         try:

@@ -25,12 +25,14 @@ from cluster.preflight.check import (
     run_check,
     run_checks,
     warned,
+    worst,
 )
 from cluster.preflight.checks import (
     check_clocks,
     check_conditional_writes,
     check_disks,
     check_gpus,
+    check_loopback,
     check_nodes,
     check_one_host,
     check_proxy_middlewares,
@@ -41,7 +43,16 @@ from cluster.preflight.checks import (
 )
 from cluster.preflight.node import ClusterView, machine_view, running_view
 from cluster.preflight.upload import check_upload
-from cluster.session import LOCAL, ROOT, TOKEN, connect_ray, open_store, resolve_address, worker_environment
+from cluster.session import (
+    LOCAL,
+    ROOT,
+    TOKEN,
+    connect_ray,
+    ensure_token,
+    open_store,
+    resolve_address,
+    worker_environment,
+)
 from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.config import RunConfig, load_run
@@ -127,10 +138,23 @@ class Preflight:
         return self._authorised(f"{where}, dashboard {dashboard}" if dashboard else where)
 
     def _authorised(self, where: str) -> Finding:
-        """Warn when the cluster asks for no token; a submitted job uses its cluster's setting."""
-        if submission() is not None or self.cluster.auth == TOKEN:
-            return passed(where)
-        return warned(f"{where}; it lets in anyone who reaches its ports", "set cluster.auth to 'token'")
+        """Check what a driver needs beside the cluster: its token, where it is to have one, and its own loopback."""
+        assert self.view is not None
+        return worst([self._token(), check_loopback(self.view.reports[:1])], where)
+
+    def _token(self) -> Finding:
+        """Warn when the cluster asks for no token, or has none that lasts; a submitted job uses its cluster's setting."""
+        if submission() is not None:
+            return passed("the cluster's own")
+        if self.cluster.auth != TOKEN:
+            return warned("the cluster lets in anyone who reaches its ports", "set cluster.auth to 'token'")
+        fault = ensure_token() if self.cluster.address == LOCAL else None
+        if fault is None:
+            return passed("a token")
+        return warned(
+            f"{fault}: the run makes a token of its own, and other processes join its cluster only with that",
+            "set HOME to a folder of yours, or RAY_AUTH_TOKEN",
+        )
 
     def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
         return warned("not checked: the store does not open", FIRST) if self.store is None else run(self.store)

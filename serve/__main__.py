@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, unusable_path
 from cluster.session import Session, connect
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -42,15 +42,19 @@ def main(config: Annotated[Path, typer.Option(help="a run's YAML")]) -> None:
     stop = threading.Event()
     try:
         settings = load_config(config)
-        with connect(settings.cluster, settings.store, MIDDLEWARES) as session:
+        # An endpoint's key may be one that reads pointers and releases alone.
+        with connect(settings.cluster, settings.store, MIDDLEWARES, publishes=False) as session:
             up(settings, session, console)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             console.print("Ctrl-C stops it")
             stop.wait()
             undeploy(settings.serve)
-    except (ClusterError, SafetyError) as error:
-        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+    except (ClusterError, SafetyError, OSError) as error:
+        known = unusable_path(error) or error
+        if isinstance(known, OSError):
+            raise
+        console.print(f"[red]{escape(str(known))}[/]", soft_wrap=True)
         raise typer.Exit(1) from None
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-import urllib.error
-import urllib.request
 
+import httpx
 from ray import serve
 
 from cluster.errors import ClusterError
@@ -104,9 +103,10 @@ def _wait_until_running(endpoint: EndpointConfig, deadline: float) -> None:
 def _wait_until_answering(url: str, endpoint: EndpointConfig, deadline: float) -> None:
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
-                return
-        except (urllib.error.URLError, OSError) as error:
+            # This machine's own address, whatever it is: no proxy of the environment has a part in it.
+            httpx.get(f"{url}/healthz", timeout=5, trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError as error:
             if time.monotonic() > deadline:
                 raise DeploymentFailed(
                     f"nothing answers at {url}: {error}",

@@ -45,6 +45,13 @@ def check_conditional_writes(store: ArtifactStore) -> Finding:
     return passed("If-None-Match and If-Match are honoured")
 
 
+def check_loopback(reports: Sequence[NodeReport]) -> Finding:
+    """Fail when a machine's requests to itself, such as those to an endpoint or a dashboard there, do not arrive."""
+    fix = "add 127.0.0.1,localhost,::1 to no_proxy and NO_PROXY, or let a firewall pass loopback"
+    faults = [failed(f"{report.node}: {report.loopback_fault}", fix) for report in reports if report.loopback_fault]
+    return worst(faults, "requests to loopback arrive")
+
+
 def check_nodes(view: ClusterView) -> Finding:
     """Fail when a node does not answer, or cannot import the code as the run's own actors must."""
     findings = [
@@ -56,6 +63,7 @@ def check_nodes(view: ClusterView) -> Finding:
         )
         for silent in view.silent
     ]
+    findings.append(check_loopback(view.reports[1:]))
     return worst(findings, f"{len(view.reports) - 1} of {len(view.nodes)} report")
 
 
@@ -93,9 +101,13 @@ def check_clocks(reports: Sequence[NodeReport], store: ArtifactStore) -> Finding
 
 
 def check_disks(reports: Sequence[NodeReport]) -> Finding:
-    """Check the free space where Ray keeps its session and where the driver writes."""
+    """Check that files can be made where Ray keeps its session and where the driver writes, and the free space there."""
     findings, least = [], None
     for report in reports:
+        findings += [
+            failed(f"{report.node}: {fault}", "point run.output or TMPDIR to a folder of yours, or open this one")
+            for fault in report.write_faults
+        ]
         for disk in report.disks:
             free, used = disk.free / GIB, 1.0 - disk.free / max(1, disk.total)
             least = free if least is None else min(least, free)
@@ -126,7 +138,7 @@ def check_gpus(view: ClusterView, asked: Sequence[str]) -> Finding:
         if report is None:
             continue
         if report.torch_cuda is None:
-            findings.append(failed(f"{address}: torch is a CPU build", "install torch without constraints-cpu.txt"))
+            findings.append(failed(f"{address}: torch is a CPU build", "install PyPI's torch: make demo DEVICE=cuda"))
         elif report.nvidia == 0:
             text = f"{address}: Ray counts {count:g} GPU and there is no /dev/nvidia*"
             findings.append(warned(text, "check the node's drivers"))

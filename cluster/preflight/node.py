@@ -18,6 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
+from cluster.loopback import loopback_fault
 from cluster.session import DEVICES, PROXY_CALLBACK, ClusterConfig
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -54,6 +55,10 @@ class NodeReport(NamedTuple):
     """Why the store cannot be used from there; None where it can."""
     missing_middlewares: str | None = None
     """The import path of Serve's proxy middlewares in its environment, where it cannot be imported."""
+    write_faults: tuple[str, ...] = ()
+    """Folders in which no file can be made, and why."""
+    loopback_fault: str | None = None
+    """Why a request to its own loopback does not arrive, where it does not."""
     ahead_s: float = 0.0
     """Seconds by which its clock is certainly ahead of the driver's; negative when it is behind."""
 
@@ -106,15 +111,18 @@ def running_view(folder: Path, store: StoreConfig | None, timeout_s: float) -> C
 
 def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -> NodeReport:
     """Return this machine's report; ``store`` is tried when it is given."""
+    written = (Path(tempfile.gettempdir()), *folders)
     return NodeReport(
         node=node,
         versions={"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         unix_s=time.time(),
-        disks=tuple(_disk(folder) for folder in (Path(tempfile.gettempdir()), *folders)),
+        disks=tuple(_disk(folder) for folder in written),
         nvidia=sum(1 for _ in DEVICES.glob("nvidia[0-9]*")),
         torch_cuda=_torch_cuda(),
         store_error=None if store is None else _store_error(store),
         missing_middlewares=_missing_middlewares(),
+        write_faults=tuple(filter(None, map(_write_fault, written))),
+        loopback_fault=loopback_fault(),
     )
 
 
@@ -128,9 +136,22 @@ def _version(package: str) -> str:
 
 def _disk(folder: Path) -> Disk:
     """Return the free and total bytes of the file system that a folder is or will be on."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    usage = shutil.disk_usage(there)
+    usage = shutil.disk_usage(_existing(folder))
     return Disk(str(folder), usage.free, usage.total)
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the one above it in which it will be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+
+
+def _write_fault(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, if so: a mode does not say it of a read-only file system."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return None
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
 
 
 def _torch_cuda() -> str | None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import yaml
-from ray._private.ray_constants import get_runtime_env_default_excludes
-
-# Ray's own walk over the files, so that its rules are not repeated here; there is no public way to ask.
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 from cluster.preflight.check import Finding, failed, passed, warned
+from cluster.ray_private import uploaded_files
 
 MIB = 2**20
 RUNTIME_ENV = Path(__file__).parent.parent / "runtime_env.yaml"
@@ -23,17 +19,7 @@ LARGEST = 3
 def upload_sizes(root: Path, runtime_env: Path = RUNTIME_ENV) -> dict[Path, int]:
     """Return the bytes of each file that a submission with ``runtime_env`` uploads from ``root``, uncompressed."""
     excludes = yaml.safe_load(runtime_env.read_text(encoding="utf-8")).get("excludes") or []
-    sizes: dict[Path, int] = {}
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            sizes[path.relative_to(root)] = path.stat().st_size
-
-    skip = _get_excludes(root, [*get_runtime_env_default_excludes(), *excludes])
-    quiet = logging.getLogger(__name__)
-    quiet.setLevel(logging.WARNING)
-    _dir_travel(root, [skip], note, include_gitignore=True, logger=quiet)
-    return sizes
+    return {path.relative_to(root): path.stat().st_size for path in uploaded_files(root, excludes)}
 
 
 def check_upload(root: Path) -> Finding:

@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.handlers import add_expect_header
 
 from cluster.store.config import StoreConfig
 
@@ -35,8 +34,12 @@ def make_client(config: StoreConfig) -> Any:
     )
     # When the connection ends inside a "100 Continue" answer, botocore reads for ever in spite of its time limits
     # (AWSConnection._consume_headers), so the client does not ask for one.
-    client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register_last("before-call.s3", _expect_nothing)
     return client
+
+
+def _expect_nothing(params: dict[str, Any], **_: object) -> None:
+    params["headers"].pop("Expect", None)
 
 
 def _is_loopback(endpoint: str | None) -> bool:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, unusable_path
 from cluster.lease import lease
 from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
@@ -94,6 +94,7 @@ def _print_links(console: Console, run: RunConfig, session: Session) -> None:
 def _report(console: Console, error: Exception) -> int:
     """Print why a job failed, the first cause in one last line, and return the exit code."""
     cause = first_cause(error)
+    cause = unusable_path(cause) or cause
     known = isinstance(cause, (SafetyError, ClusterError))
     if not known:
         console.print(escape("".join(traceback.format_exception(error))), soft_wrap=True, highlight=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import ray
 
 from cluster import session as session_module
-from cluster.errors import ClusterError, ClusterUnreachable, MissingBucket, StoreUnreachable
+from cluster.errors import ClusterError, ClusterUnreachable, MissingBucket, StoreUnreachable, WrongToken
 from cluster.session import ClusterConfig, connect, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -157,6 +159,14 @@ def test_a_cluster_that_was_announced_and_is_gone_is_reported_in_time(
     fails_in_time("auto", store.config, "no Ray head node answers at 'auto'")
 
 
+def test_a_dashboards_address_for_a_driver_is_reported_with_the_variable_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ClusterUnreachable, match=r"RAY_ADDRESS is 'http.*RAY_API_SERVER_ADDRESS"):
+        session_module._check_reachable(ClusterConfig(address="auto"))
+
+
 @pytest.mark.s3
 def test_a_store_that_cannot_be_used_is_reported_before_ray_is_started(
     store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
@@ -246,3 +256,60 @@ def test_a_token_is_made_for_its_user_alone_and_kept(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's own")
     session_module._keep_token_private()
     assert not token.exists()
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Name no token in the environment, and forget this process's own."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    session_module._temporary_token.cache_clear()
+    yield
+    session_module._temporary_token.cache_clear()
+
+
+@pytest.mark.parametrize("home", ["/proc/sys", "/not/there", "a-file", "its-ray-is-a-file", "unreadable", None])
+def test_a_home_that_cannot_be_written_costs_no_more_than_a_token_of_its_own(
+    home: str | None, no_token: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "its-ray-is-a-file").mkdir()
+    (tmp_path / "its-ray-is-a-file" / ".ray").touch()
+    # A folder in the token's place, since root may read whatever the modes say.
+    (tmp_path / "unreadable" / ".ray" / "auth_token").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / (home or "")))
+    if home is None:  # docker run --user 1000: no HOME, and no such user
+
+        def no_home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(session_module.Path, "home", no_home)
+    monkeypatch.setattr(session_module.tempfile, "tempdir", str(tmp_path))
+    found = session_module._keep_token_private()
+    token = Path(found["RAY_AUTH_TOKEN_PATH"])
+    assert token.is_relative_to(tmp_path)
+    assert (len(token.read_text()), token.stat().st_mode & 0o777) == (64, 0o600)
+    assert session_module._keep_token_private() == found, "Ray reads a token once a process"
+    assert f"token is in {token}" in caplog.text
+    assert token.read_text() not in caplog.text
+
+
+def test_a_good_token_in_a_home_that_cannot_be_written_is_used(
+    no_token: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert session_module._keep_token_private() == {}
+
+    def read_only(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(session_module.Path, "chmod", read_only)
+    assert session_module._keep_token_private() == {}
+
+
+def test_a_token_that_the_environment_names_and_that_is_not_there_is_a_known_error(
+    no_token: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(WrongToken, match=r"cluster.auth: RAY_AUTH_TOKEN_PATH names .*/none, which cannot be read"):
+        session_module._keep_token_private()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.console import Console
 
 from cluster.preflight import checks
 from cluster.preflight.check import Finding
-from jobs.preflight import report, run
+from jobs.preflight import Preflight, report, run
+from jobs.run.config import RunConfig
 from tests.jobs.conftest import ROOT, RunningCluster, write_run
 
 
@@ -83,6 +85,32 @@ def test_a_local_run_is_looked_at_without_starting_ray(pico_run: dict[str, Any],
     assert "a local cluster of 2 CPU and 0 GPU will start" in done.stdout
     assert "embedded store" in done.stdout
     assert not (tmp_path / "store" / "server.json").exists(), "the server is down"
+
+
+def of_ray(pico_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Finding:
+    """Return what the check of Ray finds before a local cluster is started."""
+    monkeypatch.setattr("jobs.preflight.ray.is_initialized", lambda: False)
+    with ExitStack() as stack:
+        return Preflight(pico_run, stack)._reach_ray()
+
+
+def test_a_home_that_cannot_be_written_is_told_and_a_proxy_is_not_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    local = RunConfig.model_validate({"run": {"name": "x", "output": str(tmp_path)}})
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert of_ray(local, monkeypatch).status == "pass"
+    monkeypatch.setenv("HOME", "/proc/sys")
+    found = of_ray(local, monkeypatch)
+    assert found.status == "warn"
+    assert "/proc/sys/.ray cannot be written" in found.found
+    assert "HOME" in found.fix
+    monkeypatch.setenv("no_proxy", "elsewhere.example")
+    found = of_ray(local, monkeypatch)
+    assert found.status == "fail"
+    assert "proxies in the environment" in found.found
 
 
 def test_a_failure_ends_with_two_and_its_cause_in_the_last_line(tmp_path: Path) -> None:

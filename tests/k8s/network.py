@@ -16,6 +16,7 @@ class Peer(NamedTuple):
     labels: dict[str, str]
     namespace: str = NAMESPACE
     address: str = ""
+    namespace_labels: dict[str, str] = {}  # noqa: RUF012, a NamedTuple's default
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -55,12 +56,13 @@ def _passes(policies: list[Document], way: str, end: Peer, other: Peer, port: in
 def _is(peer: dict[str, Any], other: Peer) -> bool:
     if "ipBlock" in peer:
         block = peer["ipBlock"]
+        assert all(ip_network(inner).subnet_of(ip_network(block["cidr"])) for inner in block.get("except", []))
         if not other.address or ip_address(other.address) not in ip_network(block["cidr"]):
             return False
         return not any(ip_address(other.address) in ip_network(network) for network in block.get("except", []))
     if other.address:
         return False
-    space = {"kubernetes.io/metadata.name": other.namespace}
+    space = {"kubernetes.io/metadata.name": other.namespace, **other.namespace_labels}
     in_space = (
         selects(peer["namespaceSelector"], space) if "namespaceSelector" in peer else other.namespace == NAMESPACE
     )

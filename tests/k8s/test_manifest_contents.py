@@ -17,6 +17,7 @@ from serve.admission import MIDDLEWARES
 from serve.app import GATEWAY_CPUS
 from serve.config import load_config
 from tests.k8s.manifests import OVERLAYS, ROOT, Document, Pod, config_map, one, pods, ray_clusters, render
+from tests.k8s.schemas import validate
 
 DEMO = ROOT / "jobs" / "configs" / "emoji.yaml"
 UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -257,6 +258,24 @@ def test_the_walk_through_names_what_is_there() -> None:
     # KubeRay names a service after its cluster or RayService.
     assert {service.rpartition("-")[0].rpartition("-")[0] for service in re.findall(r"svc/([\w-]+)", text)} <= names
     made = set(re.findall(r"create secret generic ([\w-]+)", text))
-    used = set(re.findall(r"'name': '(safetydpo-(?:s3|ray-token))'", str(documents)))
+    used = set(re.findall(r"'name': '(safetydpo-s3[\w-]*)'", str(documents)))
     used |= {cluster["authOptions"]["secretName"] for cluster in ray_clusters(documents).values()}
     assert made == used
+
+
+def test_the_documented_ingress_is_valid_and_leads_to_the_endpoint() -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    (ingress,) = [block for block in blocks if block.get("kind") == "Ingress"]
+    validate(ingress)
+    documents = render("local")
+    assert ingress["metadata"]["namespace"] == one(documents, "Namespace")["metadata"]["name"]
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    # KubeRay names the service after the RayService, and gives it the port of Serve.
+    service = one(documents, "RayService")
+    deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
+    assert path["backend"]["service"] == {
+        "name": f"{service['metadata']['name']}-serve-svc",
+        "port": {"number": deployed["http_options"]["port"]},
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.manifests import OVERLAYS, Document, Pod, config_map, of_kind, one, pods, ray_clusters, render
+from tests.k8s.manifests import OVERLAYS, Document, Pod, of_kind, one, pods, ray_clusters, render
 from tests.k8s.network import selects
 from tests.k8s.security import API_TOKEN, SECRET_NAME, faults
 
@@ -178,16 +178,25 @@ def _selected(selector: Document, found: list[Pod]) -> set[str]:
     return {pod.name for pod in found if selects(selector, pod.labels)}
 
 
-def test_the_store_and_the_pods_that_use_it_have_the_same_credentials() -> None:
-    documents = render("local")
-    used = {
-        (variable["name"], *sorted(variable["valueFrom"]["secretKeyRef"].items()))
-        for pod in pods(documents)
-        for container in pod.containers
-        for variable in container.get("env", [])
-        if variable["name"].startswith("AWS_")
-    }
-    assert used == {
-        (name, ("key", name), ("name", "safetydpo-s3")) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    }
-    assert config_map(documents, "safetydpo-store")["S3_BUCKET"] == "safetydpo"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def store_secrets(pod: Pod) -> set[str]:
+    """Return the secrets from which a pod's containers take the store's keys, all of them by their own names."""
+    found = set()
+    for container in pod.containers:
+        references = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container.get("env", []) if v["name"] in KEYS}
+        assert all(reference["key"] == name for name, reference in references.items())
+        assert references.keys() in (set(), set(KEYS))
+        found |= {reference["name"] for reference in references.values()}
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_pipelines_key_which_writes_is_not_the_endpoints(overlay: str) -> None:
+    secrets = {pod.name: store_secrets(pod) for pod in pods(render(overlay))}
+    assert secrets.pop("safetydpo-images/images") == {"safetydpo-s3-endpoint"}
+    # Neither reads the store: the endpoint's head runs no replica, and the submitter only submits.
+    assert secrets.pop("safetydpo-images/headgroup") == secrets.pop("safetydpo-pipeline") == set()
+    assert all(found <= {"safetydpo-s3"} for found in secrets.values())
+    assert secrets["safetydpo/headgroup"] == secrets["safetydpo/cpu"] == {"safetydpo-s3"}

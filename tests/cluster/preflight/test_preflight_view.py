@@ -18,6 +18,7 @@ from cluster.preflight.checks import (
     check_clocks,
     check_disks,
     check_gpus,
+    check_loopback,
     check_nodes,
     check_one_host,
     check_proxy_middlewares,
@@ -210,3 +211,20 @@ def test_a_clock_is_ahead_only_where_the_time_of_asking_leaves_no_doubt(
     report = node_module._received(None, Node("a", "b", {}), asked_s)
     assert isinstance(report, NodeReport)
     assert report.ahead_s == ahead_s
+
+
+@pytest.mark.parametrize("folder", ["/proc/sys/out", "/etc/passwd/out"])
+def test_a_folder_in_which_no_file_can_be_made_fails(folder: str) -> None:
+    found = check_disks([report_here("this machine", [Path(folder)], None)])
+    assert found.status is Status.FAIL
+    assert f"{folder} cannot be written (" in found.found
+    assert "run.output" in found.fix
+
+
+def test_a_node_that_does_not_reach_its_own_loopback_fails(driver: NodeReport) -> None:
+    silent = other(driver, loopback_fault="a request to http://127.0.0.1:1/ does not arrive (refused)")
+    found = check_nodes(ClusterView([Node("a", "10.0.0.2", {})], [driver, silent], []))
+    assert found.status is Status.FAIL
+    assert "10.0.0.2: a request to http://127.0.0.1:1/ does not arrive" in found.found
+    assert "no_proxy" in found.fix
+    assert check_loopback([driver]).status is Status.PASS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -71,6 +72,30 @@ def test_rays_wrapping_of_an_unknown_error_is_taken_off() -> None:
     known = ClusterError("gone", field="store", fix="look")
     wrapped = ray.exceptions.RayTaskError("work", "Traceback", known).as_instanceof_cause()
     assert reported(wrapped) == (EXIT_USER_ERROR, ["store: gone. Fix: look"])
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "fix"),
+    [
+        (errno.EACCES, "Permission denied", "folder of yours"),
+        (errno.EROFS, "Read-only file system", "folder of yours"),
+        (errno.ENOSPC, "No space left on device", "free some space"),
+        (errno.EDQUOT, "Disk quota exceeded", "free some space"),
+    ],
+)
+def test_a_path_that_the_machine_refuses_is_a_known_error_wherever_it_came_up(code: int, said: str, fix: str) -> None:
+    error = OSError(code, os.strerror(code), "/data/out")
+    wrapped = ray.exceptions.RayTaskError("work", "Traceback", error).as_instanceof_cause()
+    for raised in (error, wrapped):
+        exit_code, (line,) = reported(raised)
+        assert exit_code == EXIT_USER_ERROR
+        assert line.startswith(f"/data/out: {said}. Fix: ")
+        assert fix in line
+
+
+def test_another_error_of_the_system_is_not() -> None:
+    code, lines = reported(OSError(errno.EIO, "Input/output error", "/data/out"))
+    assert (code, lines[-1]) == (EXIT_FAULT, "OSError: [Errno 5] Input/output error: '/data/out'")
 
 
 def test_sigterm_interrupts_the_main_thread_once() -> None:

@@ -1,0 +1,47 @@
+"""All that the project uses of Ray's private modules: Ray has no public way to do these things.
+
+Any minor version may change them, so pyproject.toml bounds Ray by the minor that was tested.
+``tests/cluster/test_ray_private.py`` names that version, and what to look at when another one fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray._private import auto_init_hook, ray_constants
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
+
+UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+"""The variable that has Ray give its workers an environment of their own when the driver runs under ``uv run``."""
+
+
+def reread_environment() -> None:
+    """Make Ray read variables again that it reads once, at its import.
+
+    ``RAY_AUTH_MODE``: a process that sets it later would disagree with its cluster. Ray itself does the same
+    (authentication_token_setup.py). ``UV_HOOK``: whether it holds would depend on what imported Ray first.
+    """
+    RayEnvironment.initialize("")
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(UV_HOOK, True)
+
+
+def forbid_auto_connect() -> None:
+    """Keep threads that outlive a session from starting a cluster: their next call to Ray would do it.
+
+    ``RAY_ENABLE_AUTO_CONNECT``, the variable for this, is read only once, at the import, and holds before the session
+    too.
+    """
+    auto_init_hook.enable_auto_connect = False
+
+
+def uploaded_files(root: Path, excludes: Sequence[str]) -> list[Path]:
+    """Return the files that ``ray job submit`` uploads from ``root``, by Ray's own walk and its own default excludes."""
+    found: list[Path] = []
+    skip = _get_excludes(root, [*ray_constants.get_runtime_env_default_excludes(), *excludes])
+    quiet = logging.getLogger(__name__)
+    quiet.setLevel(logging.WARNING)
+    _dir_travel(root, [skip], found.append, include_gitignore=True, logger=quiet)
+    return [path for path in found if path.is_file()]
