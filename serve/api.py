@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
@@ -22,10 +23,12 @@ from serve.errors import (
     FILTERED,
     FILTERED_MESSAGE,
     INTERNAL,
+    SHOULD_RETRY_HEADER,
     ApiError,
     ErrorEnvelope,
     content_filtered,
     invalid,
+    model_not_found,
     timed_out,
 )
 from serve.keys import KeyEntry
@@ -60,7 +63,10 @@ class Backend(Protocol):
         """Raise ApiError 429 when ``generate`` is known to raise it; costs nothing."""
 
     async def generate(self, job: Job) -> list[RenderedImage]:
-        """Return a job's images in order; raise ApiError."""
+        """Return a job's images in order; raise ApiError.
+
+        A backend whose call is cancelled says later how much of the job is not rendered (``Access.settle_images``).
+        """
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that are served; raise ApiError."""
@@ -104,13 +110,16 @@ class ImagesApi:
     async def _answered(
         self, request: Request, record: RequestRecord, answer: Answer, admitted_headers: Mapping[str, str]
     ) -> Response:
-        admitted = False
+        admitted, key = False, None
         try:
             key = self._access.admit(request.headers.get("authorization"))
             record.key, admitted = None if key is None else key.name, True
             response = await answer(request, record, key)
             record.code = "ok"
         except ApiError as error:
+            if admitted and error.failure.retry_after_s is not None:
+                # Refused for want of capacity or images: nothing was done for it.
+                self._access.refund_request(key)
             record.code, response = error.failure.code, error.failure.response()
         except Exception:
             logger.exception("the request %s failed", record.request_id)
@@ -121,12 +130,22 @@ class ImagesApi:
 
     async def models(self, *_: object) -> Response:
         """Answer with the models that are served."""
+        return JSONResponse(ModelList(data=await self._models()).model_dump(), headers=API_HEADERS)
+
+    async def model(self, request: Request, *_: object) -> Response:
+        """Answer with one of the models that are served."""
+        models = {model.id: model for model in await self._models()}
+        found = models.get(request.path_params["name"])
+        if found is None:
+            raise model_not_found(list(models))
+        return JSONResponse(found.model_dump(), headers=API_HEADERS)
+
+    async def _models(self) -> list[ModelInfo]:
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
-                found = ModelList(data=await self._backend.models())
+                return await self._backend.models()
         except TimeoutError:
             raise timed_out(self._config.request_timeout_s) from None
-        return JSONResponse(found.model_dump(), headers=API_HEADERS)
 
     async def generate(self, request: Request, record: RequestRecord, key: KeyEntry | None) -> Response:
         """Answer with the images that a request asks for."""
@@ -148,13 +167,16 @@ class ImagesApi:
         return JSONResponse(body, headers=API_HEADERS)
 
     async def _rendered(self, job: Job, key: KeyEntry | None) -> list[RenderedImage]:
-        """Return a job's images; the key is charged for those that are rendered."""
-        self._access.charge_images(key, job.n)
+        """Return a job's images; the key is charged for those that are rendered, whether the caller waits or not."""
+        self._access.charge_images(key, job.n, job.id)
         try:
-            return await self._backend.generate(job)
-        except BaseException:
-            self._access.refund_images(key, job.n)
+            images = await self._backend.generate(job)
+        except Exception:
+            self._access.settle_images(job.id, job.n)
             raise
+        # A caller that gives up raises CancelledError: the backend then settles the charge by what is rendered.
+        self._access.settle_images(job.id, 0)
+        return images
 
     def _note_job(self, record: RequestRecord, job: Job) -> None:
         # A caller can put anything into the model's name, so only the names of served models are recorded.
@@ -203,6 +225,15 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     # FastAPI's own documentation pages load scripts from elsewhere; the schema stays.
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
+    if config.allowed_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            # OpenAI's browser client sends headers of its own, under many names.
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After", SHOULD_RETRY_HEADER],
+        )
     images = ImagesApi(config, backend, access, observer)
     capacity = {CAPACITY_HEADER: Capacity(config.max_requests, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
@@ -221,6 +252,10 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     @api.get("/v1/models", response_model=ModelList, responses=refusals)
     async def models(request: Request) -> Response:
         return await images.answer(request, images.models)
+
+    @api.get("/v1/models/{name}", response_model=ModelInfo, responses=refusals)
+    async def model(request: Request) -> Response:
+        return await images.answer(request, images.model)
 
     @api.get("/healthz", responses={503: {"description": "no renderer runs"}})
     async def health() -> Response:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,8 @@ from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
 from serve.endpoint_config import EndpointConfig
-from serve.errors import ApiError, Failure
+from serve.errors import Failure
+from serve.exposure import listening_host, require_purpose
 from serve.keys import KeyRing
 from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
@@ -54,13 +54,14 @@ class Renderer:
         """Load the releases that the config's pointers name, render once with each, and follow the pointers."""
         # Imported here for their weight: they bring torch, which the gateway's process does without.
         from serve.config import parse_config
+        from serve.job_queue import JobQueue
         from serve.release_watcher import ReleaseWatcher
 
         self._config = parse_config(document)
         self._engine = load(self._config)
         self._engine.warm_up()
         endpoint = self._config.serve
-        self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
+        self._jobs = JobQueue(self._engine, Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s))
         if endpoint.reload_poll_s is not None:
             watcher = ReleaseWatcher(self._config, self._engine, lambda m, o: RELOADS.add(model=m, outcome=o))
             watcher.start(endpoint.reload_poll_s)
@@ -77,13 +78,11 @@ class Renderer:
 
     async def generate(self, job: Job) -> list[RenderedImage] | Failure:
         """Return a job's images, or the failure that prevented them."""
-        try:
-            tasks = self._engine.admit(job)
-        except ApiError as error:
-            return error.failure
-        outcomes: list[RenderedImage | Failure] = await asyncio.gather(*map(self._batcher.submit, tasks))
-        images = [outcome for outcome in outcomes if isinstance(outcome, RenderedImage)]
-        return images if len(images) == len(outcomes) else next(o for o in outcomes if isinstance(o, Failure))
+        return await self._jobs.generate(job)
+
+    async def abandon(self, job_id: str) -> int | None:
+        """Take a job out of the queue; return how many of its images are not rendered, None for an unknown job."""
+        return self._jobs.abandon(job_id)
 
 
 @ray_serve.deployment(name="gateway")
@@ -93,11 +92,12 @@ class Gateway:
 
     def __init__(self, renderer: Any, settings: dict[str, Any]) -> None:
         config = EndpointConfig.model_validate(settings)
+        require_purpose(config, listening_host())
         if config.keys is None:
             logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
         access = Access(None if config.keys is None else KeyRing(config.keys))
         observers = Observers([JsonLog(), RequestMetrics()])
-        self._api = make_api(config, RayBackend(renderer, config), access, observers)
+        self._api = make_api(config, RayBackend(renderer, config, access.settle_images), access, observers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Serve calls this after construction."""

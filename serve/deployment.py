@@ -13,6 +13,7 @@ from ray import serve
 from cluster.errors import ClusterError
 from cluster.resources import require
 from serve.endpoint_config import EndpointConfig
+from serve.exposure import listening_host, require_purpose
 
 POLL_S = 0.25
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -44,6 +45,8 @@ def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
     serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
+    # Serve that runs already keeps its address.
+    require_purpose(endpoint, listening_host())
     serve.run_many(
         [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
         wait_for_ingress_deployment_creation=False,
