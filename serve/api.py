@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
+from serve.draining import Drain
 from serve.endpoint_config import EndpointConfig
 from serve.errors import (
     FILTERED,
@@ -81,8 +82,11 @@ Answer = Callable[[Request, RequestRecord, KeyEntry | None], Awaitable[Response]
 class ImagesApi:
     """Answers requests, and passes a record of each to an observer."""
 
-    def __init__(self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> None:
+    def __init__(
+        self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer, drain: Drain
+    ) -> None:
         self._config, self._backend, self._access, self._observer = config, backend, access, observer
+        self._drain = drain
 
     async def answer(
         self, request: Request, answer: Answer, admitted_headers: Mapping[str, str] = MappingProxyType({})
@@ -153,11 +157,12 @@ class ImagesApi:
         # Before the body is read: under load, the cost of a rejection delays the requests that wait for an image.
         self._backend.require_capacity()
         try:
-            # The body's arrival counts too: a slow sender must not hold a slot.
-            async with asyncio.timeout(config.request_timeout_s):
-                job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
-                self._note_job(record, job)
-                images = await self._rendered(job, key)
+            with self._drain.request():
+                # The body's arrival counts too: a slow sender must not hold a slot.
+                async with asyncio.timeout(config.request_timeout_s):
+                    job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
+                    self._note_job(record, job)
+                    images = await self._rendered(job, key)
         except TimeoutError:
             raise timed_out(config.request_timeout_s) from None
         _note_images(record, images)
@@ -217,10 +222,12 @@ def _image_data(image: RenderedImage) -> ImageData:
     )
 
 
-def make_api(config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> FastAPI:
+def make_api(
+    config: EndpointConfig, backend: Backend, access: Access, observer: Observer, drain: Drain | None = None
+) -> FastAPI:
     """Return the application: the images API, the list of models, health, and the page.
 
-    Health and page ask for no key.
+    Health and page ask for no key. ``drain`` lets its owner wait for the requests in flight.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; the schema stays.
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
@@ -234,7 +241,7 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After", SHOULD_RETRY_HEADER],
         )
-    images = ImagesApi(config, backend, access, observer)
+    images = ImagesApi(config, backend, access, observer, drain or Drain())
     capacity = {CAPACITY_HEADER: Capacity(config.max_requests, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
@@ -291,6 +298,9 @@ async def read_body(request: Request, limit: int) -> bytes:
                 raise too_large
     except ClientDisconnect:
         raise invalid("the body did not arrive whole", code="body_cut_short") from None
+    if not received and "upgrade" in request.headers:
+        # Without this project's middlewares (serve/admission.py), Serve's HTTP server loses such a body.
+        raise invalid("the body did not arrive; send the request without the header Upgrade", code="body_cut_short")
     return bytes(received)
 
 

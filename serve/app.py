@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from serve.access import Access
 from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
-from serve.endpoint_config import EndpointConfig
+from serve.draining import Drain
+from serve.endpoint_config import DRAIN_GRACE_S, EndpointConfig
 from serve.errors import Failure
-from serve.exposure import listening_host, require_purpose
 from serve.keys import KeyRing
 from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
+from serve.surroundings import find_listener, find_short_limits, require_purpose
 
 if TYPE_CHECKING:
     # The gateway imports this module too and must stay small: only the renderer loads torch.
@@ -37,7 +39,6 @@ GATEWAY_CPUS = 0.1
 START_ATTEMPTS = 2
 GATEWAY_SLOTS = 1000
 """Requests that a gateway handles at once: far over the renderers' queue, so that rejections come in the envelope."""
-DRAIN_GRACE_S = 5.0
 HEALTH_GRACE_S = 10.0
 ROUTER = {"initial_backoff_s": 0.01, "backoff_multiplier": 2, "max_backoff_s": 0.04}
 """How long the gateway waits before it offers a request to a full renderer again: less than a batch takes, because with
@@ -92,12 +93,21 @@ class Gateway:
 
     def __init__(self, renderer: Any, settings: dict[str, Any]) -> None:
         config = EndpointConfig.model_validate(settings)
-        require_purpose(config, listening_host())
+        listener = find_listener()
+        require_purpose(config, listener)
+        for short in find_short_limits(config, listener, os.environ):
+            logger.warning("%s", short)
         if config.keys is None:
             logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
         access = Access(None if config.keys is None else KeyRing(config.keys))
         observers = Observers([JsonLog(), RequestMetrics()])
-        self._api = make_api(config, RayBackend(renderer, config, access.settle_images), access, observers)
+        self._drain = Drain()
+        backend = RayBackend(renderer, config, access.settle_images)
+        self._api = make_api(config, backend, access, observers, self._drain)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Let no more requests in, and return whether all that were in are answered within the time."""
+        return await self._drain.wait(timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Serve calls this after construction."""

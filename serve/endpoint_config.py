@@ -14,6 +14,8 @@ from safety.judges.judge import JudgeConfig
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"
 """The name of the unaligned model, where it is offered."""
+DRAIN_GRACE_S = 5.0
+"""How much longer than a request may take the gateway is given to stop."""
 CLOSE = "name a file in keys (python -m serve.keys new makes one), or set allow_open"
 Example = Annotated[str, Field(min_length=1, max_length=200)]
 Pointer = Annotated[str, Field(pattern=NAME)]
@@ -189,6 +191,15 @@ class EndpointConfig(Config):
         starts more replicas by its length.
         """
         return (self.replicas if self.autoscaling is None else self.autoscaling.max) * self.renderer_slots
+
+    @property
+    def node_drain_s(self) -> float:
+        """Return how long a node that is told to stop must drain, so that all it has accepted is answered.
+
+        Serve stops a replica that it cannot move, and with it the renderer that accepted requests still wait for, as
+        long before the end of the drain as the replica is given to stop. Until then the requests must be answered.
+        """
+        return 2 * (self.request_timeout_s + DRAIN_GRACE_S)
 
     @property
     def max_requests(self) -> int:
