@@ -71,6 +71,9 @@ def test_defaults_fill_in_and_a_seed_is_drawn_and_returned(ask: Ask, backend: Ec
         ({"size": "SECRET"}, "size", "invalid_value"),
         ({"size": "64"}, "size", "invalid_value"),
         ({"size": "0x64"}, "size", "invalid_value"),
+        ({"size": "2049x2049"}, "size", "invalid_value"),
+        ({"size": "99999x99999"}, "size", "invalid_value"),
+        ({"size": ""}, "size", "invalid_value"),
         ({"size": "６４x64"}, "size", "invalid_value"),
         ({"response_format": "url"}, "response_format", "invalid_value"),
         ({"response_format": "SECRET"}, "response_format", "invalid_value"),
@@ -229,6 +232,18 @@ def test_the_frameworks_own_refusals_come_in_the_envelope(ask: Ask, method: str,
     assert response.status_code == status
     failure(response)
     assert status != 405 or response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("size", ["2049x2049", "64", "1e3x64"])
+def test_a_wrong_size_names_auto(ask: Ask, size: str) -> None:
+    assert "'auto'" in failure(ask(json={"prompt": "x", "size": size}))["message"]
+
+
+def test_a_body_that_the_server_in_front_lost_is_told_from_a_wrong_one(ask: Ask) -> None:
+    offered = {"content-type": "application/json", "upgrade": "h2c", "connection": "upgrade"}
+    refused = failure(ask(content=b"", headers=offered))
+    assert (refused["code"], "Upgrade" in refused["message"]) == ("body_cut_short", True)
+    assert ask(json={"prompt": "x"}, headers={"upgrade": "h2c"}).status_code == 200
 
 
 def test_models_are_listed_in_openais_shape(ask: Ask) -> None:

@@ -30,7 +30,7 @@ OPENAI_SDK = {
 BODIES = {
     "openai-python, the least": {"prompt": PROMPT},
     "openai-python, every parameter": OPENAI_SDK,
-    "openai-python, every parameter null": {name: None for name in OPENAI_SDK} | {"prompt": PROMPT},
+    "openai-python, every parameter null": dict.fromkeys(OPENAI_SDK) | {"prompt": PROMPT},
     # libs/community/langchain_community/utilities/dalle_image_generator.py
     "LangChain, DallEAPIWrapper": {
         "prompt": PROMPT,
@@ -152,7 +152,7 @@ def test_what_asks_for_nothing_else_changes_nothing(ask: Ask, backend: EchoBacke
     assert backend.jobs[0] == backend.jobs[1]
 
 
-@pytest.mark.parametrize("name", sorted(OPENAI_SDK.keys() - {"prompt"}) + ["negative_prompt", "seed", "steps"])
+@pytest.mark.parametrize("name", [*sorted(OPENAI_SDK.keys() - {"prompt"}), "negative_prompt", "seed", "steps"])
 def test_null_is_as_good_as_absent(ask: Ask, backend: EchoBackend, name: str) -> None:
     assert ask(json={"prompt": PROMPT, name: None}).status_code == 200
     [job] = backend.jobs
