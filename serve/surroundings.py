@@ -30,11 +30,18 @@ class Listener:
     request_timeout_s: float | None = None
 
 
+def find_controller() -> Any | None:
+    """Return the controller of the connected cluster's Serve; None when it does not run there."""
+    try:
+        return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
 def find_listener() -> Listener | None:
     """Return what the connected cluster's Serve is set to; None when it does not run there."""
-    try:
-        controller: Any = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-    except ValueError:
+    controller = find_controller()
+    if controller is None:
         return None
     found = ray.get(controller.get_http_config.remote())
     return Listener(str(found.host), found.request_timeout_s)

@@ -134,9 +134,8 @@ def bytes_of(engine: Engine, jobs: list[Job]) -> list[bytes]:
     return [outcome.png or b"" for outcome in outcomes if isinstance(outcome, RenderedImage)]
 
 
-@pytest.mark.parametrize("exact", [1, 2])
-def test_with_an_exact_batch_an_images_bytes_do_not_depend_on_its_company(engine: Engine, exact: int) -> None:
-    exactly = configured(engine, exact_batch=exact, batch_size=8)
+def test_drawn_each_by_itself_an_images_bytes_do_not_depend_on_its_company(engine: Engine) -> None:
+    exactly = configured(engine, exact_batch=1, batch_size=8)
     jobs = [
         job(seed=seed, prompt=f"a house on a {colour} background") for seed, colour in enumerate(["blue", "red"] * 4)
     ]
@@ -144,6 +143,20 @@ def test_with_an_exact_batch_an_images_bytes_do_not_depend_on_its_company(engine
     for count in (2, 3, 8):
         assert bytes_of(exactly, jobs[:count]) == alone[:count]
     assert bytes_of(exactly, jobs[::-1]) == alone[::-1]
+
+
+def test_an_exact_batch_is_filled_up_to_its_size(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    exactly = configured(engine, exact_batch=3, batch_size=8)
+    family, drawn = exactly._models["aligned"].family, []
+    sample = family.sample
+
+    def counting(conditioning: object, noise: Tensor, **rest: object) -> Tensor:
+        drawn.append(len(noise))
+        return sample(conditioning, noise, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(family, "sample", counting)
+    assert len(bytes_of(exactly, [job(seed=seed) for seed in range(4)])) == 4
+    assert drawn == [3, 3]
 
 
 def test_without_one_an_image_differs_from_itself_alone_by_rounding_only(engine: Engine) -> None:
