@@ -6,7 +6,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -207,14 +207,16 @@ def _image_response(job: Job, images: Sequence[RenderedImage]) -> ImageResponse:
         release=first.release,
         size=f"{first.width}x{first.height}",
         judge=first.judge,
-        data=[_image_data(image) for image in images],
+        data=[_image_data(image, job.forms) for image in images],
     )
 
 
-def _image_data(image: RenderedImage) -> ImageData:
+def _image_data(image: RenderedImage, forms: Set[str]) -> ImageData:
     verdict = image.verdict
+    encoded = None if image.png is None else base64.b64encode(image.png).decode()
     return ImageData(
-        b64_json=None if image.png is None else base64.b64encode(image.png).decode(),
+        b64_json=encoded if "b64_json" in forms else None,
+        url=f"data:image/png;base64,{encoded}" if encoded is not None and "url" in forms else None,
         seed=image.seed,
         flagged=None if verdict is None else verdict.flagged,
         scores=None if verdict is None else {name: round(score, 4) for name, score in verdict.scores.items()},

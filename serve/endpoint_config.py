@@ -94,6 +94,11 @@ class EndpointConfig(Config):
         description="how an image is scaled to a size that the model does not draw, from one of its own; None: such "
         "sizes are refused",
     )
+    data_urls: bool = Field(
+        False,
+        description="offer response_format 'url' by data: URLs, and add them where none is named, for clients that read "
+        "an image's url alone",
+    )
     max_prompt_chars: int = Field(1000, ge=1)
     max_body_bytes: int = Field(65536, ge=1024, description="a longer request body is refused before it is parsed")
 

@@ -37,7 +37,9 @@ class ImageRequest(BaseModel):
     )
     n: int | None = Field(None, ge=1, description="number of images; default 1")
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or 'auto' for the model's native size")
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="only b64_json is offered")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json; url where the endpoint says so"
+    )
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="image i is drawn from seed + i; default: random")
     steps: int | None = Field(None, ge=1, description="denoising steps")
     num_inference_steps: int | None = Field(None, ge=1, description="another name of steps")
@@ -88,6 +90,7 @@ class ImageData(BaseModel):
     """One image of a response; the fields that do not apply are left out."""
 
     b64_json: str | None = Field(None, description="a PNG file in base64; left out when the image is withheld")
+    url: str | None = Field(None, description="the same as a data: URL, where it is offered and asked for")
     seed: int = Field(description="the seed that draws this image alone")
     flagged: bool | None = Field(None, description="whether the output judge, where there is one, flags the image")
     scores: dict[str, float] | None = Field(None, description="the output judge's unsafe score by category")
@@ -133,7 +136,8 @@ class ModelList(BaseModel):
 class Job:
     """A request within the endpoint's limits: ``n`` images, image i from ``seed + i``. Sides None: native.
 
-    ``id`` names the job to the renderer that draws it when its caller has given up.
+    ``id`` names the job to the renderer that draws it when its caller has given up; ``forms`` are the fields in which the
+    answer holds the images.
     """
 
     prompt: str
@@ -146,6 +150,7 @@ class Job:
     height: int | None = None
     negative: str | None = None
     id: str = field(default="", compare=False)
+    forms: frozenset[str] = field(default=frozenset({"b64_json"}), compare=False)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
             )
     if not request.prompt.strip():
         raise invalid("prompt is empty", param="prompt")
-    _require_offered(request)
+    _require_offered(request, config)
     (steps_name, steps), (guidance_name, guidance) = (_either(request, name) for name in OTHER_NAMES)
     job = Job(
         prompt=request.prompt,
@@ -194,6 +199,7 @@ def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
         guidance=config.default_guidance if guidance is None else guidance,
         negative=(request.negative_prompt or "").strip() or None,
         id=secrets.token_hex(8),
+        forms=_forms(request, config),
     )
     limits: tuple[tuple[str, float, float], ...] = (
         ("n", job.n, config.max_images),
@@ -207,13 +213,22 @@ def resolve(request: ImageRequest, config: EndpointConfig) -> Job:
     return _sized(job, request.size, config.max_pixels)
 
 
-def _require_offered(request: ImageRequest) -> None:
+def _require_offered(request: ImageRequest, config: EndpointConfig) -> None:
     """Refuse what is not done, and say what is."""
     for name, offered in OFFERED.items():
         value = getattr(request, name)
+        if name == "response_format" and config.data_urls:
+            continue
         if value is not None and value not in offered:
             choices = " or ".join(json.dumps(choice) for choice in offered)
             raise invalid(f"{name} {json.dumps(value)} is not offered; use {choices}", param=name)
+
+
+def _forms(request: ImageRequest, config: EndpointConfig) -> frozenset[str]:
+    """Return the fields in which the answer holds the images; without data URLs always base64."""
+    if request.response_format is not None:
+        return frozenset({request.response_format})
+    return frozenset({"b64_json", "url"} if config.data_urls else {"b64_json"})
 
 
 def _either(request: ImageRequest, other: str) -> tuple[str, float | None]:

@@ -181,6 +181,25 @@ def test_what_cannot_be_met_is_refused_with_what_can(
 
 
 @pytest.mark.parametrize(
+    ("asked", "found"),
+    [({}, {"b64_json", "url"}), ({"response_format": "url"}, {"url"}), ({"response_format": "b64_json"}, {"b64_json"})],
+)
+def test_clients_that_read_a_url_alone_get_one_where_the_settings_say_so(
+    backend: EchoBackend, asked: dict[str, str], found: set[str]
+) -> None:
+    ask = caller(CONFIG.model_copy(update={"data_urls": True}), backend, Access(None), Records())
+    answer = ask(json={"prompt": PROMPT, "seed": 7, **asked})
+    assert answer.status_code == 200
+    [entry] = answer.json()["data"]
+    assert entry.keys() - {"seed"} == found
+    assert entry.get("url") in (None, "data:image/png;base64,Nw==")
+    assert entry.get("b64_json") in (None, "Nw==")
+    backend.flagged, backend.block = [False, True], True
+    withheld = ask(json={"prompt": PROMPT, "n": 2, **asked}).json()["data"][1]
+    assert withheld.keys() & {"b64_json", "url"} == set()
+
+
+@pytest.mark.parametrize(
     ("change", "param"),
     [
         ({"quality": "SECRET"}, "quality"),
