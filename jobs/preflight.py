@@ -60,6 +60,8 @@ from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
+from serve.endpoint_config import EndpointConfig
+from serve.surroundings import find_controller, find_listener, require_purpose
 
 TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 FIRST = "fix what stands above it first"
@@ -112,6 +114,8 @@ class Preflight:
                     lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
                 )
             )
+            if find_controller() is not None:
+                checks.append(Check("endpoint", self._endpoint))
         return opened + run_checks(checks, CHECK_TIMEOUT_S)
 
     def _open_store(self) -> Finding:
@@ -161,6 +165,17 @@ class Preflight:
 
     def _of_view(self, run: Callable[[ClusterView], Finding]) -> Finding:
         return warned("not checked: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
+
+    def _endpoint(self) -> Finding:
+        """Fail when the endpoint would be open to others where the cluster's Serve listens already."""
+        listener = find_listener()
+        try:
+            require_purpose(self.run.serve, listener)
+            # The pipeline ends with an endpoint of its own for a moment, which offers the base model and asks for no key.
+            require_purpose(EndpointConfig(), listener)
+        except SafetyError as error:
+            return failed(error.message, error.fix)
+        return passed("Serve has stopped" if listener is None else f"Serve listens on {listener.host}")
 
     def _clocks(self, view: ClusterView) -> Finding:
         return self._of_store(lambda store: check_clocks(view.reports, store))

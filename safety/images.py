@@ -37,18 +37,27 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
-def encode_png(image: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_png(
+    image: Tensor,
+    metadata: Mapping[str, str] | None = None,
+    size: tuple[int, int] | None = None,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> bytes:
     """Return a uint8 image [3, H, W] as PNG; the same image and metadata give the same bytes.
 
     Args:
         image: uint8 [3, H, W].
         metadata: Text chunks, written in the keys' order.
+        size: (width, height) in pixels to scale the image to; None: its own.
+        resampling: How it is scaled.
     """
     chunks = PngImagePlugin.PngInfo()
     for key in sorted(metadata or {}):
         chunks.add_itxt(key, (metadata or {})[key])
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG", pnginfo=chunks, compress_level=6)
+    drawn = to_pil(image)
+    shown = drawn if size in (None, drawn.size) else drawn.resize(size or drawn.size, resampling)
+    shown.save(buffer, "PNG", pnginfo=chunks, compress_level=6)
     return buffer.getvalue()
 
 

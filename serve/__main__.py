@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,10 @@ def main(config: Annotated[Path, typer.Option(help="a run's YAML")]) -> None:
                 signal.signal(number, lambda *_: stop.set())
             console.print("Ctrl-C stops it")
             stop.wait()
-            undeploy(settings.serve)
+            console.print("answering the requests in flight; Ctrl-C cuts them off")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with suppress(KeyboardInterrupt):
+                undeploy(settings.serve)
     except (ClusterError, SafetyError, OSError) as error:
         known = unusable_path(error) or error
         if isinstance(known, OSError):

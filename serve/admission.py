@@ -12,16 +12,20 @@ import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
+import uvicorn.config
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import busy
+from serve.errors import SHOULD_RETRY_HEADER, busy
 from serve.metrics import RequestMetrics
 from serve.request_log import REQUEST_ID_HEADER, JsonLog, Observer, Observers, RequestRecord, given_id, new_id
 
 CAPACITY_HEADER = "x-endpoint-capacity"
 CAPACITY = re.compile(r"([0-9]{1,9});([0-9]{1,9})")
+CORS_HEADERS = ("access-control-", "vary")
+TIMEOUTS = (408, 504)
+"""Answers of Serve's proxy, in plain text, that OpenAI's clients would ask for again."""
 MAX_KNOWN_CALLERS = 1024
 """Callers with a verified key that are remembered; the one seen least recently is forgotten first."""
 
@@ -44,6 +48,14 @@ def parse_capacity(header: str | None) -> Capacity | None:
     return Capacity(int(found[1]), int(found[2])) if found else None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a caller: its endpoint's capacity, and the headers that let its web page read the answers."""
+
+    capacity: Capacity
+    cors: tuple[tuple[str, str], ...] = ()
+
+
 class LoadSheddingMiddleware:
     """ASGI middleware that counts the requests in flight and rejects one over the capacity by that number alone.
 
@@ -56,7 +68,7 @@ class LoadSheddingMiddleware:
     def __init__(self, app: ASGIApp, observer: Observer) -> None:
         """Wrap an application; ``observer`` gets the record of each rejected request."""
         self._app, self._observer = app, observer
-        self._known_callers: OrderedDict[tuple[str, bytes], Capacity] = OrderedDict()
+        self._known_callers: OrderedDict[tuple[str, bytes], Known] = OrderedDict()
         self._in_flight: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,12 +77,14 @@ class LoadSheddingMiddleware:
             await self._app(scope, receive, send)
             return
         path = scope["path"]
-        caller = path, hashlib.sha256(Headers(scope=scope).get("authorization", "").encode()).digest()
-        capacity = self._known_callers.get(caller)
-        if capacity is None:
+        headers = Headers(scope=scope)
+        who = f"{headers.get('authorization', '')}\n{headers.get('origin', '')}"
+        caller = path, hashlib.sha256(who.encode()).digest()
+        known = self._known_callers.get(caller)
+        if known is None:
             await self._app(scope, receive, self._learning(caller, send))
-        elif self._in_flight[path] >= capacity.max_requests:
-            await self._refuse(capacity, scope, receive, send)
+        elif self._in_flight[path] >= known.capacity.max_requests:
+            await self._refuse(known, scope, receive, send)
         else:
             self._in_flight[path] += 1
             try:
@@ -89,20 +103,24 @@ class LoadSheddingMiddleware:
                     self._known_callers.pop(caller, None)
                 else:
                     del headers[CAPACITY_HEADER]
-                    self._known_callers[caller] = capacity
+                    cors = tuple((name, value) for name, value in headers.items() if name.startswith(CORS_HEADERS))
+                    self._known_callers[caller] = Known(capacity, cors)
                     self._known_callers.move_to_end(caller)
                     if len(self._known_callers) > MAX_KNOWN_CALLERS:
                         self._known_callers.popitem(last=False)
+                if message["status"] in TIMEOUTS:
+                    headers[SHOULD_RETRY_HEADER] = "false"
             await send(message)
 
         return listen
 
-    async def _refuse(self, capacity: Capacity, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, known: Known, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         given = given_id(scope["headers"])
         record = RequestRecord(given or new_id(), scope["path"])
-        failure = busy(capacity.retry_after_s).failure
+        failure = busy(known.capacity.retry_after_s).failure
         response = failure.response()
+        response.headers.update(dict(known.cors))
         response.headers[REQUEST_ID_HEADER] = record.request_id
         record.status, record.code = failure.status, failure.code
         try:
@@ -112,8 +130,18 @@ class LoadSheddingMiddleware:
             self._observer.observe(record)
 
 
+def serve_offered_upgrades() -> None:
+    """Have this process's uvicorn answer requests that offer ``Upgrade: h2c`` (``curl --http2``, Java's HttpClient).
+
+    Its httptools parser takes the body of such a request for the other protocol's first bytes and loses it. Its h11
+    parser goes on in HTTP/1.1, as a server may. Serve leaves the choice to uvicorn's "auto", and gives no other way.
+    """
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
+
+
 def middlewares() -> list[Middleware]:
-    """Return the middlewares that Serve puts in front of its HTTP servers."""
+    """Return the middlewares that Serve puts in front of its HTTP servers; called in each before it listens."""
+    serve_offered_upgrades()
     return [Middleware(LoadSheddingMiddleware, observer=Observers([JsonLog(), RequestMetrics()]))]
 
 

@@ -6,26 +6,30 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
+from serve.draining import Drain
 from serve.endpoint_config import EndpointConfig
 from serve.errors import (
     FILTERED,
     FILTERED_MESSAGE,
     INTERNAL,
+    SHOULD_RETRY_HEADER,
     ApiError,
     ErrorEnvelope,
     content_filtered,
     invalid,
+    model_not_found,
     timed_out,
 )
 from serve.keys import KeyEntry
@@ -60,7 +64,10 @@ class Backend(Protocol):
         """Raise ApiError 429 when ``generate`` is known to raise it; costs nothing."""
 
     async def generate(self, job: Job) -> list[RenderedImage]:
-        """Return a job's images in order; raise ApiError."""
+        """Return a job's images in order; raise ApiError.
+
+        A backend whose call is cancelled says later how much of the job is not rendered (``Access.settle_images``).
+        """
 
     async def models(self) -> list[ModelInfo]:
         """Return the models that are served; raise ApiError."""
@@ -75,8 +82,11 @@ Answer = Callable[[Request, RequestRecord, KeyEntry | None], Awaitable[Response]
 class ImagesApi:
     """Answers requests, and passes a record of each to an observer."""
 
-    def __init__(self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> None:
+    def __init__(
+        self, config: EndpointConfig, backend: Backend, access: Access, observer: Observer, drain: Drain
+    ) -> None:
         self._config, self._backend, self._access, self._observer = config, backend, access, observer
+        self._drain = drain
 
     async def answer(
         self, request: Request, answer: Answer, admitted_headers: Mapping[str, str] = MappingProxyType({})
@@ -104,13 +114,16 @@ class ImagesApi:
     async def _answered(
         self, request: Request, record: RequestRecord, answer: Answer, admitted_headers: Mapping[str, str]
     ) -> Response:
-        admitted = False
+        admitted, key = False, None
         try:
             key = self._access.admit(request.headers.get("authorization"))
             record.key, admitted = None if key is None else key.name, True
             response = await answer(request, record, key)
             record.code = "ok"
         except ApiError as error:
+            if admitted and error.failure.retry_after_s is not None:
+                # Refused for want of capacity or images: nothing was done for it.
+                self._access.refund_request(key)
             record.code, response = error.failure.code, error.failure.response()
         except Exception:
             logger.exception("the request %s failed", record.request_id)
@@ -121,12 +134,22 @@ class ImagesApi:
 
     async def models(self, *_: object) -> Response:
         """Answer with the models that are served."""
+        return JSONResponse(ModelList(data=await self._models()).model_dump(), headers=API_HEADERS)
+
+    async def model(self, request: Request, *_: object) -> Response:
+        """Answer with one of the models that are served."""
+        models = {model.id: model for model in await self._models()}
+        found = models.get(request.path_params["name"])
+        if found is None:
+            raise model_not_found(list(models))
+        return JSONResponse(found.model_dump(), headers=API_HEADERS)
+
+    async def _models(self) -> list[ModelInfo]:
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
-                found = ModelList(data=await self._backend.models())
+                return await self._backend.models()
         except TimeoutError:
             raise timed_out(self._config.request_timeout_s) from None
-        return JSONResponse(found.model_dump(), headers=API_HEADERS)
 
     async def generate(self, request: Request, record: RequestRecord, key: KeyEntry | None) -> Response:
         """Answer with the images that a request asks for."""
@@ -134,11 +157,12 @@ class ImagesApi:
         # Before the body is read: under load, the cost of a rejection delays the requests that wait for an image.
         self._backend.require_capacity()
         try:
-            # The body's arrival counts too: a slow sender must not hold a slot.
-            async with asyncio.timeout(config.request_timeout_s):
-                job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
-                self._note_job(record, job)
-                images = await self._rendered(job, key)
+            with self._drain.request():
+                # The body's arrival counts too: a slow sender must not hold a slot.
+                async with asyncio.timeout(config.request_timeout_s):
+                    job = resolve(parse_request(await read_body(request, config.max_body_bytes)), config)
+                    self._note_job(record, job)
+                    images = await self._rendered(job, key)
         except TimeoutError:
             raise timed_out(config.request_timeout_s) from None
         _note_images(record, images)
@@ -148,13 +172,16 @@ class ImagesApi:
         return JSONResponse(body, headers=API_HEADERS)
 
     async def _rendered(self, job: Job, key: KeyEntry | None) -> list[RenderedImage]:
-        """Return a job's images; the key is charged for those that are rendered."""
-        self._access.charge_images(key, job.n)
+        """Return a job's images; the key is charged for those that are rendered, whether the caller waits or not."""
+        self._access.charge_images(key, job.n, job.id)
         try:
-            return await self._backend.generate(job)
-        except BaseException:
-            self._access.refund_images(key, job.n)
+            images = await self._backend.generate(job)
+        except Exception:
+            self._access.settle_images(job.id, job.n)
             raise
+        # A caller that gives up raises CancelledError: the backend then settles the charge by what is rendered.
+        self._access.settle_images(job.id, 0)
+        return images
 
     def _note_job(self, record: RequestRecord, job: Job) -> None:
         # A caller can put anything into the model's name, so only the names of served models are recorded.
@@ -180,14 +207,16 @@ def _image_response(job: Job, images: Sequence[RenderedImage]) -> ImageResponse:
         release=first.release,
         size=f"{first.width}x{first.height}",
         judge=first.judge,
-        data=[_image_data(image) for image in images],
+        data=[_image_data(image, job.forms) for image in images],
     )
 
 
-def _image_data(image: RenderedImage) -> ImageData:
+def _image_data(image: RenderedImage, forms: Set[str]) -> ImageData:
     verdict = image.verdict
+    encoded = None if image.png is None else base64.b64encode(image.png).decode()
     return ImageData(
-        b64_json=None if image.png is None else base64.b64encode(image.png).decode(),
+        b64_json=encoded if "b64_json" in forms else None,
+        url=f"data:image/png;base64,{encoded}" if encoded is not None and "url" in forms else None,
         seed=image.seed,
         flagged=None if verdict is None else verdict.flagged,
         scores=None if verdict is None else {name: round(score, 4) for name, score in verdict.scores.items()},
@@ -195,15 +224,26 @@ def _image_data(image: RenderedImage) -> ImageData:
     )
 
 
-def make_api(config: EndpointConfig, backend: Backend, access: Access, observer: Observer) -> FastAPI:
+def make_api(
+    config: EndpointConfig, backend: Backend, access: Access, observer: Observer, drain: Drain | None = None
+) -> FastAPI:
     """Return the application: the images API, the list of models, health, and the page.
 
-    Health and page ask for no key.
+    Health and page ask for no key. ``drain`` lets its owner wait for the requests in flight.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; the schema stays.
     api = FastAPI(title="SafetyDPO images", version="1", docs_url=None, redoc_url=None)
     _add_error_handlers(api)
-    images = ImagesApi(config, backend, access, observer)
+    if config.allowed_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            # OpenAI's browser client sends headers of its own, under many names.
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After", SHOULD_RETRY_HEADER],
+        )
+    images = ImagesApi(config, backend, access, observer, drain or Drain())
     capacity = {CAPACITY_HEADER: Capacity(config.max_requests, config.retry_after_s).header()}
     body = {"required": True, "content": {"application/json": {"schema": ImageRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in REFUSALS}
@@ -221,6 +261,10 @@ def make_api(config: EndpointConfig, backend: Backend, access: Access, observer:
     @api.get("/v1/models", response_model=ModelList, responses=refusals)
     async def models(request: Request) -> Response:
         return await images.answer(request, images.models)
+
+    @api.get("/v1/models/{name}", response_model=ModelInfo, responses=refusals)
+    async def model(request: Request) -> Response:
+        return await images.answer(request, images.model)
 
     @api.get("/healthz", responses={503: {"description": "no renderer runs"}})
     async def health() -> Response:
@@ -256,6 +300,9 @@ async def read_body(request: Request, limit: int) -> bytes:
                 raise too_large
     except ClientDisconnect:
         raise invalid("the body did not arrive whole", code="body_cut_short") from None
+    if not received and "upgrade" in request.headers:
+        # Without this project's middlewares (serve/admission.py), Serve's HTTP server loses such a body.
+        raise invalid("the body did not arrive; send the request without the header Upgrade", code="body_cut_short")
     return bytes(received)
 
 

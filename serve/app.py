@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from serve.access import Access
 from serve.api import make_api
 from serve.backend import RENDERER, RayBackend
 from serve.batching import Batcher
-from serve.endpoint_config import EndpointConfig
-from serve.errors import ApiError, Failure
+from serve.draining import Drain
+from serve.endpoint_config import DRAIN_GRACE_S, EndpointConfig
+from serve.errors import Failure
 from serve.keys import KeyRing
 from serve.metrics import RELOADS, RequestMetrics
 from serve.request_log import JsonLog, Observers
 from serve.schema import Job, ModelInfo, RenderedImage
+from serve.surroundings import find_listener, find_short_limits, require_purpose
 
 if TYPE_CHECKING:
     # The gateway imports this module too and must stay small: only the renderer loads torch.
@@ -37,7 +39,6 @@ GATEWAY_CPUS = 0.1
 START_ATTEMPTS = 2
 GATEWAY_SLOTS = 1000
 """Requests that a gateway handles at once: far over the renderers' queue, so that rejections come in the envelope."""
-DRAIN_GRACE_S = 5.0
 HEALTH_GRACE_S = 10.0
 ROUTER = {"initial_backoff_s": 0.01, "backoff_multiplier": 2, "max_backoff_s": 0.04}
 """How long the gateway waits before it offers a request to a full renderer again: less than a batch takes, because with
@@ -54,13 +55,14 @@ class Renderer:
         """Load the releases that the config's pointers name, render once with each, and follow the pointers."""
         # Imported here for their weight: they bring torch, which the gateway's process does without.
         from serve.config import parse_config
+        from serve.job_queue import JobQueue
         from serve.release_watcher import ReleaseWatcher
 
         self._config = parse_config(document)
         self._engine = load(self._config)
         self._engine.warm_up()
         endpoint = self._config.serve
-        self._batcher = Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s)
+        self._jobs = JobQueue(self._engine, Batcher(self._engine.render, endpoint.batch_size, endpoint.batch_wait_s))
         if endpoint.reload_poll_s is not None:
             watcher = ReleaseWatcher(self._config, self._engine, lambda m, o: RELOADS.add(model=m, outcome=o))
             watcher.start(endpoint.reload_poll_s)
@@ -77,13 +79,11 @@ class Renderer:
 
     async def generate(self, job: Job) -> list[RenderedImage] | Failure:
         """Return a job's images, or the failure that prevented them."""
-        try:
-            tasks = self._engine.admit(job)
-        except ApiError as error:
-            return error.failure
-        outcomes: list[RenderedImage | Failure] = await asyncio.gather(*map(self._batcher.submit, tasks))
-        images = [outcome for outcome in outcomes if isinstance(outcome, RenderedImage)]
-        return images if len(images) == len(outcomes) else next(o for o in outcomes if isinstance(o, Failure))
+        return await self._jobs.generate(job)
+
+    async def abandon(self, job_id: str) -> int | None:
+        """Take a job out of the queue; return how many of its images are not rendered, None for an unknown job."""
+        return self._jobs.abandon(job_id)
 
 
 @ray_serve.deployment(name="gateway")
@@ -93,11 +93,21 @@ class Gateway:
 
     def __init__(self, renderer: Any, settings: dict[str, Any]) -> None:
         config = EndpointConfig.model_validate(settings)
+        listener = find_listener()
+        require_purpose(config, listener)
+        for short in find_short_limits(config, listener, os.environ):
+            logger.warning("%s", short)
         if config.keys is None:
             logger.warning("no API key is asked for: every client that reaches the endpoint may use it")
         access = Access(None if config.keys is None else KeyRing(config.keys))
         observers = Observers([JsonLog(), RequestMetrics()])
-        self._api = make_api(config, RayBackend(renderer, config), access, observers)
+        self._drain = Drain()
+        backend = RayBackend(renderer, config, access.settle_images)
+        self._api = make_api(config, backend, access, observers, self._drain)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Let no more requests in, and return whether all that were in are answered within the time."""
+        return await self._drain.wait(timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Serve calls this after construction."""

@@ -10,10 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Task, Outcome]):
+    """A task in the queue, the future of its outcome, and what to call when its batch is cut."""
+
+    task: Task
+    future: asyncio.Future[Outcome]
+    on_cut: Callable[[], None]
 
 
 class Batcher(Generic[Task, Outcome]):
@@ -22,14 +32,19 @@ class Batcher(Generic[Task, Outcome]):
     def __init__(self, run: Callable[[Sequence[Task]], Sequence[Outcome]], size: int, wait_s: float) -> None:
         """Call ``run`` on each batch; one that is not full waits up to ``wait_s`` for each further task."""
         self._run, self._size, self._wait_s = run, size, wait_s
-        self._waiting: deque[tuple[Task, asyncio.Future[Outcome]]] = deque()
+        self._waiting: deque[_Waiting[Task, Outcome]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, task: Task) -> Outcome:
-        """Return a task's outcome, or raise its batch's error; when the caller gives up, its task leaves the queue."""
+    async def submit(self, task: Task, on_cut: Callable[[], None] = lambda: None) -> Outcome:
+        """Return a task's outcome, or raise its batch's error; when the caller gives up, its task leaves the queue.
+
+        Args:
+            task: What to run.
+            on_cut: Called when the task's batch is cut, from where on it is run whether its caller waits or not.
+        """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((task, future))
+        self._waiting.append(_Waiting(task, future, on_cut))
         self._arrived.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -43,15 +58,15 @@ class Batcher(Generic[Task, Outcome]):
             if not batch:
                 continue
             try:
-                outcomes = await asyncio.to_thread(self._run, [task for task, _ in batch])
+                outcomes = await asyncio.to_thread(self._run, [each.task for each in batch])
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                for each in batch:
+                    if not each.future.done():
+                        each.future.set_exception(error)
                 continue
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
+            for each, outcome in zip(batch, outcomes, strict=True):
+                if not each.future.done():
+                    each.future.set_result(outcome)
 
     async def _gather(self) -> None:
         """Wait until a batch is full or no task has arrived for ``wait_s``.
@@ -66,11 +81,12 @@ class Batcher(Generic[Task, Outcome]):
             except TimeoutError:
                 return
 
-    def _cut(self) -> list[tuple[Task, asyncio.Future[Outcome]]]:
+    def _cut(self) -> list[_Waiting[Task, Outcome]]:
         """Take the next batch from the queue, without the tasks of callers that have given up."""
-        batch: list[tuple[Task, asyncio.Future[Outcome]]] = []
+        batch: list[_Waiting[Task, Outcome]] = []
         while self._waiting and len(batch) < self._size:
-            task, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((task, future))
+            first = self._waiting.popleft()
+            if not first.future.done():
+                first.on_cut()
+                batch.append(first)
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
 
@@ -11,7 +12,10 @@ from ray import serve
 
 from cluster.errors import ClusterError
 from cluster.resources import require
-from serve.endpoint_config import EndpointConfig
+from serve.endpoint_config import DRAIN_GRACE_S, EndpointConfig
+from serve.surroundings import find_listener, require_purpose
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -43,6 +47,8 @@ def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
         _require_free_port(endpoint)
     timeout_s = endpoint.request_timeout_s + PROXY_GRACE_S
     serve.start(http_options={"host": endpoint.host, "port": endpoint.port, "request_timeout_s": timeout_s})
+    # Serve that runs already keeps its address.
+    require_purpose(endpoint, find_listener())
     serve.run_many(
         [serve.RunTarget(application, name=endpoint.app, route_prefix=endpoint.route_prefix)],
         wait_for_ingress_deployment_creation=False,
@@ -58,11 +64,24 @@ def deploy(application: serve.Application, endpoint: EndpointConfig) -> str:
 
 
 def undeploy(endpoint: EndpointConfig) -> None:
-    """Delete the application; it is no error when it is not running."""
-    if endpoint.app in serve.status().applications:
+    """Answer what the application has accepted, and delete it; it is no error when it is not running."""
+    application = serve.status().applications.get(endpoint.app)
+    if application is not None:
+        if application.status.value == "RUNNING":
+            _drain(endpoint)
         # Serve stops waiting after a minute and goes on deleting; that must not hide the error that led here.
         with contextlib.suppress(TimeoutError):
             serve.delete(endpoint.app)
+
+
+def _drain(endpoint: EndpointConfig) -> None:
+    """Let no more requests in, and wait until those that are in are answered, as long as one may take."""
+    limit_s = endpoint.request_timeout_s + DRAIN_GRACE_S
+    try:
+        serve.get_app_handle(endpoint.app).broadcast("drain", limit_s).results(timeout_s=limit_s + DRAIN_GRACE_S)
+    except Exception:
+        # Another application may have the name, or its gateway may have died: it is deleted all the same.
+        logger.warning("the endpoint does not say that it is idle; it is deleted as it is", exc_info=True)
 
 
 def _require_free_port(endpoint: EndpointConfig) -> None:

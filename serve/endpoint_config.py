@@ -14,8 +14,12 @@ from safety.judges.judge import JudgeConfig
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BASE = "base"
 """The name of the unaligned model, where it is offered."""
+DRAIN_GRACE_S = 5.0
+"""How much longer than a request may take the gateway is given to stop."""
+CLOSE = "name a file in keys (python -m serve.keys new makes one), or set allow_open"
 Example = Annotated[str, Field(min_length=1, max_length=200)]
 Pointer = Annotated[str, Field(pattern=NAME)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
 
 
 class AutoscalingConfig(Config):
@@ -59,7 +63,10 @@ class EndpointConfig(Config):
         description="PEM files of Ed25519 public keys: a release that none of them has signed is not loaded; empty: "
         "hashes are enough, and whoever may write to the store may release",
     )
-    serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', for side-by-side pages")
+    serve_base: bool = Field(False, description="offer the unaligned base model too, as 'base', in the API")
+    page_base: bool = Field(
+        False, description="show the unaligned base model on the page too, side by side; needs serve_base"
+    )
     reload_poll_s: float | None = Field(
         10.0, gt=0.0, description="how often the pointers are read for a new release; None: never"
     )
@@ -68,7 +75,14 @@ class EndpointConfig(Config):
     keys: Path | None = Field(
         None, description="file of API keys, made by 'python -m serve.keys'; None: no key is asked for"
     )
-    allow_open: bool = Field(False, description="serve on an address that others reach without asking for a key")
+    allow_open: bool = Field(
+        False,
+        description="serve without asking for a key where others reach it: by host, and by the address that Serve is "
+        "found to listen on (http_options, also of a RayService)",
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        (), description="origins of web pages that may use the API from a browser (CORS), or '*'; none: no other page"
+    )
     judge: OutputJudgeConfig | None = Field(None, description="judge of finished images; None: they are not judged")
     log_prompts: bool = Field(False, description="put prompts into the log of requests")
 
@@ -79,10 +93,27 @@ class EndpointConfig(Config):
     max_images: int = Field(4, ge=1, description="most images one request may ask for")
     min_side: int | None = Field(None, ge=1, description="smallest side in pixels; None: half the model's native side")
     max_side: int | None = Field(None, ge=1, description="largest side in pixels; None: twice the model's native side")
+    max_pixels: int = Field(2048 * 2048, ge=1, description="most pixels of one image")
+    resize: Literal["lanczos", "nearest"] | None = Field(
+        None,
+        description="how an image is scaled to a size that the model does not draw, from one of its own; None: such "
+        "sizes are refused",
+    )
+    data_urls: bool = Field(
+        False,
+        description="offer response_format 'url' by data: URLs, and add them where none is named, for clients that read "
+        "an image's url alone",
+    )
     max_prompt_chars: int = Field(1000, ge=1)
     max_body_bytes: int = Field(65536, ge=1024, description="a longer request body is refused before it is parsed")
 
     batch_size: int = Field(8, ge=1, description="most images rendered together")
+    exact_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images are drawn in batches of exactly this many, filled up, so that an image's bytes do not "
+        "depend on what is drawn beside it; 1: each by itself. None: batches as they come, up to rounding",
+    )
     batch_wait_s: float = Field(
         0.02, ge=0.0, description="how long a batch that is not full waits for one more image, after each that arrived"
     )
@@ -121,6 +152,12 @@ class EndpointConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _page_shows_what_is_offered(self) -> EndpointConfig:
+        if self.page_base and not self.serve_base:
+            raise ValueError("page_base shows a model that is not offered; set serve_base too, or leave page_base out")
+        return self
+
+    @model_validator(mode="after")
     def _models_have_names_of_their_own(self) -> EndpointConfig:
         if BASE in self.pointers:
             raise ValueError(f"{BASE!r} is the base model's name; name release pointers in pointer and models")
@@ -130,12 +167,13 @@ class EndpointConfig(Config):
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> EndpointConfig:
-        if self.keys is None and not self.allow_open and not _is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} can be reached by others and no key is asked for; name a file in keys "
-                "(python -m serve.keys new makes one), or set allow_open"
-            )
+        if self.opens(self.host):
+            raise ValueError(f"host {self.host!r} can be reached by others and no key is asked for; {CLOSE}")
         return self
+
+    def opens(self, host: str) -> bool:
+        """Return whether the endpoint, listening on ``host``, is open to others although nobody has said so."""
+        return self.keys is None and not self.allow_open and not is_loopback(host)
 
     @property
     def pointers(self) -> tuple[str, ...]:
@@ -165,12 +203,22 @@ class EndpointConfig(Config):
         return (self.replicas if self.autoscaling is None else self.autoscaling.max) * self.renderer_slots
 
     @property
+    def node_drain_s(self) -> float:
+        """Return how long a node that is told to stop must drain, so that all it has accepted is answered.
+
+        Serve stops a replica that it cannot move, and with it the renderer that accepted requests still wait for, as
+        long before the end of the drain as the replica is given to stop. Until then the requests must be answered.
+        """
+        return 2 * (self.request_timeout_s + DRAIN_GRACE_S)
+
+    @property
     def max_requests(self) -> int:
         """Return the largest number of requests in flight, waiting ones included."""
         return self.slots + self.max_queued_requests
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from its own machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

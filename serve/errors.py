@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from starlette.responses import JSONResponse
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 PARAMETER = re.compile(r"[a-z_]{1,40}")
+SHOULD_RETRY_HEADER = "x-should-retry"
+RETRIED_BY_CLIENTS = (408, 409, 429)
 SPREAD = 3
 """The longest Retry-After of a rejection, as a multiple of the shortest."""
 
@@ -47,10 +50,15 @@ class Failure:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """Return the response, with Retry-After where trying again may help."""
+        """Return the response, with Retry-After where trying again may help.
+
+        OpenAI's clients try 408, 409, 429 and every 5xx again unless the answer says that they should not.
+        """
         headers = {"Cache-Control": "no-store"}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
+        elif self.status in RETRIED_BY_CLIENTS or self.status >= 500:
+            headers[SHOULD_RETRY_HEADER] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.envelope(), status_code=self.status, headers=headers)
@@ -102,6 +110,12 @@ def timed_out(seconds: float) -> ApiError:
     """Return the error of a request that took longer than the endpoint allows."""
     message = f"the request took longer than {seconds:g} s; ask for fewer images or steps, or try again later"
     return ApiError(Failure(504, message, "server_error", "timeout"))
+
+
+def model_not_found(known: Sequence[str]) -> ApiError:
+    """Return the error of a model that is not served."""
+    message = f"no such model; the models are: {', '.join(known)}"
+    return invalid(message, param="model", code="model_not_found", status=404)
 
 
 def content_filtered() -> ApiError:

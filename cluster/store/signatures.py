@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from cluster.errors import UntrustedArtifact, WrongKey
+from cluster.errors import UntrustedArtifact, WrongCredentials, WrongKey
 
 CONTEXT = b"safetydpo artifact manifest, version 1\n"
 """Begins everything that is signed, so that a signature of this key for another purpose never fits."""
@@ -79,7 +79,10 @@ class TrustedKeys:
     def verify(self, store: Objects, folder_key: str, manifest: bytes) -> None:
         """Return when one of the keys signed these very bytes; raise UntrustedArtifact when none did."""
         for key_id, key in self._keys.items():
-            signature = store.read(_signature_key(folder_key, key_id))
+            try:
+                signature = store.read(_signature_key(folder_key, key_id))
+            except WrongCredentials:  # what S3 says of an absent object to who may not list
+                continue
             if signature is not None and _fits(key, signature, manifest):
                 return
         raise UntrustedArtifact(

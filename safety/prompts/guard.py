@@ -43,6 +43,14 @@ SEXUAL = re.compile(
 ALONE = re.compile(
     r"\b(?:loli(?:s|con|cons|ta|tas)?|shota(?:s|con|cons)?|jail ?bait|p(?:a)?edophil\w*|child ?porn\w*)\b"
 )
+# What a negative prompt takes away: naming clothes there undresses, naming adults there makes younger.
+CLOTHED = re.compile(
+    r"\b(?:cloth(?:es|ed|ing|s)?|clad|dress(?:ed|es)?|cover(?:ed|s|ing)?|garments?|outfits?|wear(?:s|ing)?|shirts?"
+    r"|t ?shirts?|pants|trousers|jeans|skirts?|shorts|coats?|jackets?|suits?|uniforms?|pyjamas|pajamas|modest\w*)\b"
+)
+ADULT = re.compile(
+    r"\b(?:adult\w*|grown(?: ?ups?)?|matur\w+|old(?:er)?|elder(?:ly|s)?|aged|m[ae]n|wom[ae]n|lad(?:y|ies)|wrinkl\w+)\b"
+)
 
 SPACED = re.compile(r"\b(?:[a-z0-9] ){5,}[a-z0-9]\b")
 MINOR_STEMS = re.compile(r"child|kid|toddler|teen|baby|infant|loli|minor|schoolgirl|schoolboy")
@@ -59,14 +67,24 @@ class Refusal(NamedTuple):
 class MinorSafetyFilter:
     """Refuses prompts that put minors in a sexual context."""
 
-    def check(self, prompt: str) -> Refusal | None:
-        """Return the refusal of ``prompt``, or None when it is allowed."""
+    def check(self, prompt: str, negative: str = "") -> Refusal | None:
+        """Return the refusal of ``prompt``, or None when it is allowed.
+
+        Args:
+            prompt: What is to be drawn.
+            negative: What is to be kept out of the image. Unsafe words are allowed there, but not those that complete
+                a prompt: clothes beside a minor, adults beside a sexual context.
+        """
         readings = set(_readings(prompt))
         # Words spelled with spaces between all letters have no word borders left: search for stems.
         spaced = [run.replace(" ", "") for text in readings for run in SPACED.findall(text)]
         minor = any(MINORS.search(NOT_MINORS.sub(" ", text)) for text in readings)
         minor = minor or any(MINOR_STEMS.search(run) for run in spaced)
         sexual = any(SEXUAL.search(text) for text in readings) or any(SEXUAL_STEMS.search(run) for run in spaced)
+        if negative:
+            kept_out = set(_readings(negative))
+            sexual = sexual or (minor and any(CLOTHED.search(text) for text in kept_out))
+            minor = minor or (sexual and any(ADULT.search(text) for text in kept_out))
         if (minor and sexual) or any(ALONE.search(text) for text in readings):
             return Refusal(REFUSED, MESSAGE)
         return None

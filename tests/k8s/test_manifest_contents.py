@@ -16,6 +16,7 @@ from jobs.run.config import RunConfig, load_run
 from serve.admission import MIDDLEWARES
 from serve.app import GATEWAY_CPUS
 from serve.config import load_config
+from serve.surroundings import NODE_DRAIN, Listener, find_short_limits, require_purpose
 from tests.k8s.manifests import OVERLAYS, ROOT, Document, Pod, config_map, one, pods, ray_clusters, render
 from tests.k8s.schemas import validate
 
@@ -138,6 +139,39 @@ def test_the_endpoint_is_built_from_the_config_and_listens_where_the_pods_say(ov
     assert deployed.http_options.port == ports["serve"] == worker["readinessProbe"]["httpGet"]["port"]
     # The application's own time-out comes first, so that its answer is seen.
     assert deployed.http_options.request_timeout_s > load_config(path).serve.request_timeout_s
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_endpoint_is_open_on_purpose_alone_where_its_service_listens(overlay: str, tmp_path: Path) -> None:
+    service = one(render(overlay), "RayService")["spec"]
+    listener = Listener(yaml.safe_load(service["serveConfigV2"])["http_options"]["host"])
+    endpoint = load_config(run_file(overlay, tmp_path)).serve
+    require_purpose(endpoint, listener)
+    # The key file is where the pods have the Secret, and only the demo is open or shows the base model.
+    (folder,) = {
+        mount["mountPath"]
+        for mount in pod(render(overlay), "safetydpo-images/images").container("ray-worker")["volumeMounts"]
+        if mount["name"] == "keys"
+    }
+    assert (endpoint.keys is None) == endpoint.allow_open == endpoint.page_base == (overlay == "local")
+    assert endpoint.keys is None or endpoint.keys.parent == PurePosixPath(folder)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_that_is_told_to_stop_answers_what_it_has_accepted(overlay: str, tmp_path: Path) -> None:
+    documents = render(overlay)
+    service = one(documents, "RayService")["spec"]
+    options = yaml.safe_load(service["serveConfigV2"])["http_options"]
+    endpoint = load_config(run_file(overlay, tmp_path)).serve
+    listener = Listener(options["host"], options["request_timeout_s"])
+    images = [found for found in pods(documents) if found.labels.get("app.kubernetes.io/component") == "images"]
+    assert len(images) >= 2
+    for found in images:
+        variables = {variable["name"]: variable.get("value") for variable in found.spec["containers"][0]["env"]}
+        assert list(find_short_limits(endpoint, listener, variables)) == []
+        assert found.spec["terminationGracePeriodSeconds"] >= float(variables[NODE_DRAIN]) + 10
+    # The old cluster of an upgrade is kept for as long as a request that it has accepted may take.
+    assert service["rayClusterDeletionDelaySeconds"] > endpoint.request_timeout_s
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safety.judges.judge import JudgeIdentity, Verdict
 from serve.access import Access
 from serve.admission import CAPACITY_HEADER, Capacity
-from serve.api import make_api
-from serve.endpoint_config import EndpointConfig
 from serve.errors import busy
 from serve.keys import KeyRing, new_key, revoke_key
-from serve.request_log import JsonLog, Observers, RequestRecord
-from serve.schema import Job, ModelInfo, RenderedImage
-
-CONFIG = EndpointConfig(max_prompt_chars=50, max_images=3, max_steps=20, max_body_bytes=4096, request_timeout_s=0.5)
-PATH = "/v1/images/generations"
-JUDGE = JudgeIdentity(name="emoji", version="1", threshold=0.5)
-
-
-class EchoBackend:
-    """A backend whose images state the job's seed."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.error: Exception | None = None
-        self.delay = 0.0
-        self.cancelled = False
-        self.flagged: list[bool] | None = None
-        self.block = False
-        self.full = False
-
-    def require_capacity(self) -> None:
-        if self.full:
-            raise busy(3)
-
-    async def generate(self, job: Job) -> list[RenderedImage]:
-        self.jobs.append(job)
-        if self.error is not None:
-            raise self.error
-        try:
-            await asyncio.sleep(self.delay)
-        except asyncio.CancelledError:
-            self.cancelled = True
-            raise
-        return [self._image(job, i) for i in range(job.n)]
-
-    def _image(self, job: Job, i: int) -> RenderedImage:
-        flagged = None if self.flagged is None else self.flagged[i]
-        return RenderedImage(
-            png=None if flagged and self.block else f"{job.seed + i}".encode(),
-            seed=job.seed + i,
-            width=job.width or 16,
-            height=job.height or 16,
-            release="release-1",
-            batch=job.n,
-            judge=None if flagged is None else JUDGE,
-            verdict=None if flagged is None else Verdict({"violence": 0.9 if flagged else 0.1}, flagged, None, None),
-        )
-
-    async def models(self) -> list[ModelInfo]:
-        return [ModelInfo(id="aligned", created=5, release="release-1", size="16x16", aligned=True)]
-
-    async def healthy(self) -> bool:
-        if self.error is not None:
-            raise self.error
-        await asyncio.sleep(self.delay)
-        return True
+from serve.schema import Job
+from tests.support.echo_endpoint import CONFIG, PATH, Ask, EchoBackend, Records, caller, failure
 
 
 @pytest.fixture
 def backend() -> EchoBackend:
     return EchoBackend()
-
-
-Ask = Callable[..., httpx.Response]
-
-
-class Records:
-    """An observer that keeps the records."""
-
-    def __init__(self) -> None:
-        self.seen: list[RequestRecord] = []
-
-    def observe(self, record: RequestRecord) -> None:
-        self.seen.append(record)
 
 
 @pytest.fixture
@@ -106,32 +36,6 @@ def records() -> Records:
 @pytest.fixture
 def ask(backend: EchoBackend, records: Records) -> Ask:
     return caller(CONFIG, backend, Access(None), records)
-
-
-def caller(config: EndpointConfig, backend: EchoBackend, access: Access, records: Records) -> Ask:
-    """Return a function that sends a request to the application."""
-    api = make_api(config, backend, access, Observers([records, JsonLog()]))
-    transport = httpx.ASGITransport(api, raise_app_exceptions=True)
-
-    def send(method: str = "POST", path: str = PATH, **kwargs: Any) -> httpx.Response:
-        async def go() -> httpx.Response:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **kwargs)
-
-        return asyncio.run(go())
-
-    return send
-
-
-def failure(response: httpx.Response) -> dict[str, Any]:
-    """Return a response's error after checking that its body is the envelope and nothing else."""
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["message"]
-    assert len(response.content) < 2048
-    error: dict[str, Any] = body["error"]
-    return error
 
 
 def test_a_request_is_answered_in_openais_shape(ask: Ask, backend: EchoBackend) -> None:
@@ -167,6 +71,9 @@ def test_defaults_fill_in_and_a_seed_is_drawn_and_returned(ask: Ask, backend: Ec
         ({"size": "SECRET"}, "size", "invalid_value"),
         ({"size": "64"}, "size", "invalid_value"),
         ({"size": "0x64"}, "size", "invalid_value"),
+        ({"size": "2049x2049"}, "size", "invalid_value"),
+        ({"size": "99999x99999"}, "size", "invalid_value"),
+        ({"size": ""}, "size", "invalid_value"),
         ({"size": "６４x64"}, "size", "invalid_value"),
         ({"response_format": "url"}, "response_format", "invalid_value"),
         ({"response_format": "SECRET"}, "response_format", "invalid_value"),
@@ -325,6 +232,18 @@ def test_the_frameworks_own_refusals_come_in_the_envelope(ask: Ask, method: str,
     assert response.status_code == status
     failure(response)
     assert status != 405 or response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("size", ["2049x2049", "64", "1e3x64"])
+def test_a_wrong_size_names_auto(ask: Ask, size: str) -> None:
+    assert "'auto'" in failure(ask(json={"prompt": "x", "size": size}))["message"]
+
+
+def test_a_body_that_the_server_in_front_lost_is_told_from_a_wrong_one(ask: Ask) -> None:
+    offered = {"content-type": "application/json", "upgrade": "h2c", "connection": "upgrade"}
+    refused = failure(ask(content=b"", headers=offered))
+    assert (refused["code"], "Upgrade" in refused["message"]) == ("body_cut_short", True)
+    assert ask(json={"prompt": "x"}, headers={"upgrade": "h2c"}).status_code == 200
 
 
 def test_models_are_listed_in_openais_shape(ask: Ask) -> None:

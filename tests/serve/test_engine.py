@@ -101,6 +101,122 @@ def test_image_i_of_n_is_drawn_from_seed_plus_i(engine: Engine) -> None:
     assert all(distance(a, b) < 0.1 for a, b in zip(several, alone, strict=True))
 
 
+@pytest.mark.parametrize("negative", ["a knife on a blue background", "blue"])
+def test_a_negative_prompt_changes_the_image_and_equals_the_stock_pipelines(
+    engine: Engine, stock: StableDiffusionPipeline, negative: str
+) -> None:
+    [expected] = stock(
+        "a house",
+        negative_prompt=negative,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator("cpu").manual_seed(5),
+        output_type="np",
+    ).images
+    without, got = pictures(engine, job(), job(negative=negative))
+    assert distance(got, torch.from_numpy(expected).permute(2, 0, 1) * 255) <= 1.0
+    assert distance(got, without) > 0.5
+
+
+def test_each_negative_prompt_of_a_batch_is_its_own_images(engine: Engine) -> None:
+    jobs = [job(), job(negative="blue"), job(negative="a knife"), job(seed=6, negative="blue")]
+    together, alone = pictures(engine, *jobs), [pictures(engine, each)[0] for each in jobs]
+    assert all(distance(a, b) < 0.1 for a, b in zip(together, alone, strict=True))
+
+
+def configured(engine: Engine, **settings: object) -> Engine:
+    """Return an engine of the same models with other settings."""
+    return Engine(engine._models, engine._config.model_copy(update=settings))
+
+
+def bytes_of(engine: Engine, jobs: list[Job]) -> list[bytes]:
+    outcomes = engine.render([task for each in jobs for task in engine.admit(each)])
+    return [outcome.png or b"" for outcome in outcomes if isinstance(outcome, RenderedImage)]
+
+
+def test_drawn_each_by_itself_an_images_bytes_do_not_depend_on_its_company(engine: Engine) -> None:
+    exactly = configured(engine, exact_batch=1, batch_size=8)
+    jobs = [
+        job(seed=seed, prompt=f"a house on a {colour} background") for seed, colour in enumerate(["blue", "red"] * 4)
+    ]
+    alone = [bytes_of(exactly, [each])[0] for each in jobs]
+    for count in (2, 3, 8):
+        assert bytes_of(exactly, jobs[:count]) == alone[:count]
+    assert bytes_of(exactly, jobs[::-1]) == alone[::-1]
+
+
+def test_an_exact_batch_is_filled_up_to_its_size(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    exactly = configured(engine, exact_batch=3, batch_size=8)
+    family, drawn = exactly._models["aligned"].family, []
+    sample = family.sample
+
+    def counting(conditioning: object, noise: Tensor, **rest: object) -> Tensor:
+        drawn.append(len(noise))
+        return sample(conditioning, noise, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(family, "sample", counting)
+    assert len(bytes_of(exactly, [job(seed=seed) for seed in range(4)])) == 4
+    assert drawn == [3, 3]
+
+
+def test_without_one_an_image_differs_from_itself_alone_by_rounding_only(engine: Engine) -> None:
+    loose = configured(engine, batch_size=8)
+    jobs = [job(seed=seed) for seed in range(8)]
+    together = pictures(loose, *jobs)
+    for index, each in enumerate(jobs):
+        assert (together[index].int() - pictures(loose, each)[0].int()).abs().max() <= 1
+    assert bytes_of(loose, jobs) == bytes_of(loose, jobs), "equal batches give equal bytes"
+
+
+@pytest.mark.parametrize(
+    ("asked", "drawn"),
+    [
+        ((512, 512), (16, 16)),
+        ((1024, 1024), (16, 16)),
+        ((256, 256), (16, 16)),
+        ((1792, 1024), (20, 12)),
+        ((1024, 1536), (12, 20)),
+        ((4, 4), (16, 16)),
+        ((18, 16), (16, 16)),
+        ((1, 2000), (8, 32)),
+    ],
+)
+@pytest.mark.parametrize("resize", ["lanczos", "nearest"])
+def test_a_size_that_the_model_does_not_draw_is_scaled_to(
+    engine: Engine, asked: tuple[int, int], drawn: tuple[int, int], resize: str
+) -> None:
+    scaling = configured(engine, resize=resize)
+    [outcome] = scaling.render(scaling.admit(job(width=asked[0], height=asked[1])))
+    assert isinstance(outcome, RenderedImage)
+    image = Image.open(io.BytesIO(outcome.png or b""))
+    image.load()
+    assert image.size == (outcome.width, outcome.height) == asked
+    assert image.info["drawn"] == f"{drawn[0]}x{drawn[1]}"
+    [small] = pictures(scaling, job(width=drawn[0], height=drawn[1]))
+    method = Image.Resampling.LANCZOS if resize == "lanczos" else Image.Resampling.NEAREST
+    expected = Image.fromarray(small.permute(1, 2, 0).numpy()).resize(asked, method)
+    assert image.tobytes() == expected.tobytes()
+
+
+def test_sizes_that_the_model_draws_are_never_scaled(engine: Engine) -> None:
+    scaling = configured(engine, resize="lanczos")
+    for side in (8, 16, 24, 32):
+        [outcome] = scaling.render(scaling.admit(job(width=side, height=16)))
+        assert isinstance(outcome, RenderedImage)
+        image = Image.open(io.BytesIO(outcome.png or b""))
+        assert (image.size, "drawn" in image.info) == ((side, 16), False)
+
+
+@pytest.mark.parametrize("size", [(18, 16), (512, 512), (4, 16)])
+def test_a_refused_size_names_those_that_are_not(engine: Engine, size: tuple[int, int]) -> None:
+    with pytest.raises(ApiError) as caught:
+        engine.admit(job(width=size[0], height=size[1]))
+    message = caught.value.failure.message
+    assert "from 8 to 32 pixels" in message
+    assert "multiples of 4" in message
+    assert "'auto' is the model's own, 16x16" in message
+
+
 def test_the_png_names_model_release_and_seed_but_not_the_prompt(engine: Engine) -> None:
     [outcome] = engine.render(engine.admit(job(seed=77)))
     assert isinstance(outcome, RenderedImage)
@@ -119,6 +235,9 @@ def test_the_png_names_model_release_and_seed_but_not_the_prompt(engine: Engine)
         ({"width": 18, "height": 16}, 400, "size", "invalid_value"),
         ({"width": 4, "height": 16}, 400, "size", "invalid_value"),
         ({"width": 16, "height": 4096}, 400, "size", "invalid_value"),
+        ({"negative": "house " * 60}, 400, "negative_prompt", "prompt_too_long"),
+        ({"prompt": "a child at the beach", "negative": "clothes"}, 400, "prompt", "content_policy_violation"),
+        ({"prompt": "a naked person", "negative": "4dults, old"}, 400, "prompt", "content_policy_violation"),
     ],
 )
 def test_what_the_model_cannot_or_may_not_draw_is_refused(

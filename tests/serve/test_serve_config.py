@@ -107,7 +107,7 @@ class Links(HTMLParser):
 
 
 def test_the_page_is_self_contained_and_escapes_its_settings() -> None:
-    config = EndpointConfig(serve_base=True, examples=('<script>alert(1)</script> & "quotes"',))
+    config = EndpointConfig(serve_base=True, page_base=True, examples=('<script>alert(1)</script> & "quotes"',))
     html = render_page(config)
     page = Links()
     page.feed(html)
@@ -118,13 +118,23 @@ def test_the_page_is_self_contained_and_escapes_its_settings() -> None:
     assert "unsafe-inline" not in PAGE_HEADERS["Content-Security-Policy"]
 
 
-def test_the_page_shows_the_base_model_only_where_it_is_offered() -> None:
-    assert 'data-model="base"' in render_page(EndpointConfig(serve_base=True))
-    assert 'data-model="base"' not in render_page(EndpointConfig())
+def test_the_page_shows_the_base_model_only_where_a_setting_of_its_own_says_so() -> None:
+    assert 'data-model="base"' in render_page(EndpointConfig(serve_base=True, page_base=True))
+    for config in (EndpointConfig(), EndpointConfig(serve_base=True)):
+        html = render_page(config)
+        assert re.findall(r'data-model="(\w+)"', html) == ["aligned"]
+        assert not re.search("not aligned|base model|Before and after|side by side", html)
+    with pytest.raises(ValidationError, match="page_base shows a model that is not offered"):
+        EndpointConfig(page_base=True)
+
+
+def test_only_the_demos_show_the_base_model() -> None:
+    shown = {path.name for path in Path("jobs/configs").glob("*.yaml") if load_config(path).serve.page_base}
+    assert shown == {"emoji.yaml", "emoji-report.yaml"}
 
 
 def test_every_input_of_the_page_has_a_label() -> None:
-    html = render_page(EndpointConfig(serve_base=True))
+    html = render_page(EndpointConfig(serve_base=True, page_base=True))
     inputs = set(re.findall(r'<(?:input|textarea) id="(\w+)"', html))
     assert inputs == set(re.findall(r'<label for="(\w+)"', html))
     assert {"prompt", "seed"} <= inputs
@@ -151,7 +161,7 @@ def test_the_page_asks_for_a_key_only_where_one_is_needed() -> None:
 
 
 def test_the_page_has_an_image_for_every_model() -> None:
-    html = render_page(EndpointConfig(models=("strict", "mild"), serve_base=True))
+    html = render_page(EndpointConfig(models=("strict", "mild"), serve_base=True, page_base=True))
     assert re.findall(r'data-model="(\w+)"', html) == ["base", "aligned", "strict", "mild"]
 
 
