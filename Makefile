@@ -29,8 +29,13 @@ $(VENV)/.installed: pyproject.toml $(wildcard requirements/*.txt)
 	if [ $$device = cpu ] && ! $(INSTALL) --no-deps --require-hashes -r requirements/torch-cpu.txt; then \
 		echo "No CPU build of torch here: taking PyPI's, which brings several GB of CUDA." >&2; device=cuda; \
 	fi; \
-	$(INSTALL) --require-hashes -r requirements/$$device.txt -r requirements/dev.txt
+	$(INSTALL) --require-hashes -r requirements/$$device.txt
 	$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+# What tests and linters need beside it.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --no-deps --require-hashes -r requirements/dev.txt
 	touch $@
 
 demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
@@ -49,29 +54,29 @@ test: lint ## set up, then run the linters, the type checks and all tests
 test-fast: lint ## run the linters, the type checks and the fast tests (under 2 minutes on 2 cores)
 	$(PYTEST) $(SHARED) -m "not ray and not serve and not s3 and not slow"
 
-faults: $(VENV)/.installed ## run the fault tests in their full counts and write docs/faults (half an hour)
+faults: $(VENV)/.installed-dev ## run the fault tests in their full counts and write docs/faults (half an hour)
 	$(PYTEST) tests/faults --faults-full
 
-coverage: $(VENV)/.installed ## run all tests and report which lines they run, subprocesses and Ray workers included
+coverage: $(VENV)/.installed-dev ## run all tests and report which lines they run, subprocesses and Ray workers included
 	$(PYTEST) $(SHARED) --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
 
-lint: $(VENV)/.installed ## run ruff, mypy and the import contracts
+lint: $(VENV)/.installed-dev ## run ruff, mypy and the import contracts
 	$(MAKE) --no-print-directory -j 2 ruff mypy imports
 
-ruff: $(VENV)/.installed
+ruff: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-mypy: $(VENV)/.installed
+mypy: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
-imports: $(VENV)/.installed
+imports: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 
 arrows:
 	@echo "make arrows is called make imports now" >&2; exit 2
 
-format: $(VENV)/.installed ## format the code and fix what ruff can fix
+format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

@@ -42,6 +42,8 @@ def test_a_dependency_is_bounded_by_the_policy(text: str) -> None:
     name = canonicalize_name(requirement.name)
     tested = Version({**versions("cuda"), **versions("dev"), **versions("world")}[name])
     assert tested in requirement.specifier
+    if {one.operator for one in requirement.specifier} == {"=="}:
+        return
     (bound,) = [Version(one.version) for one in requirement.specifier if one.operator == "<"]
     if tested.major == 0:
         assert bound in (Version(f"0.{tested.minor + 1}"), Version("1")), text
@@ -103,7 +105,7 @@ def test_make_ci_and_the_image_install_from_the_lock_alone() -> None:
     makefile, dockerfile = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "Dockerfile"))
     installs = [line for line in makefile.splitlines() if "$(INSTALL) " in line]
     installs += [line for line in dockerfile.splitlines() if "pip install" in line and not line.startswith("#")]
-    assert len(installs) == 7
+    assert len(installs) == 8
     for line in installs:
         assert "--require-hashes -r requirements/" in line or "--no-deps --no-build-isolation -e ." in line, line
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
