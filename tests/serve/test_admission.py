@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
@@ -267,6 +267,7 @@ def test_forgets_the_caller_seen_least_recently() -> None:
 Move = tuple[str, int]
 
 
+@settings(deadline=None)  # its first example may be slow
 @given(
     st.lists(st.one_of(st.tuples(st.just("enter"), st.integers(0, 2)), st.tuples(st.just("leave"), st.integers(0, 5))))
 )

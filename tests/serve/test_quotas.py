@@ -253,6 +253,22 @@ def test_a_job_that_fails_costs_nothing_and_its_other_images_are_not_rendered(tm
     asyncio.run(visit())
 
 
+def test_an_abandoned_job_leaves_the_queue_before_serve_cancels_it() -> None:
+    renderer = Renderer(1)
+
+    async def visit() -> None:
+        renderer.open.clear()
+        job = asyncio.create_task(renderer.jobs.generate(Job("x", "aligned", 4, 0, 1, 1.0, id="one")))
+        await until(lambda: renderer.rendered == [0])
+        assert renderer.jobs.abandon("one") == 3
+        renderer.open.set()
+        await asyncio.gather(job, return_exceptions=True)
+        assert isinstance(await renderer.jobs.generate(Job("x", "aligned", 1, 9, 1, 1.0, id="two")), list)
+
+    asyncio.run(visit())
+    assert renderer.rendered == [0, 9]
+
+
 def test_a_job_that_comes_after_it_was_abandoned_is_not_rendered_and_old_ones_are_forgotten() -> None:
     renderer = Renderer(1)
 
