@@ -162,6 +162,27 @@ def require_weights(folder: Path) -> PartFiles:
     return found
 
 
+def require_folder(folder: Path) -> None:
+    """Look at every file that a model of any family is read from, without loading it.
+
+    Raises:
+        ConfigError: The folder holds no diffusers-format model.
+        ArtifactFormatError: A file is missing or damaged, or a part has no safetensors.
+    """
+    for name, value in read_index(folder).items():
+        if name.startswith("_") or name in LEFT_OUT or not isinstance(value, list) or value[-1:] in ([], [None]):
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise broken(part, f"{INDEX_FILE} lists it, and it is not there")
+        found = part_files(part)
+        for path in found.settings:
+            if path.suffix == ".json":
+                parse_json(path)
+        if any(path.suffix in (".safetensors", *OTHER_WEIGHTS) for path in part.iterdir()):
+            require_weights(part)
+
+
 def require_whole(path: Path) -> None:
     """Read the header of a safetensors file, which gives the file's length; raise ArtifactFormatError when it is wrong."""
     require_downloaded(path)
