@@ -33,7 +33,8 @@ class LoadChecks:
         self.run, self.taxonomy, self.joined = run, taxonomy, joined
         self._trying = threading.Lock()
         self._problems: list[Problem] | None = None
-        self._untried: list[str] = []
+        self._tried: set[object] = set()
+        self._unplaced: list[str] = []
 
     def checks(self) -> list[Check]:
         """Return the checks."""
@@ -57,21 +58,26 @@ class LoadChecks:
             if self._problems is None:
                 self._problems = self._try_all()
         own = [problem for problem in self._problems if problem.what == what]
-        if not own and self._untried:
-            return warned(f"not checked: {'; '.join(self._untried)}", PLACE_FIRST)
+        wanted = {loads.things[what] for loads in run_loads(self.run, STAGES) if what in loads.things}
+        if not own and not wanted <= self._tried:
+            return warned(f"not checked: {'; '.join(self._unplaced)}", PLACE_FIRST)
         return finding(own, text)
 
     def _try_all(self) -> list[Problem]:
-        """Load everything where the stages will; places that do not come about are noted."""
+        """Load everything where the stages will, and note the places that do not come about."""
         if not self.joined:
-            return load_problems(run_loads(self.run, STAGES), self.taxonomy, models=True)
+            every = run_loads(self.run, STAGES)
+            self._tried |= {thing for loads in every for thing in loads.things.values()}
+            return load_problems(every, self.taxonomy, models=True)
         problems: list[Problem] = []
         for place, group in by_place(self._placeable()):
             patient = replace(place, timeout_s=0.9 * LOAD_TIMEOUT_S)
             try:
                 problems += placed(patient, load_problems, group, self.taxonomy, models=True)
             except (ClusterError, ConfigError) as error:
-                self._untried.append(error.message)
+                self._note(error)
+            else:
+                self._tried |= {thing for loads in group for thing in loads.things.values()}
         return problems
 
     def _placeable(self) -> list[Loads]:
@@ -81,11 +87,14 @@ class LoadChecks:
             try:
                 loads.place.require()
             except (ClusterError, ConfigError) as error:
-                if error.message not in self._untried:
-                    self._untried.append(error.message)
+                self._note(error)
             else:
                 found.append(loads)
         return found
+
+    def _note(self, error: ClusterError | ConfigError) -> None:
+        if error.message not in self._unplaced:
+            self._unplaced.append(error.message)
 
     def _prompts(self) -> Finding:
         counts = self.run.generate.counts

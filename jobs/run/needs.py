@@ -62,6 +62,12 @@ class Loads:
     prompts: tuple[str, ...] = ()
     """Prompts of the settings, which the model must be able to read."""
 
+    @property
+    def things(self) -> dict[str, object]:
+        """Return what is loaded, by the name that problems have for it."""
+        every = {"model": self.model, "judges": self.judge, "features": self.features}
+        return {what: thing for what, thing in every.items() if thing is not None}
+
 
 def stages_up_to(last: str) -> tuple[str, ...]:
     """Return the stages that the job ``last`` runs."""
