@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from safety.judges import judge as judges
 from safety.lora.files import save_lora
 from tests.jobs.conftest import ROOT
 from tests.support.no_model_here import no_model_here
+from tests.support.placed_work import endless, process, refused
 from tests.support.small_sets import random_lora
 
 OVERLAY = ROOT / "k8s" / "overlays" / "gpu" / "run.yaml"
@@ -39,14 +39,6 @@ OVERLAY = ROOT / "k8s" / "overlays" / "gpu" / "run.yaml"
 
 def place(device: str = "cpu", timeout_s: float = 60.0, **resources: float) -> Place:
     return Place("a test", device, resources, "x.cpus", "x.gpus", timeout_s, "x.timeout_s", retries=0)
-
-
-def process() -> int:
-    return os.getpid()
-
-
-def refused() -> None:
-    raise ConfigError("no", field="some.field", fix="yes")
 
 
 @pytest.mark.ray
@@ -60,7 +52,7 @@ def test_work_is_done_by_a_worker_in_time_with_its_resources_or_refused_by_its_s
     with pytest.raises(ConfigError, match=r"x\.gpus: the model is on 'cuda'"):
         placed(place("cuda", CPU=1.0), process)
     with pytest.raises(ClusterError, match=r"x\.timeout_s: a test was not finished in 0\.5 s"):
-        placed(place(timeout_s=0.5, CPU=1.0), time.sleep, 60)
+        placed(place(timeout_s=0.5, CPU=1.0), endless)
 
 
 @pytest.mark.ray
