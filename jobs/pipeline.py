@@ -21,6 +21,7 @@ from jobs.release.stage import FOLDER
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
+from jobs.run.needs import STAGES, require_needs
 from jobs.stages import Stages
 from safety.evaluation.metrics import METRICS_FILE
 from safety.evaluation.plan import BASE, MERGED
@@ -43,6 +44,7 @@ class Asked(NamedTuple):
 
 def run(context: StageContext) -> None:
     """Run every stage, deploy the release and ask it for one image per category."""
+    require_needs(context.run, STAGES)
     stages = Stages(context)
     dataset = stages.dataset()
     experts = stages.experts(dataset)

@@ -57,8 +57,11 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
+from jobs.run.load_checks import LoadChecks, finding
+from jobs.run.needs import STAGES, name_problems
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
+from safety.taxonomy import Taxonomy
 from serve.admission import MIDDLEWARES
 from serve.endpoint_config import EndpointConfig
 from serve.surroundings import find_controller, find_listener, require_purpose
@@ -72,8 +75,8 @@ RAY_TIMEOUT_S = 30.0
 class Preflight:
     """Checks of one run; the store and the cluster that they open stay open until the ``stack`` is closed."""
 
-    def __init__(self, run: RunConfig, stack: ExitStack) -> None:
-        self.run, self.stack = run, stack
+    def __init__(self, run: RunConfig, taxonomy: Taxonomy, stack: ExitStack) -> None:
+        self.run, self.taxonomy, self.stack = run, taxonomy, stack
         self.cluster = resolve_address(run.cluster)
         self.environment: dict[str, str] = {}
         self.store: ArtifactStore | None = None
@@ -101,6 +104,8 @@ class Preflight:
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
         ]
+        if self.view is not None:
+            checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
         if embedded:
             checks.append(Check("one machine", lambda: self._of_view(check_one_host)))
         if self.joined:
@@ -192,21 +197,22 @@ class Preflight:
 
 def run(config: Path) -> list[Result]:
     """Check a run's config and, when it is valid, everything that it names."""
-    loaded: list[RunConfig] = []
+    loaded: list[tuple[RunConfig, Taxonomy]] = []
 
     def load() -> Finding:
         try:
-            loaded.append(load_run(config))
-            loaded[0].load_taxonomy()
+            found = load_run(config)
+            taxonomy = found.load_taxonomy()
         except SafetyError as error:
             return failed(error.message, error.fix)
-        return passed(f"run {loaded[0].run.name}")
+        loaded.append((found, taxonomy))
+        return finding(name_problems(found, taxonomy, STAGES), f"run {found.run.name}")
 
     result = run_check(Check("config", load))
     if result.finding.status is Status.FAIL:
         return [result]
     with ExitStack() as stack:
-        return [result, *Preflight(loaded[0], stack).results()]
+        return [result, *Preflight(*loaded[0], stack).results()]
 
 
 def table(results: Sequence[Result], seconds: float) -> Table:

@@ -20,6 +20,7 @@ from jobs.release import stage as release
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.launch import ConfigOption, opened
 from jobs.run.metrics import STAGE_SECONDS
+from jobs.run.needs import require_needs, stages_up_to
 from jobs.run.work_area import WorkArea
 from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
@@ -89,7 +90,8 @@ class Stages:
         return self._made("release", lambda: release.run(self.context, merged, report))
 
     def up_to(self, last: str) -> None:
-        """Run the stages in their order, up to the one of the job ``last``."""
+        """Run the stages in their order, up to the one of the job ``last``, after a trial of all that they load."""
+        require_needs(self.context.run, stages_up_to(last))
         dataset = self.dataset()
         if last == "generate":
             return

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from safety.base import Config
-from safety.errors import ArtifactFormatError, ConfigError
+from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
+from safety.families.weight_files import INDEX_FILE, LEFT_OUT, part_files, read_index
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
@@ -44,23 +44,21 @@ def file_hash(path: Path) -> str:
 
 
 def model_hash(folder: Path) -> str:
-    """Return the SHA-256 of a diffusers folder: of the names and contents of the files its index lists.
+    """Return the SHA-256 of a diffusers folder: of the names and contents of the files that are loaded from it.
 
-    Other files beside them (cards, judges) do not count: they do not change the model's images.
+    Others (cards, judges, the safety checker, pickles, other variants of the weights) do not count: they do not change
+    the model's images.
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
+        ArtifactFormatError: Its index or a list of shards cannot be read.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ConfigError(f"no model_index.json in {folder}", field="model.path", fix="name a diffusers-format folder")
-    listed = json.loads(index.read_text(encoding="utf-8"))
+    listed = read_index(folder)
     parts = [name for name in listed if not name.startswith("_") and (folder / name).is_dir()]
-    files = sorted(
-        path.relative_to(folder).as_posix() for part in parts for path in (folder / part).rglob("*") if path.is_file()
-    )
+    read = {path for part in parts if part not in LEFT_OUT for path in part_files(folder / part).read}
+    files = sorted(path.relative_to(folder).as_posix() for path in read)
     digest = hashlib.sha256()
-    for name in ["model_index.json", *files]:
+    for name in [INDEX_FILE, *files]:
         digest.update(f"{name}\x1f{file_hash(folder / name)}\n".encode())
     return digest.hexdigest()
 

@@ -31,10 +31,11 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A named check: a function that returns its finding."""
+    """A named check: a function that returns its finding, and its own time limit where it has one."""
 
     name: str
     run: Callable[[], Finding]
+    timeout_s: float | None = None
 
 
 class Result(NamedTuple):
@@ -86,17 +87,25 @@ def run_check(check: Check) -> Result:
 
 
 def run_checks(checks: Sequence[Check], timeout_s: float) -> list[Result]:
-    """Run checks at the same time and return their results in order; one that takes over ``timeout_s`` has failed."""
+    """Run checks at the same time and return their results in order.
+
+    One that takes over its own time, or over ``timeout_s`` where it has none, has failed.
+    """
     results: dict[str, Result] = {}
     threads = [
         threading.Thread(target=lambda check=check: results.update({check.name: run_check(check)}), daemon=True)
         for check in checks
     ]
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    late = failed(f"no answer in {timeout_s:g} s", "check what it connects to: a firewall, a name, a busy machine")
+    for check, thread in zip(checks, threads, strict=True):
+        thread.join(max(0.0, started + (check.timeout_s or timeout_s) - time.monotonic()))
     finished = dict(results)
-    return [finished.get(check.name, Result(check.name, late, timeout_s)) for check in checks]
+    return [finished.get(check.name, _late(check.name, check.timeout_s or timeout_s)) for check in checks]
+
+
+def _late(name: str, timeout_s: float) -> Result:
+    """Return the result of a check that has not answered."""
+    fix = "check what it connects to: a firewall, a name, a busy machine"
+    return Result(name, failed(f"no answer in {timeout_s:g} s", fix), timeout_s)

@@ -19,6 +19,8 @@ from jobs.evaluate.actors import EvaluationInputs, FinishedGroups, evaluate_grou
 from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
+from jobs.run.placement import placed_unless_cheap
+from jobs.run.places import evaluate_place
 from safety.errors import ConfigError
 from safety.evaluation.learning import Curves, read_curves
 from safety.evaluation.metrics import METRICS_FILE, MetricsReport, Provenance, compute_metrics
@@ -26,8 +28,8 @@ from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
-from safety.features.extractor import feature_extractors
-from safety.judges.judge import identity_of, load_judge
+from safety.features.extractor import features_name
+from safety.judges.judge import judge_identity
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
@@ -105,7 +107,7 @@ def chosen_adapters(
 def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, ArtifactRef]) -> Provenance:
     """Return the provenance of the figures; raise ConfigError for an unknown judge or unknown features."""
     run, config = context.run, context.run.evaluate
-    judge = load_judge(config.judge, taxonomy)
+    place = evaluate_place(run)
     return Provenance(
         run=run.run.name,
         config_hash=config_hash(run),
@@ -113,8 +115,8 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         model=run.model.path,
         taxonomy=taxonomy.name,
         notice=taxonomy.notice,
-        judge=identity_of(judge),
-        features=feature_extractors[config.features]().name,
+        judge=placed_unless_cheap(place, judge_identity, config.judge, taxonomy),
+        features=placed_unless_cheap(place, features_name, config.features),
         seeds={SEED: run.run.seed},
         render=config.render.model_dump(),
         bootstrap=config.bootstrap,

@@ -13,11 +13,13 @@ from cluster.progress import StageProgress
 from jobs.generate.actors import GroupStore, stream_groups
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
+from jobs.run.placement import placed_unless_cheap
+from jobs.run.places import judge_place
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
 from safety.families.family import model_folder
-from safety.judges.judge import identity_of, load_judge
+from safety.judges.judge import judge_identity
 from safety.prompts.writer import write_prompts, writers
 from safety.release import model_hash
 from safety.taxonomy import Taxonomy
@@ -59,14 +61,14 @@ def run(context: StageContext) -> ArtifactRef:
 def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
     """Return the dataset's provenance; raise ConfigError when the model or the judge is missing."""
     run = context.run
-    judge = load_judge(run.generate.judge, taxonomy)
+    judge = placed_unless_cheap(judge_place(run), judge_identity, run.generate.judge, taxonomy)
     return DatasetProvenance(
         model=run.model.path,
         model_hash=model_hash(model_folder(run.model.path)),
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         notice=taxonomy.notice,
         writer_version=writers[run.generate.writer]().version,
-        judge=identity_of(judge),
+        judge=judge,
         seed=run.run.seed,
         recipe=run.generate.recipe(),
     )

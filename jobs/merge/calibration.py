@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
-import ray
 import torch
 
-from cluster.resources import timeout_error
 from jobs.merge.source import MergeSource
 from jobs.run.artifacts import ArtifactRef, artifact_ref, finished, publish
-from jobs.run.ray_data import first_cause
+from jobs.run.placement import placed
+from jobs.run.places import merge_place
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
 from safety.families import ModelConfig, load_model
 from safety.lora.files import check_fits
@@ -39,16 +37,21 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
     if not finished(context, ref):
         started = time.monotonic()
         probes = gather_probes(source.sets(), "train", config.calibration.pairs_per_category, 0)
-        task = ray.remote(calibrate_task).options(
-            num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=config.max_failures
-        )
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
         # A corrupt copy is discarded before the worker reads it.
         finished(context, moments.ref)
-        pending = task.remote(
-            context.run.model, weights, probes, moments, config.calibration, context.run.run.seed, config.threads
+        place = merge_place(context.run, "the calibration")
+        statistics = placed(
+            place,
+            calibrate_task,
+            context.run.model,
+            weights,
+            probes,
+            moments,
+            config.calibration,
+            context.run.run.seed,
+            config.threads,
         )
-        statistics: Calibration = _result(pending, config.timeout_s)
         publish(context, ref, settings, source.parents, lambda folder: statistics.save(folder / CALIBRATION_FILE))
         context.console.print(f"calibration {ref.id}: {time.monotonic() - started:.0f} s")
     return ref, load_calibration(context.folder(ref) / CALIBRATION_FILE)
@@ -69,13 +72,3 @@ def calibrate_task(
     for expert in experts.values():
         check_fits(expert, loaded)
     return calibrate(loaded, experts, probes, moments.read(loaded), config, seed)
-
-
-def _result(pending: Any, timeout_s: float) -> Any:
-    """Return a Ray task's result; raise the first cause when it failed, and ClusterError when it takes too long."""
-    try:
-        return ray.get(pending, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise timeout_error("the calibration was not finished", timeout_s, "merge.timeout_s") from error
-    except ray.exceptions.RayError as error:
-        raise first_cause(error) from error

@@ -14,10 +14,11 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.resources import require
 from jobs.merge.config import ConsolidateConfig
 from jobs.merge.rendered_scores import Candidate, Candidates, score_all
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
+from jobs.run.placement import placed_unless_cheap
+from jobs.run.places import merge_place
 from jobs.run.work_area import Records
 from jobs.train import stage as train
 from jobs.train.config import CONSOLIDATED
@@ -25,7 +26,7 @@ from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
 from safety.base import Config
-from safety.judges.judge import identity_of, load_judge
+from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
@@ -139,12 +140,13 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
 
 def _settings(context: StageContext, config: ConsolidateConfig) -> dict[str, Any]:
     """Return the settings that the choice of the scale depends on, beside the trained adapter."""
-    merge = context.run.merge
+    run, merge = context.run, context.run.merge
+    judge = placed_unless_cheap(merge_place(run), judge_identity, merge.judge, run.load_taxonomy())
     return {
         "scales": list(config.scales),
         "choice": "parabola",
         **{name: getattr(merge, name).model_dump(mode="json") for name in ("confirm", "render")},
-        "judge": identity_of(load_judge(merge.judge, context.run.load_taxonomy())).model_dump(mode="json"),
+        "judge": judge.model_dump(mode="json"),
     }
 
 
@@ -153,7 +155,7 @@ def _choose(
 ) -> tuple[dict[int, RenderedScore], int]:
     """Return the rendered score of each scale by its index in the config, and the best scale's index."""
     run, taxonomy = context.run, context.run.load_taxonomy()
-    require(run.merge.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
+    merge_place(run).require()
     prompts = read_prompt_file(context.folder(task.dataset) / PROMPTS_FILE)
     candidates = ScaleCandidates(
         model=run.model,

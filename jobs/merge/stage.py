@@ -9,14 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.resources import require
 from jobs.merge.calibration import calibrated
 from jobs.merge.files import Recipe, Searched, fill_merge
 from jobs.merge.search import SearchInputs, render_best, search
 from jobs.merge.source import MergeSource, merge_source
 from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifact_ref, finished, publish
+from jobs.run.placement import placed_unless_cheap
+from jobs.run.places import merge_place
 from jobs.run.work_area import Records
-from safety.judges.judge import identity_of, load_judge
+from safety.judges.judge import judge_identity
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_methods
@@ -71,15 +72,16 @@ def _settings(source: MergeSource, name: str, config: MethodConfig) -> dict[str,
         **source.config.recipe(config),
     }
     if name == SEARCHED:
-        judge = load_judge(source.config.judge, source.taxonomy)
-        settings |= {"search": source.config.search_recipe(), "judge": identity_of(judge).model_dump(mode="json")}
+        run = source.context.run
+        judge = placed_unless_cheap(merge_place(run), judge_identity, source.config.judge, source.taxonomy)
+        settings |= {"search": source.config.search_recipe(), "judge": judge.model_dump(mode="json")}
     return settings
 
 
 def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs: Mapping[str, ArtifactRef]) -> None:
     """Compute and publish the missing merges under their refs, the searched one last."""
-    context, config = source.context, source.config
-    require(config.resources(), "merge.cpus_per_worker, merge.gpus_per_worker")
+    context = source.context
+    merge_place(context.run).require()
     weights = source.weights()
     needed = any(_is_calibrated(method) for method in missing.values())
     calibration, statistics = calibrated(source, weights) if needed else (None, None)

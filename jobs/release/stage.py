@@ -18,9 +18,11 @@ from cluster.store.signatures import Signer
 from jobs.release.card import Measured, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.config import RunConfig
+from jobs.run.placement import placed
+from jobs.run.places import evaluate_place
 from safety.errors import ArtifactFormatError
 from safety.evaluation.metrics import METRICS_FILE
-from safety.families import ModelFamily, load_model
+from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import model_folder
 from safety.images import to_uint8
 from safety.judges.judge import JudgeIdentity
@@ -34,7 +36,7 @@ from safety.release import (
     file_hash,
     model_hash,
 )
-from safety.rendering import initial_noise, row_seed
+from safety.rendering import RenderConfig, initial_noise, row_seed
 from safety.taxonomy import Taxonomy, with_article
 
 KIND = "release"
@@ -146,23 +148,35 @@ def build_folder(
 
 
 def check_adapter(run: RunConfig, adapter: Path) -> None:
-    """Load the adapter onto its base and render with it, as the endpoint will.
+    """Load the adapter onto its base and render with it, as the endpoint will: on a worker, where evaluation renders.
 
     Raises:
+        ConfigError: The model is on a GPU and evaluation's actors have none.
+        ImpossibleResources: No node can hold such an actor.
         ArtifactFormatError: It cannot be loaded, is for another base, renders numbers that are not finite, or changes
             no image.
     """
-    model = load_model(run.model)
-    weights = load_lora(adapter)
-    check_fits(weights, model)
     prompts = run.release.smoke_prompts or _first_concepts(run.load_taxonomy())
-    _check_images(model, weights, prompts, run)
+    placed(
+        evaluate_place(run),
+        check_images,
+        run.model,
+        load_lora(adapter),
+        prompts,
+        run.evaluate.render,
+        run.run.seed,
+    )
 
 
-def _check_images(model: ModelFamily, weights: LoraWeights, prompts: Sequence[str], run: RunConfig) -> None:
-    base = _render(model, prompts, run)
+def check_images(
+    config: ModelConfig, weights: LoraWeights, prompts: Sequence[str], render: RenderConfig, seed: int
+) -> None:
+    """Render with the base model and with the adapter on it, on a worker; raises as ``check_adapter`` does."""
+    model = load_model(config)
+    check_fits(weights, model)
+    base = _render(model, prompts, render, seed)
     with fused(model, weights):
-        aligned = _render(model, prompts, run)
+        aligned = _render(model, prompts, render, seed)
     fix = "check the experts' learning curves and the merge's report"
     if not bool(torch.isfinite(aligned).all()):
         raise ArtifactFormatError("the adapter renders images that are not finite", field="merged", fix=fix)
@@ -170,12 +184,11 @@ def _check_images(model: ModelFamily, weights: LoraWeights, prompts: Sequence[st
         raise ArtifactFormatError("the adapter changes no image of the base model", field="merged", fix=fix)
 
 
-def _render(model: ModelFamily, prompts: Sequence[str], run: RunConfig) -> torch.Tensor:
+def _render(model: ModelFamily, prompts: Sequence[str], config: RenderConfig, seed: int) -> torch.Tensor:
     """Return images fp32 [B, 3, H, W], not rounded, so that numbers that are not finite are seen."""
-    settings = run.evaluate.render
-    noise = torch.cat([initial_noise(model, row_seed(run.run.seed, f"release/{prompt}")) for prompt in prompts])
+    noise = torch.cat([initial_noise(model, row_seed(seed, f"release/{prompt}")) for prompt in prompts])
     conditioning = model.encode_text(list(prompts))
-    return model.sample(conditioning, noise, steps=settings.steps, guidance=settings.guidance)
+    return model.sample(conditioning, noise, steps=config.steps, guidance=config.guidance)
 
 
 def _first_concepts(taxonomy: Taxonomy) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
+from safety.families.weight_files import read_index
 from safety.registry import Registry
 
 Conditioning = dict[str, Tensor]
@@ -104,17 +105,31 @@ families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 
 
 def model_folder(path: str) -> Path:
-    """Return the folder of a model path; raise ConfigError when there is none."""
+    """Return the folder of a model path; raise ConfigError when there is none, ArtifactFormatError for a damaged index."""
     folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
-    if not (folder / "model_index.json").is_file():
-        raise ConfigError(
-            f"no diffusers-format model in {folder}",
-            field="model.path",
-            fix="name a folder that holds model_index.json",
-        )
+    read_index(folder)
     return folder
 
 
 def load_model(config: ModelConfig) -> ModelFamily:
-    """Load the configured model, frozen and in evaluation mode."""
+    """Load the configured model, frozen and in evaluation mode.
+
+    Raises:
+        ConfigError: There is no such family, folder or device, or the folder is of another family.
+        ArtifactFormatError: A file of the model is missing or damaged.
+    """
+    _require_device(config.device)
     return families[config.family](model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def _require_device(device: str) -> None:
+    """Raise ConfigError for a device that this process cannot use, before anything is read for it."""
+    try:
+        torch.empty(0, device=device)
+    # torch asserts that it was built for the device.
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"this process cannot use {device!r}: {str(error).splitlines()[0]}",
+            field="model.device",
+            fix="use 'cpu', or give the stage's processes a GPU (the settings gpus_per_...) and torch a build for it",
+        ) from None

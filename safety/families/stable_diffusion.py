@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from safety.errors import ArtifactFormatError, ConfigError, PromptError
+from safety.errors import ConfigError, PromptError
 from safety.families.family import Conditioning, families
+from safety.families.network import load_part, loaded
+from safety.families.stable_diffusion_folder import check_folder
+from safety.families.weight_files import LEFT_OUT, broken, unread_weights
 from safety.quiet import no_progress_bars
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
+logger = logging.getLogger(__name__)
 
 
 class StableDiffusion:
@@ -40,7 +44,10 @@ class StableDiffusion:
         self.train_timesteps = int(self.pipeline.scheduler.config.num_train_timesteps)
         self.size_multiple = int(pipeline.vae_scale_factor)
         self.default_size = int(pipeline.unet.config.sample_size) * self.size_multiple
-        self.max_tokens = int(pipeline.tokenizer.model_max_length)
+        # A tokenizer without a limit of its own states an enormous one.
+        self.max_tokens = int(
+            min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
+        )
         # The tokenizer keeps the padding of its last call, so two calls at once could get each other's.
         self._tokenizing = threading.Lock()
 
@@ -144,24 +151,36 @@ class StableDiffusion:
 
 @families.register("stable-diffusion")
 def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
-    """Load a diffusers-format folder; raise ArtifactFormatError when it holds pickled weights only."""
-    # Slow to import, and not for processes that load no model.
-    from diffusers import StableDiffusionPipeline
+    """Load a diffusers-format folder; what lies unread beside its safetensors is named in the log.
 
-    pickled = [f.name for f in path.rglob("*") if f.suffix in UNSAFE_SUFFIXES]
-    if pickled:
-        raise ArtifactFormatError(
-            f"{path} holds weights in an unsafe format: {', '.join(sorted(pickled)[:3])}",
-            field="model.path",
-            fix="convert the weights to safetensors and remove the others",
-        )
+    Raises:
+        ConfigError: The folder holds a model of another family.
+        ArtifactFormatError: A file is missing or damaged, or a part has no safetensors.
+    """
+    # Slow to import, and not for processes that load no model.
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    parts = check_folder(path)
+    unread = list(unread_weights(path, {file for part in parts.values() for file in part.read}))
+    if unread:
+        logger.warning("%s: safetensors alone are read; ignored: %s", path, ", ".join(unread))
     with no_progress_bars():
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        networks = {
+            name: load_part(kind, path / name, parts[name].variant, dtype)
+            for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel))
+        }
+        pipeline = loaded(
+            lambda: StableDiffusionPipeline.from_pretrained(
+                path,
+                **networks,
+                **dict.fromkeys(LEFT_OUT),
+                requires_safety_checker=False,
+                local_files_only=True,
+            ),
             path,
-            use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-            dtype=dtype,
-            local_files_only=True,
         )
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if words > known:
+        raise broken(path / "tokenizer", f"it has {words} words, and the text encoder knows {known}")
     return StableDiffusion(pipeline.to(device))

@@ -33,3 +33,8 @@ class FeatureLoader(Protocol):
 
 
 feature_extractors: Registry[FeatureLoader] = Registry("feature extractor", __package__, EMBEDDED_PACKAGE)
+
+
+def features_name(name: str) -> str:
+    """Load a registered extractor for the name of its features; raise ConfigError when there is none."""
+    return feature_extractors[name]().name

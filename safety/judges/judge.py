@@ -110,28 +110,46 @@ def identity_of(judge: Judge) -> JudgeIdentity:
     return JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold)
 
 
+def judge_identity(config: JudgeConfig, taxonomy: Taxonomy) -> JudgeIdentity:
+    """Load the configured judge for its identity alone; raises as ``load_judge`` does."""
+    return identity_of(load_judge(config, taxonomy))
+
+
 JudgeLoader = Callable[[JudgeConfig, Taxonomy], Judge]
 """Loads a judge for a taxonomy's categories."""
 judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 
 
 def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-    """Load the configured judge; raise ConfigError for an unknown name.
+    """Load the configured judge; raise ConfigError for an unknown name, or one that does not judge all categories.
 
     A judge outside the project is given by its import path, which every process of a cluster can import.
     """
-    module, separator, loader = config.name.partition(":")
+    judge = _loader(config.name)(config, taxonomy)
+    lost = [name for name in taxonomy.categories if name not in judge.categories]
+    if lost:
+        raise ConfigError(
+            f"the judge {config.name!r} scores no {', '.join(map(repr, lost[:5]))} of the taxonomy {taxonomy.name!r}",
+            field="judge.name",
+            fix="use a judge of this taxonomy's categories",
+        )
+    return judge
+
+
+def _loader(name: str) -> JudgeLoader:
+    """Return the loader of a registered name, or of ``module:loader``."""
+    module, separator, loader = name.partition(":")
     if not separator:
-        return judges[config.name](config, taxonomy)
+        return judges[name]
     try:
         load: JudgeLoader = getattr(importlib.import_module(module), loader)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # A user's own module may raise anything when it is imported.
         raise ConfigError(
-            f"no judge at {config.name!r}: {error}",
+            f"no judge at {name!r}: {type(error).__name__}: {error}",
             field="judge.name",
             fix="name a registered judge, or an importable 'module:loader'",
         ) from error
-    return load(config, taxonomy)
+    return load
 
 
 def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:

@@ -7,6 +7,7 @@ as they do in merged adapters.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -20,19 +21,32 @@ from torch import Tensor
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
+from safety.lora.scale import LoraScale
 from safety.lora.weights import LoraLayer, LoraWeights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_METADATA = "lora_adapter_metadata"
 OWN_METADATA = "safetydpo"
 COMPONENTS = ("unet", "transformer")
-ENDINGS = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
+ENDINGS = {".lora_A.weight": "down", ".lora_B.weight": "up", ".alpha": "alpha"}
+UNREADABLE = {
+    "lora_magnitude_vector": "it is a DoRA (use_dora), which rescales the base weights too",
+    "dora_scale": "it is a DoRA, which rescales the base weights too",
+    ".lora_B.bias": "it has biases (lora_bias), and only matrices are read",
+    ".lora_embedding_": "it adapts an embedding, and only linear layers are read",
 }
-_FIX = "use an adapter that jobs.train or jobs.merge wrote, or another one in diffusers' LoRA format"
+"""Parts of tensor names that peft and others write beside or in place of matrices, and why they cannot be read."""
+OTHER_FORMATS = {
+    "text_encoder": "it adapts the text encoder too, and only the denoiser is adapted here",
+    "lora_unet_": "it is in kohya's format",
+    "lora_te": "it is in kohya's format",
+    "base_model.model.": "it is in peft's own format",
+}
+"""Starts of tensor names in files that are not for a denoiser in diffusers' format."""
+_FIX = (
+    "use an adapter that jobs.train or jobs.merge wrote, or a plain LoRA of the denoiser's linear layers in diffusers' "
+    "format (pipe.save_lora_weights)"
+)
 
 
 def save_lora(
@@ -86,9 +100,12 @@ def load_lora(path: Path) -> LoraWeights:
     except (SafetensorError, OSError) as error:
         raise _refused(file, f"it is not a whole safetensors file ({error})") from error
     try:
-        scale = _Scale(json.loads(metadata.get(ADAPTER_METADATA, "{}")))
-        weights = LoraWeights({n: _layer(n, parts, scale) for n, parts in _grouped(tensors).items()})
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        component = _component(tensors)
+        # Before the tensors: a setting says better than a tensor's odd name what the file is.
+        scale = LoraScale(_settings(metadata, component))
+        layers = _grouped(tensors, component)
+        weights = LoraWeights({name: _layer(name, parts, scale) for name, parts in layers.items()})
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OverflowError, re.error) as error:
         # A corrupt header may hold anything in place of settings.
         raise _refused(file, str(error)) from None
     _check_values(weights, str(file))
@@ -113,47 +130,64 @@ def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
             )
 
 
-class _Scale:
-    """alpha / rank of each layer, from the adapter's metadata; 1 where that has none, as in diffusers."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        plain = {key.split(".", 1)[1]: value for key, value in metadata.items() if key.startswith(COMPONENTS)}
-        self.alpha: float | None = plain.get("lora_alpha")
-        self.patterns: dict[str, float] = {k.lstrip("^"): v for k, v in (plain.get("alpha_pattern") or {}).items()}
-        self.rank_root = bool(plain.get("use_rslora", False))
-
-    def of(self, name: str, rank: int, own: Tensor | None) -> float:
-        alpha = float(own) if own is not None else self.patterns.get(name, self.alpha)
-        if alpha is None:
-            return 1.0
-        return alpha / (rank**0.5 if self.rank_root else rank)
+def _settings(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
+    """Return peft's settings of a component; none where the file has no adapter metadata."""
+    text = metadata.get(ADAPTER_METADATA) or "{}"
+    prefix = f"{component}."
+    return {key.removeprefix(prefix): value for key, value in json.loads(text).items() if key.startswith(prefix)}
 
 
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return each layer's tensors by "down", "up" and perhaps "alpha"; raise ValueError for tensors of no LoRA."""
+def _component(tensors: Mapping[str, Tensor]) -> str:
+    """Return the denoiser's name in the pipeline; raise ValueError, which says what the file is, for any other content."""
+    if not tensors:
+        raise ValueError("it has no tensor")
+    for key in tensors:
+        other = next((f": {why}" for start, why in OTHER_FORMATS.items() if key.startswith(start)), "")
+        if other or key.partition(".")[0] not in COMPONENTS:
+            raise ValueError(f"{key} does not belong to a denoiser ({' or '.join(COMPONENTS)}){other}")
+    components = sorted({key.partition(".")[0] for key in tensors})
+    if len(components) > 1:
+        raise ValueError(f"it is for several denoisers: {', '.join(components)}")
+    return components[0]
+
+
+def _grouped(tensors: Mapping[str, Tensor], component: str) -> dict[str, dict[str, Tensor]]:
+    """Return each layer's tensors by "down", "up" and perhaps "alpha"; raise ValueError for tensors of no plain LoRA."""
     layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        component, _, rest = key.partition(".")
-        if component not in COMPONENTS:
-            raise ValueError(f"{key} does not belong to a denoiser ({' or '.join(COMPONENTS)})")
-        ending = next((e for e in (*ENDINGS, ".alpha") if rest.endswith(e)), None)
+    for key in tensors:
+        if why := next((why for part, why in UNREADABLE.items() if part in key), None):
+            raise ValueError(f"{key}: {why}")
+    for key, value in _in_new_names(tensors).items():
+        ending = next((e for e in ENDINGS if key.endswith(e)), None)
         if ending is None:
             raise ValueError(f"{key} is not the name of a LoRA tensor in diffusers' format")
-        layers.setdefault(rest.removesuffix(ending), {})[ENDINGS.get(ending, "alpha")] = value
-    if not layers:
-        raise ValueError("it has no tensor")
+        layers.setdefault(key.removeprefix(f"{component}.").removesuffix(ending), {})[ENDINGS[ending]] = value
     return layers
 
 
-def _layer(name: str, parts: Mapping[str, Tensor], scale: _Scale) -> LoraLayer:
+def _in_new_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under peft's names; those of older diffusers (``attn1.processor.to_q_lora.down``) are renamed."""
+    if all(key.endswith(tuple(ENDINGS)) and ".processor." not in key for key in tensors):
+        return dict(tensors)
+    # Slow to import, and for older files alone.
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    renamed: dict[str, Tensor] = convert_unet_state_dict_to_peft(dict(tensors))
+    if len(renamed) < len(tensors):
+        raise ValueError("it names a matrix twice, in an older and in the present way")
+    return renamed
+
+
+def _layer(name: str, parts: Mapping[str, Tensor], scale: LoraScale) -> LoraLayer:
     if not {"down", "up"} <= set(parts):
         raise ValueError(f"{name} has no {'up' if 'down' in parts else 'down'} matrix")
     down, up = parts["down"].float(), parts["up"].float()
     if down.ndim != 2 or up.ndim != 2:
-        raise ValueError(f"{name} is not a linear layer")
+        raise ValueError(f"{name} is not a linear layer but {'a convolution' if down.ndim == 4 else 'something else'}")
     if not down.shape[0]:
         raise ValueError(f"{name} has rank 0")
-    return LoraLayer(down, up * scale.of(name, down.shape[0], parts.get("alpha")))
+    alpha = float(parts["alpha"]) if "alpha" in parts else None
+    return LoraLayer(down, up * scale.of(name, down.shape[0], alpha))
 
 
 def _adapter_metadata(weights: LoraWeights, component: str) -> dict[str, Any]:

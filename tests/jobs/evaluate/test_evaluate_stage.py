@@ -35,6 +35,7 @@ from safety.lora.weights import LoraLayer, LoraWeights
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from safety.rendering import RenderConfig, render
+from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import wait_for
 
 COUNTS = EvaluationCounts(
@@ -157,7 +158,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def report(context: StageContext, dataset: ArtifactRef, adapters: dict[str, ArtifactRef]) -> ArtifactRef:
-    return run(context, dataset, adapters)
+    with no_model_here():
+        return run(context, dataset, adapters)
 
 
 @pytest.mark.ray

@@ -31,6 +31,7 @@ from safety.dataset.summary import DatasetSummary
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt
 from tests.conftest import written
+from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import wait_for
 from tests.support.small_world import BENIGN_ROWS, COUNTS, PAIRS, TAXONOMY
 
@@ -101,7 +102,8 @@ def summary_of(context: StageContext, ref: ArtifactRef) -> DatasetSummary:
 def first(make_context: Callable[..., StageContext]) -> tuple[StageContext, ArtifactRef]:
     """A dataset made by one diffusion actor."""
     context = make_context("one", actors=1)
-    return context, generate.run(context)
+    with no_model_here():
+        return context, generate.run(context)
 
 
 @pytest.mark.ray

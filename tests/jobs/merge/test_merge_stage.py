@@ -39,6 +39,7 @@ from safety.merge.search import SearchSpace, Trial
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet
 from tests.support.merge_method_file import LABEL, NAME, add_method
+from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import wait_for
 from tests.support.small_sets import preferences, random_lora
 from tests.support.small_world import knife_prompts
@@ -113,7 +114,8 @@ def experts(
 
 @pytest.fixture(scope="module")
 def merges(context: StageContext, dataset: ArtifactRef, experts: dict[str, ArtifactRef]) -> dict[str, ArtifactRef]:
-    return merge.run(context, dataset, experts)
+    with no_model_here():
+        return merge.run(context, dataset, experts)
 
 
 def weights_of(context: StageContext, refs: Mapping[str, ArtifactRef]) -> dict[str, LoraWeights]:

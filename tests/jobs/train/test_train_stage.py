@@ -34,6 +34,7 @@ from safety.gates import PromptMoments, gather_prompt_moments
 from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import exported, wait_for
 from tests.support.small_world import GATE, RECIPE, knife_prompts
 
@@ -120,7 +121,8 @@ def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def experts(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
-    return train.run(context, dataset)
+    with no_model_here():
+        return train.run(context, dataset)
 
 
 def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_after: int | None = None) -> Expert:

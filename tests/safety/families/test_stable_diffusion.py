@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from safety.errors import ArtifactFormatError, ConfigError, PromptError
+from safety.errors import ConfigError, PromptError
 from safety.families import ModelConfig, ModelFamily, load_model
 
 
@@ -90,13 +90,6 @@ def test_prompts_are_checked_while_others_are_encoded(model: ModelFamily, monkey
 def test_size_must_be_a_multiple(model: ModelFamily, height: int, width: int) -> None:
     with pytest.raises(ConfigError, match="not a positive multiple of 4"):
         model.latent_shape(height, width)
-
-
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text("{}")
-    (tmp_path / "weights.bin").write_bytes(b"x")
-    with pytest.raises(ArtifactFormatError, match="unsafe format"):
-        load_model(ModelConfig(path=str(tmp_path)))
 
 
 def test_a_missing_model_names_the_field(tmp_path: Path) -> None:

@@ -1,0 +1,264 @@
+"""What the stages of a run load: its base model, judges, features and prompts, and a trial of each before any work.
+
+The preflight loads all of it, where the stages will. A stage does the same when it starts, short of the base model on one
+machine without a GPU: there the model's files are looked at, and its first process loads it anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from cluster.errors import ClusterError
+from jobs.run.config import RunConfig
+from jobs.run.placement import Place, is_cheap, placed
+from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
+from safety.errors import ConfigError, SafetyError
+from safety.evaluation.moments import real_moments
+from safety.evaluation.plan import MERGED, plan_evaluation
+from safety.families import ModelConfig, ModelFamily, load_model
+from safety.families.family import families, model_folder
+from safety.families.weight_files import require_folder
+from safety.features.extractor import feature_extractors
+from safety.judges.judge import JudgeConfig, load_judge
+from safety.lora.attach import target_layers
+from safety.merge.methods.co_merge import CoMergeConfig
+from safety.merge.rendered_score import choose_prompts
+from safety.prompts.writer import PromptCounts, write_prompts
+from safety.rendering import RenderConfig
+from safety.taxonomy import Taxonomy
+
+T = TypeVar("T")
+STAGES = ("generate", "train", "merge", "evaluate", "release", "serve")
+FEW = 2
+"""Prompts of each kind that a stage's start tries; the preflight tries all."""
+
+
+class Problem(NamedTuple):
+    """Something that a stage would fail on."""
+
+    what: str
+    """What does not load: "model", "judges", "features", "prompts" or "names"."""
+    field: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Loads:
+    """A stage's kind of process, and what it loads; the fields are the settings' names."""
+
+    stage: str
+    place: Place
+    model: ModelConfig | None = None
+    judge: JudgeConfig | None = None
+    features: str | None = None
+    render: RenderConfig | None = None
+    targets: tuple[str, ...] | None = None
+    """Endings of the layers that are adapted."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the settings, which the model must be able to read."""
+
+    @property
+    def things(self) -> dict[str, object]:
+        """Return what is loaded, by the name that problems have for it."""
+        every = {"model": self.model, "judges": self.judge, "features": self.features}
+        return {what: thing for what, thing in every.items() if thing is not None}
+
+
+def stages_up_to(last: str) -> tuple[str, ...]:
+    """Return the stages that the job ``last`` runs."""
+    return STAGES[: STAGES.index(last) + 1]
+
+
+def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
+    """Return what the processes of some stages load."""
+    targets = run.train.expert.lora.targets
+    every = [
+        Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
+        Loads("generate", judge_place(run), judge=run.generate.judge),
+        Loads("train", train_place(run), model=run.model, targets=targets),
+        Loads("merge", merge_place(run), model=run.model, judge=run.merge.judge, render=run.merge.render),
+        Loads(
+            "evaluate",
+            evaluate_place(run),
+            model=run.model,
+            judge=run.evaluate.judge,
+            features=run.evaluate.features,
+            render=run.evaluate.render,
+        ),
+        Loads("release", evaluate_place(run), model=run.model, prompts=run.release.smoke_prompts),
+        Loads("serve", serve_place(run), model=run.model, judge=run.serve.judge),
+    ]
+    return [loads for loads in every if loads.stage in stages]
+
+
+def require_needs(run: RunConfig, stages: Sequence[str]) -> None:
+    """Raise ConfigError for the first thing that one of the stages would fail on; in seconds, before any work."""
+    taxonomy = run.load_taxonomy()
+    problems = [*name_problems(run, taxonomy, stages), *prompt_problems(run, taxonomy, stages, FEW)]
+    for place, loads in by_place(run_loads(run, stages)):
+        if problems:
+            break
+        if is_cheap(place):
+            problems += load_problems(loads, taxonomy, models=False)
+        else:
+            problems += placed(place, load_problems, loads, taxonomy, models=True)
+    for problem in problems:
+        raise ConfigError(problem.message, field=problem.field, fix=problem.fix)
+
+
+def by_place(every: Iterable[Loads]) -> list[tuple[Place, list[Loads]]]:
+    """Return the loads by place, so that each place is tried by one task.
+
+    What needs no GPU is tried together, with as many CPUs as any of it needs: importing torch takes seconds.
+    """
+    groups: dict[tuple[str, float, float], tuple[Place, list[Loads]]] = {}
+    for loads in sorted(every, key=lambda loads: -loads.place.resources.get("CPU", 0.0)):
+        cpus, gpus = (loads.place.resources.get(name, 0.0) for name in ("CPU", "GPU"))
+        _, group = groups.setdefault((loads.place.device, cpus if gpus else 0.0, gpus), (loads.place, []))
+        group.append(loads)
+    return list(groups.values())
+
+
+def load_problems(loads: Sequence[Loads], taxonomy: Taxonomy, *, models: bool) -> list[Problem]:
+    """Load everything in this process, each thing once; return what fails. ``models``: base models as well as their files."""
+    problems: list[Problem] = []
+    loaded: dict[ModelConfig, ModelFamily | None] = {}
+    for each in loads:
+        if each.model is not None:
+            if each.model not in loaded:
+                loaded[each.model] = _model(each.model, problems, whole=models)
+            if (model := loaded[each.model]) is not None:
+                _try_model(each, model, problems)
+        if each.judge is not None:
+            sides = [model.default_size for model in loaded.values() if model is not None]
+            _try_judge(each, each.judge, taxonomy, problems, sides[0] if sides else None)
+        if each.features is not None:
+            device = "cpu" if each.model is None else each.model.device
+            _try_features(f"{each.stage}.features", each.features, device if models else "cpu", problems)
+    return problems
+
+
+def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> ModelFamily | None:
+    """Return the loaded model, or None where it fails or only its files are looked at."""
+
+    def load() -> ModelFamily | None:
+        if whole:
+            return load_model(config)
+        require_folder(model_folder(config.path))
+        return None
+
+    if attempt(problems, "model", "model.family", lambda: families[config.family]) is None:
+        return None
+    return attempt(problems, "model", "model.path", load)
+
+
+def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None:
+    """Hold a stage's settings against the loaded model."""
+    if each.render is not None:
+        sides = [side or model.default_size for side in (each.render.height, each.render.width)]
+        attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
+    if each.stage == "train":
+        targets = each.targets or model.lora_targets
+        attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
+    for prompt in each.prompts:
+        attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]
+
+
+def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: list[Problem], side: int | None) -> None:
+    """Load a judge, and have it score one black image of the model's size where that is known."""
+
+    def load() -> None:
+        found = load_judge(judge, taxonomy)
+        if side is None:
+            return
+        scores = found.score(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        found.flagged(scores)
+        if tuple(scores.shape) != (1, len(found.categories)):
+            raise ConfigError(
+                f"the judge {judge.name!r} returns scores {tuple(scores.shape)} of one image in "
+                f"{len(found.categories)} categories",
+                field="judge.name",
+                fix="have score() return one row an image and one column a category",
+            )
+
+    attempt(problems, "judges", f"{each.stage}.judge.name", load)
+
+
+def _try_features(field: str, name: str, device: str, problems: list[Problem]) -> None:
+    def load() -> None:
+        real_moments(feature_extractors[name](device=device).name)
+
+    attempt(problems, "features", field, load)
+
+
+def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> list[Problem]:
+    """Return the categories and experts that the settings of some stages name, and that there are none of."""
+    known = taxonomy.categories
+    problems = [
+        Problem(
+            "names", "train.categories", f"the taxonomy has no category {name!r}", f"use some of: {', '.join(known)}"
+        )
+        for name in (run.train.categories or () if "train" in stages else ())
+        if name not in known
+    ]
+    trained = _trained(run, taxonomy)
+    methods = [("merge.co_merge", run.merge.co_merge), *(("merge.baselines", each) for each in run.merge.baselines)]
+    for field, method in methods if "merge" in stages else ():
+        named = method.lambdas if isinstance(method, CoMergeConfig) else {}
+        problems += [
+            Problem("names", f"{field}.lambdas", f"there is no expert {name!r}", f"use some of: {', '.join(trained)}")
+            for name in named
+            if name not in trained
+        ]
+    return problems
+
+
+def prompt_problems(
+    run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str], most: int | None = None
+) -> list[Problem]:
+    """Write the run's prompts, at most ``most`` of each kind, and hand them out to some stages; return what fails."""
+    problems: list[Problem] = []
+    name, counts, seed = run.generate.writer, run.generate.counts, run.run.seed
+    if most is not None:
+        counts = PromptCounts(**{kind: min(count, most) for kind, count in counts.model_dump().items()})
+    written = attempt(problems, "prompts", "generate.writer", lambda: write_prompts(name, taxonomy, counts, seed))
+    if written is None:
+        return problems
+    if "merge" in stages:
+        chosen, confirm = _trained(run, taxonomy), run.merge.confirm
+        attempt(problems, "prompts", "generate.counts", lambda: choose_prompts(written, chosen, confirm))
+    if "evaluate" in stages:
+        categories, models = taxonomy.categories, [MERGED]
+        attempt(
+            problems,
+            "prompts",
+            "generate.counts",
+            lambda: plan_evaluation(written, categories, models, set(), run.evaluate.counts, seed),
+        )
+    return problems
+
+
+def _trained(run: RunConfig, taxonomy: Taxonomy) -> list[str]:
+    """Return the categories that experts are trained for."""
+    return [name for name in taxonomy.categories if name in (run.train.categories or taxonomy.categories)]
+
+
+def attempt(problems: list[Problem], what: str, field: str, work: Callable[[], T]) -> T | None:
+    """Return what ``work`` returns; None, with a problem of the setting ``field``, when it fails in any way."""
+    try:
+        return work()
+    except (SafetyError, ClusterError) as error:
+        # A model's errors name their setting in full; others name the kind of thing ("judge", "prompt writer").
+        own = error.field if error.field.startswith("model.") else field
+        problem = Problem(what, own, error.message, error.fix)
+    except Exception as error:  # Judges and writers may be a user's own.
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = Problem(what, field, f"it does not load ({text[:300]})", f"mend what {field} names, or name another")
+    if problem not in problems:
+        problems.append(problem)
+    return None
