@@ -64,4 +64,4 @@ def _loop(config: dict[str, Any]) -> None:
     # Imported in the worker, for its weight: the driver does without the training libraries.
     from jobs.train.worker import train_expert
 
-    train_expert(pickle.loads(config["task"]))
+    train_expert(pickle.loads(config["task"]))  # noqa: S301 (from the driver through Ray, which pickles all it sends)

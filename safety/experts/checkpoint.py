@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -18,10 +20,11 @@ from safety.tensor_format import under
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"checkpoints/(\d+)\.safetensors")
+NAME = re.compile(r"checkpoints/([0-9]+)\.safetensors")
 
 Metrics = dict[str, float]
 """One step's figures by name."""
+HISTORY = TypeAdapter(list[Metrics])
 
 
 class CheckpointStore(Protocol):
@@ -84,12 +87,16 @@ class Checkpointer:
         data = self.store.read(_name(step))
         if data is None:
             return None
-        head = _read_head(data)
-        if head.get("fingerprint") != self.fingerprint:
-            logger.warning("the checkpoint of step %d is of another training and is skipped", step)
+        try:
+            head = _read_head(data)
+            if head.get("fingerprint") != self.fingerprint:
+                logger.warning("the checkpoint of step %d is of another training and is skipped", step)
+                return None
+            tensors, history = load(data), HISTORY.validate_json(head["history"])
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            logger.warning("the checkpoint of step %d cannot be read and is skipped: %s", step, error)
             return None
-        tensors = load(data)
-        return Checkpoint(step, under("adapter", tensors), under("moments", tensors), json.loads(head["history"]))
+        return Checkpoint(step, under("adapter", tensors), under("moments", tensors), history)
 
     def clear(self) -> None:
         """Delete all checkpoints: the training is finished."""
@@ -98,8 +105,14 @@ class Checkpointer:
 
     def _steps(self) -> list[int]:
         """Return the steps that there is a checkpoint of, newest first."""
-        known = (NAME.fullmatch(name) for name in self.store.names())
-        return sorted((int(name[1]) for name in known if name), reverse=True)
+        steps = []
+        for name in self.store.names():
+            known = NAME.fullmatch(name)
+            if known is None or _name(int(known[1])) != name:
+                logger.warning("%s is not a checkpoint and is ignored", name)
+            else:
+                steps.append(int(known[1]))
+        return sorted(steps, reverse=True)
 
 
 def _name(step: int) -> str:
