@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelFamily
+from safety.families.model_index import INDEX, model_parts
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
@@ -50,17 +50,14 @@ def model_hash(folder: Path) -> str:
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
+        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ConfigError(f"no model_index.json in {folder}", field="model.path", fix="name a diffusers-format folder")
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    parts = [name for name in listed if not name.startswith("_") and (folder / name).is_dir()]
+    parts = model_parts(folder)
     files = sorted(
         path.relative_to(folder).as_posix() for part in parts for path in (folder / part).rglob("*") if path.is_file()
     )
     digest = hashlib.sha256()
-    for name in ["model_index.json", *files]:
+    for name in [INDEX, *files]:
         digest.update(f"{name}\x1f{file_hash(folder / name)}\n".encode())
     return digest.hexdigest()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
+from safety.families.model_index import model_parts
 from safety.registry import Registry
 
 Conditioning = dict[str, Tensor]
@@ -104,7 +105,12 @@ families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 
 
 def model_folder(path: str) -> Path:
-    """Return the folder of a model path; raise ConfigError when there is none."""
+    """Return the folder of a model path.
+
+    Raises:
+        ConfigError: There is none, or it holds no diffusers-format model.
+        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
+    """
     folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
     if not (folder / "model_index.json").is_file():
         raise ConfigError(
@@ -112,6 +118,7 @@ def model_folder(path: str) -> Path:
             field="model.path",
             fix="name a folder that holds model_index.json",
         )
+    model_parts(folder)
     return folder
 
 
