@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from safety.base import Config
-from safety.errors import ArtifactFormatError, ConfigError
+from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
 from safety.families.model_index import INDEX, model_parts
 from safety.judges.judge import JudgeIdentity

@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.progress import StageProgress
 from cluster.resources import timeout_error
@@ -170,7 +171,7 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
             raise first_cause(failed[0])
         raise timeout_error("the search did not score its start", config.timeout_s, "merge.timeout_s")
     if failed:
-        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
+        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {escape(str(first_cause(failed[0])))}")
     return in_order(done, space.start)
 
 

@@ -61,9 +61,7 @@ def test_usual_names_pass(model: Path) -> None:
     assert "unet" in model_parts(model)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{", b"\xff\xfe{}", "{}".encode("utf-16"), b"[" * 100_000], ids=range(6)
-)
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe{}", "{}".encode("utf-16"), b"[" * 100_000], ids=range(6))
 def test_a_damaged_index_is_a_known_error(model: Path, data: bytes) -> None:
     (model / "model_index.json").write_bytes(data)
     if data == "{}".encode("utf-16"):
