@@ -29,7 +29,11 @@ READERS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 BAD = {
     "UTF-16": (lambda text: text.encode("utf-16"), "UTF-16, not UTF-8", "save it as UTF-8"),
     "UTF-16 big": (lambda text: b"\xfe\xff" + text.encode("utf-16-be"), "UTF-16, not UTF-8", "save it as UTF-8"),
-    "latin-1": (lambda text: text.encode() + "# é".encode("latin-1"), r"line \d+ has the byte 0xe9", "save it as UTF-8"),
+    "latin-1": (
+        lambda text: text.encode() + "# é".encode("latin-1"),
+        r"line \d+ has the byte 0xe9",
+        "save it as UTF-8",
+    ),
     "syntax": (lambda text: text.encode() + b"a: [1\n", r"line \d+, column \d+: not YAML", "correct the file's YAML"),
     "tab": (lambda text: text.encode() + b"a:\n\tb: 1\n", r"line \d+, column \d+: not YAML", "correct the file's YAML"),
     "NUL": (lambda text: text.encode() + b"a: \0\n", "not YAML", "correct the file's YAML"),

@@ -12,7 +12,7 @@ DRAWABLE = (
     "v1.5.x",
     "a {brace} {{ jinja }} {% raw %}",
     "a %s %d %(x)s",
-    "a: b # c",
+    "d: e # f",
     "café",
     "насилие",
     "暴力",
