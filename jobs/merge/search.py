@@ -28,6 +28,7 @@ from cluster.resources import timeout_error
 from jobs.merge.rendered_scores import Candidates, score_all
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
+from jobs.run.retries import Retries, is_lasting
 from jobs.run.work_area import Records
 from safety.families import load_model
 from safety.lora.weights import LoraWeights
@@ -144,6 +145,40 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         self.progress.advance(1, f"best {self.best:.3f}")
 
 
+class _EndAtOnce(tune.Callback):  # type: ignore[misc]
+    """Ends the search at a failure that would come again at every point; Tune alone would try each point again.
+
+    An unknown error of one point is the point's, once another was scored, and costs that trial alone.
+    """
+
+    def __init__(self, *, scored: bool) -> None:
+        self.final: BaseException | None = None
+        self._retries: dict[str, Retries] = {}
+        self._scored = scored
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For Tune's snapshot, which is never read here.
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._scored = True
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._check(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._check(trial)
+
+    def _check(self, trial: Any) -> None:
+        error = trial.get_pickled_error()
+        if error is None:
+            return
+        found = self._retries.setdefault(trial.trial_id, Retries()).final([error])
+        if found is not None and (is_lasting(found) or not self._scored):
+            self.final = found
+            raise found
+
+
 def search(inputs: SearchInputs, records: Records, logs: Path, console: Console) -> list[Trial]:
     """Run the trials that are not finished yet; return all finished ones, the start first.
 
@@ -178,7 +213,11 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
 def run_trials(
     inputs: SearchInputs, records: Records, done: list[Trial], left: int, logs: Path, progress: StageProgress
 ) -> list[Exception]:
-    """Run ``left`` trials on Tune; return the errors of those that failed."""
+    """Run ``left`` trials on Tune; return the errors of those that failed.
+
+    Raises:
+        SafetyError: An error that would come again at every point.
+    """
     config, space = inputs.config, inputs.space
     known = [trial.parameters for trial in done]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -196,6 +235,7 @@ def run_trials(
         {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
     )
     logs.mkdir(parents=True, exist_ok=True)
+    ending = _EndAtOnce(scored=bool(done))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -213,12 +253,22 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             # A trial is one step whose result is in the records: there is nothing to checkpoint.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(inputs.run, progress)],
+            callbacks=[
+                TBXLoggerCallback(),
+                JsonLoggerCallback(),
+                CSVLoggerCallback(),
+                _Reporter(inputs.run, progress),
+                ending,
+            ],
             verbose=0,
         ),
     )
     with _quiet(progress.console):
-        return list(tuner.fit().errors)
+        try:
+            return list(tuner.fit().errors)
+        except Exception as error:
+            # Tune keeps of a callback's error its text alone.
+            raise first_cause(ending.final or error) from error
 
 
 @contextmanager
