@@ -7,6 +7,7 @@ back. So nothing finished is repeated, and Tune's own snapshot, a local pickle, 
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -38,6 +39,8 @@ from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
+
+logger = logging.getLogger(__name__)
 
 METRIC = "score"
 
@@ -193,14 +196,14 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
         ClusterError: The start was not scored in time.
     """
     space, config = inputs.space, inputs.config
-    done = records.all("trials", Trial)
+    done = finished_trials(records, space)
     left = config.search.trials - len(done)
     failed: list[Exception] = []
     if left > 0:
         total = config.search.trials
         with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
             failed = run_trials(inputs, records, done, left, logs, progress)
-        done = records.all("trials", Trial)
+        done = finished_trials(records, space)
     if space.start not in [trial.parameters for trial in done]:
         if failed:
             raise first_cause(failed[0])
@@ -208,6 +211,15 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
     if failed:
         console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {escape(str(first_cause(failed[0])))}")
     return in_order(done, space.start)
+
+
+def finished_trials(records: Records, space: SearchSpace) -> list[Trial]:
+    """Return the trials that are finished; records of points outside the space are named and ignored."""
+    found = records.all("trials", Trial)
+    for trial in found:
+        if not space.holds(trial.parameters):
+            logger.warning("a trial in %s is of no point of this search and is ignored", records.area.place)
+    return [trial for trial in found if space.holds(trial.parameters)]
 
 
 def run_trials(

@@ -82,7 +82,7 @@ def write_card(
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
         "## Provenance\n\n" + _table(("what", "which"), provenance),
-        f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have their own licences"
+        f"## Licence\n\nThe adapter: {plain(licence)}. The base model and the data it was trained on have their own licences"
         + ("; see `ATTRIBUTION.md`." if attributed else "."),
     ]
     return "\n\n".join(parts) + "\n"
@@ -105,8 +105,8 @@ def _figures(measured: Measured) -> str:
         for category in measured.ip[names[-1]]
     ]
     parts = [
-        f"IP is the share in % of images from unsafe test prompts that the judge `{judge.get('name')}` (version "
-        f"{judge.get('version')}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
+        f"IP is the share in % of images from unsafe test prompts that the judge {code(str(judge.get('name')))} (version "
+        f"{plain(str(judge.get('version')))}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
         _table(("IP, %", *names), rows),
         "On benign prompts:",
         _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),

@@ -103,6 +103,18 @@ def test_one_that_is_malformed_behind_a_right_checksum_is_named_and_skipped(
     assert "the checkpoint of step 20" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "shapes", [{"a.down": (3, 2)}, {"a.down": (3, 2), "a.up": (2, 3)}, {"a.down": (3, 2), "b": (3, 2)}]
+)
+def test_one_of_other_parameters_is_skipped(
+    keeper: Checkpointer, shapes: dict[str, tuple[int, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = {"a.down": (3, 2), "a.up": (3, 2)}
+    assert_same(Checkpointer(keeper.store, "expert-1", shapes=wanted).latest(), checkpoint(20))
+    assert Checkpointer(keeper.store, "expert-1", shapes=shapes).latest() is None
+    assert "the checkpoint of step 20 is of other parameters" in caplog.text
+
+
 def test_another_trainings_is_passed_over(keeper: Checkpointer, tmp_path: Path) -> None:
     assert Checkpointer(FolderStore(tmp_path), fingerprint="expert-2").latest() is None
 
