@@ -20,7 +20,7 @@ from safety.errors import ConfigError
 from safety.prompts.rows import slug
 
 RENAMED = {"emoji": "symbol"}
-"""Former keys, with their names now."""
+"""Former keys of a concept, with their names now."""
 SHOWN_PROBLEMS = 5
 MAX_BYTES = 200
 """Of a name in UTF-8: folders get the categories' names, and a file system allows 255."""
@@ -174,4 +174,5 @@ def _explain(problem: Any) -> tuple[str, str, str]:
     if problem["type"] != "extra_forbidden":
         return field, message, fix
     key = str(problem["loc"][-1])
-    return field, "unknown key", f"{key} is called {RENAMED[key]} now" if key in RENAMED else f"remove {field}"
+    renamed = RENAMED.get(key) if len(problem["loc"]) > 1 else None
+    return field, "unknown key", f"{key} is called {renamed} now" if renamed else f"remove {field}"
