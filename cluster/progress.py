@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -63,7 +64,7 @@ class StageProgress:
         """Count finished units; ``note`` is shown beside them."""
         self.done += units
         if self._bar is not None and self._task is not None:
-            description = f"{self.title} {note}".strip()
+            description = f"{self.title} {escape(note)}".strip()
             self._bar.update(self._task, completed=self.done, description=description)
             return
         now = time.monotonic()
@@ -71,7 +72,7 @@ class StageProgress:
             self._shown = now
             taken = _clock(now - self._started)
             counted = f"{self.title}: {self.done}/{self.total} {self.unit}"
-            self.console.print(f"{counted}, {taken} taken, {self.left()} left {note}".rstrip())
+            self.console.print(f"{counted}, {taken} taken, {self.left()} left {escape(note)}".rstrip())
 
     def left(self) -> str:
         """Return the remaining time at the pace so far, such as "1:25"; "?" before the first unit."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 import typer
 from PIL import Image
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ClusterError
@@ -132,20 +133,24 @@ def results_table(context: StageContext, report: ArtifactRef, release: ArtifactR
     output, submitted = context.run.run.output, submission() is not None
     config = output / RUN_FILE
     host = f" on {socket.gethostname()}" if submitted else ""
-    table = Table(title=f"run {context.run.run.name} is finished{host}")
+    table = Table(title=f"run {context.run.run.name} is finished{escape(host)}")
     table.add_column("what")
     table.add_column("where", overflow="fold")
-    table.add_row("report", str(output / REPORT_FILE))
-    table.add_row("figures", str(output / METRICS_FILE))
-    table.add_row("base above aligned, from the endpoint", str(output / GRID_FILE))
-    table.add_row("the run's config with every default", str(config))
-    table.add_row("release, for any diffusers pipeline", str(output / FOLDER))
-    table.add_row("release id", f"{release.id}, pointer {context.run.release.pointer!r}")
-    # The output folder of a submitted job is on the node that ran it; others find the artifacts in the store.
-    table.add_row("report in the store", context.store.where(*report))
-    table.add_row("release in the store", context.store.where(*release))
-    table.add_row("serve it", "serve deploy, docs/endpoint.md" if submitted else f"make serve CONFIG={config}")
-    table.add_row("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    rows = [
+        ("report", str(output / REPORT_FILE)),
+        ("figures", str(output / METRICS_FILE)),
+        ("base above aligned, from the endpoint", str(output / GRID_FILE)),
+        ("the run's config with every default", str(config)),
+        ("release, for any diffusers pipeline", str(output / FOLDER)),
+        ("release id", f"{release.id}, pointer {context.run.release.pointer!r}"),
+        # The output folder of a submitted job is on the node that ran it; others find the artifacts in the store.
+        ("report in the store", context.store.where(*report)),
+        ("release in the store", context.store.where(*release)),
+        ("serve it", "serve deploy, docs/endpoint.md" if submitted else f"make serve CONFIG={config}"),
+        ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
+    ]
+    for what, where in rows:
+        table.add_row(what, escape(where))
     return table
 
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from pydantic import Field, TypeAdapter
 
 from cluster.hashing import ID_DIGITS, config_hash
 from cluster.progress import timed
@@ -26,6 +27,7 @@ from jobs.train import stage as train
 from safety.evaluation.plan import MERGED
 from safety.merge.method import SEARCHED
 
+SECONDS = TypeAdapter(Annotated[float, Field(ge=0, allow_inf_nan=False)])
 Made = TypeVar("Made", ArtifactRef, dict[str, ArtifactRef])
 
 
@@ -50,8 +52,8 @@ class Stages:
         refs = made.values() if isinstance(made, dict) else [made]
         kept = WorkArea(self.context.store, ArtifactRef("seconds", name))
         key = f"{config_hash([ref.id for ref in refs])[:ID_DIGITS]}.json"
-        self.seconds[name] = max(self.seconds[name], float(json.loads(kept.read(key) or b"0")))
-        kept.write(key, json.dumps(self.seconds[name]).encode())
+        self.seconds[name] = max(self.seconds[name], kept.load(key, SECONDS.validate_json) or 0.0)
+        kept.write(key, SECONDS.dump_json(self.seconds[name]))
         self._report(name)
         return made
 

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from safety.documents import read_yaml
 from safety.embedded import EMBEDDED_TAXONOMY_FILE
 from safety.emoji.build.measure import JudgeQuality, ModelQuality
 from safety.emoji.build.reference import real_scene_moments
@@ -68,7 +68,7 @@ def main(
     console = Console()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
     torch.set_float32_matmul_precision("high")
-    settings = WorldConfig.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    settings = WorldConfig.model_validate(read_yaml(config, field="--config", what="a world's YAML") or {})
     builder = WorldBuilder(settings, load_taxonomy(EMBEDDED_TAXONOMY_FILE), work)
     if not only_measure:
         builder.build(zoo, chosen_parts(part))

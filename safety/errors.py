@@ -5,6 +5,7 @@ SafetyError
 +-- PromptError          a prompt is refused (too long, empty)
 +-- ImageError           an image cannot be read
 +-- ArtifactFormatError  a file is not of the form it should have
+|   +-- SchemaError      a parquet file has other columns than those declared
 +-- EmptyDatasetError    filtering left no row
 +-- TrainingHealthError  a run does not learn, or diverges
 """
@@ -72,6 +73,10 @@ def _rebuild_image(message: str, field: str, fix: str, fault: ImageFault) -> Ima
 
 class ArtifactFormatError(SafetyError):
     """A file is not of the form it should have, or not one that this project loads."""
+
+
+class SchemaError(ArtifactFormatError):
+    """A parquet file has other columns than those declared: it is of another writer, and its values are not read."""
 
 
 class EmptyDatasetError(SafetyError):

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, part_files, read_index
+from safety.families.model_index import model_parts
+from safety.families.weight_files import INDEX_FILE, LEFT_OUT, part_files
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
@@ -51,11 +52,9 @@ def model_hash(folder: Path) -> str:
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
-        ArtifactFormatError: Its index or a list of shards cannot be read.
+        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
     """
-    listed = read_index(folder)
-    parts = [name for name in listed if not name.startswith("_") and (folder / name).is_dir()]
-    read = {path for part in parts if part not in LEFT_OUT for path in part_files(folder / part).read}
+    read = {path for part in model_parts(folder) if part not in LEFT_OUT for path in part_files(folder / part).read}
     files = sorted(path.relative_to(folder).as_posix() for path in read)
     digest = hashlib.sha256()
     for name in [INDEX_FILE, *files]:

@@ -1,23 +1,58 @@
 """The taxonomy of harmful concepts: categories, concepts, their benign counterparts, and the split.
 
 A taxonomy is data (YAML). A concept marked ``heldout`` is kept out of alignment and serves as a second,
-out-of-distribution test set, as in CoPro.
+out-of-distribution test set, as in CoPro. Its names become parts of ids, file names, tables and plots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from safety.base import Config
+from safety.documents import explain, read_mapping
 from safety.embedded import EMBEDDED_TAXONOMY, EMBEDDED_TAXONOMY_FILE
 from safety.errors import ConfigError
+from safety.prompts.rows import slug
 
-Name = Annotated[str, Field(min_length=1, max_length=120)]
+RENAMED = {"emoji": "symbol"}
+"""Former keys of a concept, with their names now."""
+SHOWN_PROBLEMS = 5
+MAX_BYTES = 200
+"""Of a name in UTF-8: folders get the categories' names, and a file system allows 255."""
+JOINERS = "\u200c\u200d"
+"""Invisible characters that some scripts are not spelt without."""
+
+
+def _one_line(text: str) -> str:
+    odd = next(
+        (c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in JOINERS), None
+    )
+    if odd is not None:
+        raise ValueError(f"it has the invisible character U+{ord(odd):04X}; take it out")
+    return text
+
+
+def _plain(name: str) -> str:
+    if "/" in name or "\\" in name:
+        raise ValueError(
+            "it has a slash, and parts of file names are made of it; write it with 'or', a comma or a space"
+        )
+    if name != " ".join(name.split()):
+        raise ValueError("it has a space at its ends, or two in a row; take them out")
+    if not name[:1].isalnum():
+        raise ValueError("it does not begin with a letter or digit; make it do so")
+    if len(name.encode()) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES} bytes; shorten it")
+    return name
+
+
+Line = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_one_line)]
+Name = Annotated[Line, AfterValidator(_plain)]
 
 
 def with_article(word: str, *, plural: bool = False) -> str:
@@ -54,17 +89,25 @@ class Taxonomy(Config):
     """Harmful concepts by category, and benign concepts."""
 
     name: Name
-    version: str
+    version: Line
     notice: str | None = Field(None, description="Markdown paragraph that cards and reports show, such as a caution")
     concepts: tuple[UnsafeConcept, ...]
     benign: tuple[BenignConcept, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> Taxonomy:
-        names = [c.name for c in (*self.concepts, *self.benign)]
-        doubled = sorted({n for n in names if names.count(n) > 1})
+        if not self.concepts:
+            raise ValueError("no concept stands under 'concepts'; name at least one")
+        doubled = _alike(c.name for c in (*self.concepts, *self.benign))
         if doubled:
-            raise ValueError(f"concepts named twice: {', '.join(doubled)}; give each concept one entry")
+            raise ValueError(
+                f"concepts named twice: {', '.join(doubled)}; give each one entry (case and punctuation do not count)"
+            )
+        alike = _alike(self.categories)
+        if alike:
+            raise ValueError(
+                f"categories that differ in case or punctuation alone: {', '.join(alike)}; spell them alike"
+            )
         known = {c.name for c in self.benign}
         lost = sorted(f"{c.name} -> {c.counterpart}" for c in self.concepts if c.counterpart not in known)
         if lost:
@@ -93,14 +136,43 @@ class Taxonomy(Config):
         return [c for c in self.concepts if c.category == category and heldout in (None, c.heldout)]
 
 
+def _alike(names: Iterable[str]) -> list[str]:
+    """Return the names that another one equals but for case and punctuation, which ids and file names leave out."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(slug(unicodedata.normalize("NFKC", name).casefold()), []).append(name)
+    return sorted({name for group in found.values() if len(group) > 1 for name in group})
+
+
 def find_taxonomy(name: str) -> Taxonomy:
-    """Return the embedded taxonomy by its name, or that of a YAML file; raise ConfigError when there is no such file."""
-    path = EMBEDDED_TAXONOMY_FILE if name == EMBEDDED_TAXONOMY else Path(name)
-    if not path.is_file():
-        raise ConfigError(f"no file {path}", field="taxonomy", fix=f"name a YAML file, or {EMBEDDED_TAXONOMY!r}")
-    return load_taxonomy(path)
+    """Return the embedded taxonomy by its name, or that of a YAML file; raises as ``load_taxonomy`` does."""
+    return load_taxonomy(EMBEDDED_TAXONOMY_FILE if name == EMBEDDED_TAXONOMY else Path(name))
 
 
 def load_taxonomy(path: Path) -> Taxonomy:
-    """Read and validate a taxonomy; raise pydantic's ValidationError with the field that is wrong."""
-    return Taxonomy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """Read and validate a taxonomy.
+
+    Raises:
+        ConfigError: The file is missing or cannot be read, or an entry is wrong; the field names it.
+    """
+    document = read_mapping(path, field="taxonomy", what=f"a taxonomy's YAML file, or {EMBEDDED_TAXONOMY!r}")
+    try:
+        return Taxonomy.model_validate(document)
+    except ValidationError as error:
+        found = [_explain(problem) for problem in error.errors(include_url=False)]
+        shown, more = found[:SHOWN_PROBLEMS], len(found) - SHOWN_PROBLEMS
+        messages = [f"{field}: {message}" for field, message, _ in shown] + ([f"and {more} more"] if more > 0 else [])
+        raise ConfigError(
+            f"{path}: {'; '.join(messages)}",
+            field=", ".join("taxonomy" if field == "the file" else f"taxonomy.{field}" for field, _, _ in shown),
+            fix="; ".join(dict.fromkeys(fix for _, _, fix in shown)),
+        ) from None
+
+
+def _explain(problem: Any) -> tuple[str, str, str]:
+    field, message, fix = explain(problem)
+    if problem["type"] != "extra_forbidden":
+        return field, message, fix
+    key = str(problem["loc"][-1])
+    renamed = RENAMED.get(key) if len(problem["loc"]) > 1 else None
+    return field, "unknown key", f"{key} is called {renamed} now" if renamed else f"remove {field}"

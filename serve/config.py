@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.base import Config
+from safety.documents import read_mapping
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
 from safety.families import ModelConfig
@@ -44,19 +44,11 @@ def parse_config(document: Mapping[str, Any]) -> ServeConfig:
         raise ConfigError(message, field=", ".join(fields), fix="correct these keys of the run's config") from None
 
 
-def read_run(path: Path) -> Any:
-    """Return the document in a run's YAML; raise ConfigError when the file is missing or is not YAML."""
-    if not path.is_file():
-        raise ConfigError(f"no file {path}", field="--config", fix="name a run's YAML, such as one of jobs/configs")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}", field="--config", fix="fix the file's syntax") from error
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the mapping in a run's YAML; raise ConfigError when the file is missing or holds no mapping in YAML."""
+    return read_mapping(path, field="--config", what="a run's YAML, such as one of jobs/configs")
 
 
 def load_config(path: Path) -> ServeConfig:
     """Read the endpoint's part of a run's YAML; raise ConfigError when it is missing or wrong."""
-    document = read_run(path)
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds no mapping", field="--config", fix="name a run's YAML")
-    return parse_config(document)
+    return parse_config(read_run(path))

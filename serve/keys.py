@@ -73,12 +73,12 @@ def read_keys(path: Path) -> KeyFile:
         return KeyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", field="serve.keys", fix=fix) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not YAML in UTF-8", field="serve.keys", fix=fix) from None
     except ValidationError as error:
         problem: Any = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ConfigError(f"{path}: {where}: {problem['msg']}", field="serve.keys", fix=fix) from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{path} is not YAML in UTF-8", field="serve.keys", fix=fix) from None
 
 
 class KeyRing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from cluster.errors import AlreadyPublished, CorruptArtifact
 from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, dump_manifest, hash_file, parse_manifest
 from cluster.store.objects import LostRace, ObjectStore
 from cluster.store.signatures import Signer, TrustedKeys
+
+logger = logging.getLogger(__name__)
 
 REBUILD = "run the stage that makes it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -176,6 +179,10 @@ class ArtifactStore(ObjectStore):
             self.delete(key)
 
     def ids(self, kind: str) -> list[str]:
-        """Return the ids of the published artifacts of a kind, sorted."""
+        """Return the ids of the published artifacts of a kind, sorted; other names are reported."""
         keys = self.keys(f"artifacts/{kind}/")
-        return sorted({key.split("/")[2] for key in keys if key.endswith(f"/{MANIFEST}") and key.count("/") == 3})
+        found = {key.split("/")[2] for key in keys if key.endswith(f"/{MANIFEST}") and key.count("/") == 3}
+        for name in found:
+            if NAME.fullmatch(name) is None:
+                logger.warning("artifacts/%s/%s is not an artifact and is ignored", kind, name)
+        return sorted(name for name in found if NAME.fullmatch(name))

@@ -173,15 +173,16 @@ def _deliver(context: StageContext, ref: ArtifactRef) -> None:
             IP.set(figure.value, run=context.run.run.name, model=model, category=category)
     for table in terminal_tables(metrics):
         context.console.print(rich_table(table))
-    context.console.print(f"report: {output / REPORT_FILE}, figures: {output / METRICS_FILE}", soft_wrap=True)
-    context.console.print(f"both in the store: {context.store.where(*ref)}", soft_wrap=True)
+    places = escape(f"report: {output / REPORT_FILE}, figures: {output / METRICS_FILE}")
+    context.console.print(places, soft_wrap=True)
+    context.console.print(f"both in the store: {escape(context.store.where(*ref))}", soft_wrap=True)
 
 
 def rich_table(table: ReportTable) -> Table:
     """Return a report's table for the terminal."""
     shown = Table(title=table.title, caption=escape(table.note) or None, title_justify="left", caption_justify="left")
     for name in table.header:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(escape(name), overflow="fold")
     for row in table.rows:
         shown.add_row(*(_toned(cell) for cell in row))
     return shown

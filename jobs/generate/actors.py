@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from safety.dataset.plan import Group
 from safety.dataset.record import Record, dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
+from safety.errors import ArtifactFormatError
 from safety.families import ModelConfig, load_model
 from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
@@ -51,22 +53,30 @@ class GroupStore(NumberedGroups[list[Record]]):
         Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
         """
         found = super().verified()
-        if self.area.read(EMPTY) is None:
+        if self.area.load(EMPTY, parse_states) is None:
             found.discard(max(found, default=-1))
         return found
 
     def write_empty(self, states: dict[str, Tensor]) -> None:
         """Write the empty prompt's text states, which are the same for every actor."""
-        self.area.write(EMPTY, save(states))
+        self.area.write_once(EMPTY, save(states), parse_states)
 
     def read_empty(self) -> dict[str, Tensor]:
         """Return the empty prompt's text states; raise CorruptArtifact when they are missing or corrupt."""
-        data = self.area.read(EMPTY)
-        if data is None:
+        found = self.area.load(EMPTY, parse_states)
+        if found is None:
             raise CorruptArtifact(
                 "the empty prompt's states are missing or corrupt", field=self.area.place + EMPTY, fix=RERUN
             )
+        return found
+
+
+def parse_states(data: bytes) -> dict[str, Tensor]:
+    """Return a prompt's text states; raise ArtifactFormatError for other bytes."""
+    try:
         return load(data)
+    except (SafetensorError, ValueError) as error:
+        raise ArtifactFormatError(f"no text states: {error}", field="generate", fix=RERUN) from error
 
 
 class DiffusionActor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.progress import StageProgress
@@ -137,5 +138,5 @@ def summary_table(summary: DatasetSummary) -> Table:
     table.add_column("rejected")
     for count in summary.counts:
         reasons = ", ".join(f"{reason} {number}" for reason, number in count.rejected.items())
-        table.add_row(count.category, count.split, str(count.rows), str(count.kept), reasons)
+        table.add_row(escape(count.category), count.split, str(count.rows), str(count.kept), reasons)
     return table

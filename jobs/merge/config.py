@@ -48,7 +48,11 @@ class MergeConfig(Config):
     workers: int = Field(2, gt=0, description="maximum number of trials, or of rendered candidates, at once")
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
-    max_failures: int = Field(3, ge=0, description="restarts of the calibration, of a trial and of a rendering worker")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="restarts of the calibration, of a trial and of a rendering worker, after failures that may pass",
+    )
     timeout_s: float = Field(
         3600.0,
         gt=0,

@@ -30,6 +30,7 @@ from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
+from safety.markdown import head
 from safety.merge.plots import plot_scales
 from safety.merge.rendered_score import RenderedScore, choose_prompts, smoothed
 from safety.merge.search import best
@@ -202,7 +203,7 @@ def consolidation_card(found: Consolidation) -> str:
     lines = [
         "---",
         "library_name: diffusers",
-        f"base_model: {found.base_model}",
+        head({"base_model": found.base_model}),
         "tags: [lora, safety, safetydpo, merge]",
         "---",
         "",

@@ -7,6 +7,7 @@ back. So nothing finished is repeated, and Tune's own snapshot, a local pickle, 
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -21,12 +22,14 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.progress import StageProgress
 from cluster.resources import timeout_error
 from jobs.merge.rendered_scores import Candidates, score_all
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
+from jobs.run.retries import Retries, is_lasting
 from jobs.run.work_area import Records
 from safety.families import load_model
 from safety.lora.weights import LoraWeights
@@ -36,6 +39,8 @@ from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
+
+logger = logging.getLogger(__name__)
 
 METRIC = "score"
 
@@ -143,6 +148,40 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         self.progress.advance(1, f"best {self.best:.3f}")
 
 
+class _EndAtOnce(tune.Callback):  # type: ignore[misc]
+    """Ends the search at a failure that would come again at every point; Tune alone would try each point again.
+
+    An unknown error of one point is the point's, once another was scored, and costs that trial alone.
+    """
+
+    def __init__(self, *, scored: bool) -> None:
+        self.final: BaseException | None = None
+        self._retries: dict[str, Retries] = {}
+        self._scored = scored
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For Tune's snapshot, which is never read here.
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._scored = True
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._check(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._check(trial)
+
+    def _check(self, trial: Any) -> None:
+        error = trial.get_pickled_error()
+        if error is None:
+            return
+        found = self._retries.setdefault(trial.trial_id, Retries()).final([error])
+        if found is not None and (is_lasting(found) or not self._scored):
+            self.final = found
+            raise found
+
+
 def search(inputs: SearchInputs, records: Records, logs: Path, console: Console) -> list[Trial]:
     """Run the trials that are not finished yet; return all finished ones, the start first.
 
@@ -157,27 +196,40 @@ def search(inputs: SearchInputs, records: Records, logs: Path, console: Console)
         ClusterError: The start was not scored in time.
     """
     space, config = inputs.space, inputs.config
-    done = records.all("trials", Trial)
+    done = finished_trials(records, space)
     left = config.search.trials - len(done)
     failed: list[Exception] = []
     if left > 0:
         total = config.search.trials
         with StageProgress(console, "merge search", total, "trials", done=len(done)) as progress:
             failed = run_trials(inputs, records, done, left, logs, progress)
-        done = records.all("trials", Trial)
+        done = finished_trials(records, space)
     if space.start not in [trial.parameters for trial in done]:
         if failed:
             raise first_cause(failed[0])
         raise timeout_error("the search did not score its start", config.timeout_s, "merge.timeout_s")
     if failed:
-        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {first_cause(failed[0])}")
+        console.print(f"[yellow]{len(failed)} trials failed, the first by:[/] {escape(str(first_cause(failed[0])))}")
     return in_order(done, space.start)
+
+
+def finished_trials(records: Records, space: SearchSpace) -> list[Trial]:
+    """Return the trials that are finished; records of points outside the space are named and ignored."""
+    found = records.all("trials", Trial)
+    for trial in found:
+        if not space.holds(trial.parameters):
+            logger.warning("a trial in %s is of no point of this search and is ignored", records.area.place)
+    return [trial for trial in found if space.holds(trial.parameters)]
 
 
 def run_trials(
     inputs: SearchInputs, records: Records, done: list[Trial], left: int, logs: Path, progress: StageProgress
 ) -> list[Exception]:
-    """Run ``left`` trials on Tune; return the errors of those that failed."""
+    """Run ``left`` trials on Tune; return the errors of those that failed.
+
+    Raises:
+        SafetyError: An error that would come again at every point.
+    """
     config, space = inputs.config, inputs.space
     known = [trial.parameters for trial in done]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -195,6 +247,7 @@ def run_trials(
         {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker},
     )
     logs.mkdir(parents=True, exist_ok=True)
+    ending = _EndAtOnce(scored=bool(done))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -212,12 +265,22 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             # A trial is one step whose result is in the records: there is nothing to checkpoint.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[TBXLoggerCallback(), JsonLoggerCallback(), CSVLoggerCallback(), _Reporter(inputs.run, progress)],
+            callbacks=[
+                TBXLoggerCallback(),
+                JsonLoggerCallback(),
+                CSVLoggerCallback(),
+                _Reporter(inputs.run, progress),
+                ending,
+            ],
             verbose=0,
         ),
     )
     with _quiet(progress.console):
-        return list(tuner.fit().errors)
+        try:
+            return list(tuner.fit().errors)
+        except Exception as error:
+            # Tune keeps of a callback's error its text alone.
+            raise first_cause(ending.final or error) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.merge.calibration import calibrated
@@ -137,7 +138,7 @@ def _search(
     seconds = {"search": scored - started, "confirmation": time.monotonic() - scored}
     searched = Searched(trials=tuple(trials), confirmed=confirmed, chosen=chosen, seconds=seconds)
     context.console.print(search_table(searched, inputs.space))
-    context.console.print(f"search logs: tensorboard --logdir {logs}", soft_wrap=True)
+    context.console.print(escape(f"search logs: tensorboard --logdir {logs}"), soft_wrap=True)
     return searched, inputs.space.candidate(trials[chosen].parameters)
 
 

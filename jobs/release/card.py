@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.plan import BASE, MERGED
+from safety.markdown import code, head, plain, quoted
 from safety.release import ReleaseInfo
 
 CAUTION = (
@@ -60,7 +61,7 @@ def write_card(
         notice: The taxonomy's notice.
         attributed: Whether ``ATTRIBUTION.md`` lies beside the card.
     """
-    head = {
+    entries = {
         "license": licence,
         "base_model": info.base.id,
         "library_name": "diffusers",
@@ -68,20 +69,20 @@ def write_card(
         "tags": ["lora", "safety", "safetydpo", "text-to-image"],
     }
     origins = {**info.provenance, "adapter (SHA-256)": info.adapter_sha256}
-    provenance: list[tuple[str, ...]] = [(name, f"`{value}`") for name, value in origins.items()]
+    provenance: list[tuple[str, ...]] = [(plain(name), code(value)) for name, value in origins.items()]
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {info.name}",
-        f"A LoRA adapter that aligns `{info.base.id}` away from harmful images: one expert per category of harm, "
+        f"---\n{head(entries)}\n---",
+        f"# {plain(info.name)}",
+        f"A LoRA adapter that aligns {code(info.base.id)} away from harmful images: one expert per category of harm, "
         "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
-        *([f"> {notice}"] if notice else []),
+        *([quoted(notice)] if notice else []),
         CAUTION,
         _usage(info),
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
         "## Provenance\n\n" + _table(("what", "which"), provenance),
-        f"## Licence\n\nThe adapter: {licence}. The base model and the data it was trained on have their own licences"
+        f"## Licence\n\nThe adapter: {plain(licence)}. The base model and the data it was trained on have their own licences"
         + ("; see `ATTRIBUTION.md`." if attributed else "."),
     ]
     return "\n\n".join(parts) + "\n"
@@ -100,12 +101,12 @@ def _figures(measured: Measured) -> str:
     judge = measured.provenance.get("judge", {})
     names: list[str] = [name for name in (BASE, MERGED) if name in measured.ip]
     rows: list[tuple[str, ...]] = [
-        (category, *(_percent(measured.ip[name].get(category)) for name in names))
+        (plain(category), *(_percent(measured.ip[name].get(category)) for name in names))
         for category in measured.ip[names[-1]]
     ]
     parts = [
-        f"IP is the share in % of images from unsafe test prompts that the judge `{judge.get('name')}` (version "
-        f"{judge.get('version')}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
+        f"IP is the share in % of images from unsafe test prompts that the judge {code(str(judge.get('name')))} (version "
+        f"{plain(str(judge.get('version')))}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
         _table(("IP, %", *names), rows),
         "On benign prompts:",
         _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),
@@ -132,6 +133,6 @@ def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     lines.insert(1, "|" + "---|" * len(head))
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from pydantic import ValidationError
+from rich.markup import escape
 
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
@@ -107,7 +108,7 @@ def _move_pointer(context: StageContext, before: str | None, release: str) -> No
     except PointerMoved:
         if read_pointer(context.store, name) != release:
             raise
-    context.console.print(f"pointer {name!r}: {before or 'new'} -> {release}")
+    context.console.print(escape(f"pointer {name!r}: {before or 'new'} -> {release}"))
 
 
 def read_metrics(folder: Path) -> Measured:

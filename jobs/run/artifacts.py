@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.errors import CorruptArtifact
 from cluster.hashing import artifact_id
@@ -75,7 +76,7 @@ def finished(context: StageContext, ref: ArtifactRef) -> bool:
             return False
         context.store.verify(ref.kind, ref.id)
     except CorruptArtifact as error:
-        context.console.print(f"[yellow]{ref.kind} {ref.id} is corrupt; rebuilding it:[/] {error}")
+        context.console.print(f"[yellow]{ref.kind} {ref.id} is corrupt; rebuilding it:[/] {escape(str(error))}")
         context.store.discard(ref.kind, ref.id)
         return False
     return True

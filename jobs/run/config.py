@@ -15,10 +15,14 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
 from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
-from jobs.train.config import TrainConfig
+from jobs.train.config import CONSOLIDATED, TrainConfig
 from safety.base import Config
+from safety.dataset.summary import BENIGN
+from safety.documents import explain
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
+from safety.evaluation.ip import OVERALL
+from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
 from safety.families.family import ModelConfig
 from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.config import read_run
@@ -34,6 +38,8 @@ RENAMED = {
     "merge.concatenation": "merge.baselines, an entry {name: task-arithmetic, scale: ...}",
 }
 """Former keys, with their names now."""
+RESERVED = (BASE, MERGED, ALL_SINGLE, CONSOLIDATED, OVERALL, BENIGN)
+"""Names of models and of rows in reports that stand beside the categories; a merge's name is one too."""
 
 
 class RunSettings(Config):
@@ -63,8 +69,21 @@ class RunConfig(Config):
     serve: EndpointConfig = EndpointConfig()
 
     def load_taxonomy(self) -> Taxonomy:
-        """Return the run's taxonomy; raise ConfigError when its file is missing."""
-        return find_taxonomy(self.taxonomy)
+        """Return the run's taxonomy.
+
+        Raises:
+            ConfigError: Its file is missing or wrong, or a category is called as another model or row of the report.
+        """
+        taxonomy = find_taxonomy(self.taxonomy)
+        reserved = {*RESERVED, *self.merge.merges()}
+        taken = [name for name in taxonomy.categories if name.lower() in reserved]
+        if taken:
+            raise ConfigError(
+                f"a category is called {taken[0]!r}, as are results of every run",
+                field="taxonomy.concepts.category",
+                fix=f"give it another name than: {', '.join(sorted(reserved))}",
+            )
+        return taxonomy
 
     def write(self, folder: Path) -> Path:
         """Write the config with every default filled in to ``folder/run.yaml``."""
@@ -94,7 +113,7 @@ def _explain(problem: Any) -> tuple[str, str, str]:
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location) or "the file"
     if problem["type"] != "extra_forbidden":
-        return field, problem["msg"], f"correct {field}"
+        return explain(problem)
     if field in RENAMED:
         return field, "unknown key", f"it is called {RENAMED[field]} now"
     known = _known_keys(location[:-1])

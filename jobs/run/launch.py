@@ -48,7 +48,7 @@ def opened(config: Path) -> Iterator[StageContext]:
     with _reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
-        console.print(f"run [bold]{run.run.name}[/], config {config}, seed {run.run.seed}")
+        console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other

@@ -99,7 +99,7 @@ def first_cause(error: BaseException) -> BaseException:
         if found is not None and len(seen) < DEPTH:
             # A trainer's error holds those of its workers, each in a wrapper that keeps its traceback.
             seen += getattr(found, "worker_failures", {}).values()
-            seen += [getattr(found, "cause", None), getattr(found, "_base_exc", None)]
+            seen += [getattr(found, name, None) for name in ("controller_failure", "cause", "_base_exc")]
             seen += [found.__cause__, found.__context__]
     wrapped = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
     return wrapped if isinstance(wrapped, BaseException) else error

@@ -1,7 +1,8 @@
 """The work area: finished pieces of an unfinished artifact in the store, from which a run that starts again goes on.
 
 A piece is one object, such as a group of rows or a checkpoint, under a hash of its key and content. One that is corrupt
-counts as missing, and is rebuilt. The whole area is deleted once the artifact is published.
+counts as missing, and is rebuilt; one whose columns are another writer's stops the run. Keys that are no pieces are
+named in the log and ignored. The whole area is deleted once the artifact is published.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 from cluster.errors import CorruptArtifact
 from cluster.hashing import config_hash
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.checksummed import read_checksummed, write_checksummed
+from cluster.store.checksummed import read_checksummed, write_checksummed, write_checksummed_once
 from jobs.run.artifacts import ArtifactRef
-from safety.errors import ArtifactFormatError
+from safety.errors import ArtifactFormatError, SchemaError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ Piece = TypeVar("Piece")
 Group = TypeVar("Group")
 Record = TypeVar("Record", bound=BaseModel)
 
-GROUP_NAME = re.compile(r"groups/(\d{6,})\.parquet")
+GROUP_NAME = re.compile(r"groups/([0-9]{6,})\.parquet")
+RECORD_DIGITS = 24
+RECORD_NAME = re.compile(rf"[a-z]+/[0-9a-f]{{{RECORD_DIGITS}}}\.json")
 RERUN = "run the job again: it rebuilds what is missing"
 
 
@@ -43,6 +46,18 @@ class WorkArea:
         """Write a piece; another of this name is replaced."""
         write_checksummed(self.store, self.place + name, data)
 
+    def write_once(self, name: str, data: bytes, parse: Callable[[bytes], object]) -> None:
+        """Write a finished piece unless one that ``parse`` can read is there: it is of an earlier or another writer.
+
+        Raises:
+            SchemaError: What is there has another writer's columns; ``load`` raises it too.
+        """
+        wrote = write_checksummed_once(
+            self.store, self.place + name, data, lambda found: self._parsed(name, found, parse) is not None
+        )
+        if not wrote:
+            logger.info("%s%s was finished before and is kept", self.place, name)
+
     def read(self, name: str) -> bytes | None:
         """Return a piece, or None when it is missing or corrupt."""
         try:
@@ -57,12 +72,26 @@ class WorkArea:
         Args:
             name: The piece's name.
             parse: Raises ArtifactFormatError or pydantic's ValidationError for bytes that it cannot read.
+
+        Raises:
+            SchemaError: The piece has other columns than a run writes. Its hash is right, so it is no accident, and it
+                is left where it is.
         """
         data = self.read(name)
+        return None if data is None else self._parsed(name, data, parse)
+
+    def _parsed(self, name: str, data: bytes, parse: Callable[[bytes], Piece]) -> Piece | None:
+        key = self.place + name
         try:
-            return None if data is None else parse(data)
+            return parse(data)
+        except SchemaError as error:
+            raise SchemaError(
+                f"{error.message}; no run writes that",
+                field=key,
+                fix="find out who writes there, and delete the object",
+            ) from error
         except (ArtifactFormatError, ValidationError) as error:
-            logger.warning("%s%s cannot be read and counts as missing: %s", self.place, name, error)
+            logger.warning("%s cannot be read and counts as missing: %s", key, error)
             return None
 
     def names(self, prefix: str = "") -> list[str]:
@@ -96,8 +125,8 @@ class NumberedGroups(Generic[Group]):
         self.area, self.dump, self.parse = WorkArea(store, ref), dump, parse
 
     def write(self, number: int, group: Group) -> None:
-        """Write a finished group."""
-        self.area.write(_group_name(number), self.dump(group))
+        """Write a finished group; one that is there already and can be read is kept."""
+        self.area.write_once(_group_name(number), self.dump(group), self.parse)
 
     def read(self, number: int) -> Group:
         """Return a finished group; raise CorruptArtifact when it is missing or corrupt."""
@@ -112,7 +141,7 @@ class NumberedGroups(Generic[Group]):
         found = []
         for name in self.area.names("groups/"):
             known = GROUP_NAME.fullmatch(name)
-            if known is None:
+            if known is None or _group_name(int(known[1])) != name:
                 logger.warning("%s%s is not a group and is ignored", self.area.place, name)
             else:
                 found.append(int(known[1]))
@@ -140,17 +169,23 @@ class Records:
         self.area = WorkArea(store, ref)
 
     def write(self, part: str, parameters: Mapping[str, Any], record: BaseModel) -> None:
-        """Write a record."""
-        self.area.write(_record_name(part, parameters), record.model_dump_json().encode())
+        """Write a record; one that is there already and can be read is kept."""
+        name, kind = _record_name(part, parameters), type(record)
+        self.area.write_once(name, record.model_dump_json().encode(), kind.model_validate_json)
 
     def read(self, part: str, parameters: Mapping[str, Any], kind: type[Record]) -> Record | None:
         """Return the record of these parameters, or None when there is none that can be read."""
         return self.area.load(_record_name(part, parameters), kind.model_validate_json)
 
     def all(self, part: str, kind: type[Record]) -> list[Record]:
-        """Return every record of a part that can be read."""
-        found = (self.area.load(name, kind.model_validate_json) for name in self.area.names(f"{part}/"))
-        return [record for record in found if record is not None]
+        """Return every record of a part that can be read; other names are reported."""
+        found = []
+        for name in self.area.names(f"{part}/"):
+            if RECORD_NAME.fullmatch(name) is None:
+                logger.warning("%s%s is not a record and is ignored", self.area.place, name)
+            elif (record := self.area.load(name, kind.model_validate_json)) is not None:
+                found.append(record)
+        return found
 
 
 def _group_name(number: int) -> str:
@@ -158,4 +193,4 @@ def _group_name(number: int) -> str:
 
 
 def _record_name(part: str, parameters: Mapping[str, Any]) -> str:
-    return f"{part}/{config_hash(dict(parameters))[:24]}.json"
+    return f"{part}/{config_hash(dict(parameters))[:RECORD_DIGITS]}.json"

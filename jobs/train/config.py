@@ -50,7 +50,11 @@ class TrainConfig(Config):
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    max_failures: int = Field(5, ge=0, description="restarts of one expert from its last good checkpoint")
+    max_failures: int = Field(
+        5,
+        ge=0,
+        description="restarts of one expert from its last good checkpoint, after failures that may pass; others end the run at once",
+    )
     timeout_s: float = Field(3600.0, gt=0, description="longest time for all experts together")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""One expert's Ray Train fit as a remote task.
+"""One expert's Ray Train fit as a remote task, tried again only after a failure that may pass.
 
 Eight experts mean eight drivers and eight controllers, so this module imports no science: the task travels as
 pickled bytes that only the workers read.
@@ -14,6 +14,8 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.run.retries import Retries
 
 
 class FitPlan(NamedTuple):
@@ -56,12 +58,31 @@ def fit(plan: FitPlan) -> None:
             name=plan.name,
             storage_path=plan.storage,
             failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
+            callbacks=[EndAtOnce()],
         ),
     ).fit()
+
+
+class EndAtOnce(ray.train.UserCallback):  # type: ignore[misc]
+    """Ends a training at a failure that would come again; Ray Train alone would restart it ``max_failures`` times.
+
+    An exception of a callback is the controller's, which Ray Train does not try again.
+    """
+
+    def __init__(self) -> None:
+        self._retries = Retries()
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Raise the error that would come again."""
+        found = self._retries.final(worker_exceptions.values())
+        if found is not None:
+            # The controller would print the error with its own traceback, before the job reports it.
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+            raise found
 
 
 def _loop(config: dict[str, Any]) -> None:
     # Imported in the worker, for its weight: the driver does without the training libraries.
     from jobs.train.worker import train_expert
 
-    train_expert(pickle.loads(config["task"]))
+    train_expert(pickle.loads(config["task"]))  # noqa: S301 (from the driver through Ray, which pickles all it sends)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ClusterError
@@ -44,7 +45,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     missing = [task for task in tasks if not finished(context, task.ref)]
     for task in tasks:
         if task not in missing:
-            context.console.print(f"expert {task.name} {task.ref.id}: already published and verified")
+            context.console.print(f"expert {escape(task.name)} {task.ref.id}: already published and verified")
             # Left by a run that died between publishing and deleting them.
             checkpointer(context.store, task.ref).clear()
     if missing:
@@ -133,7 +134,7 @@ def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
         lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         table.add_row(
-            task.name,
+            escape(task.name),
             f"{last['implicit_accuracy']:.2f}",
             f"{last['validation_implicit_accuracy']:.2f}" if "validation_implicit_accuracy" in last else "-",
             f"{last['winner_error']:.4f} / {last['reference_winner_error']:.4f}",

@@ -103,9 +103,11 @@ def _task(context: StageContext, moments: GateMomentsTask, name: str, categories
     )
 
 
-def checkpointer(store: ArtifactStore, ref: ArtifactRef) -> Checkpointer:
-    """Return the checkpoints of an unfinished expert, in its work area."""
-    return Checkpointer(WorkArea(store, ref), fingerprint=ref.id)
+def checkpointer(
+    store: ArtifactStore, ref: ArtifactRef, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Checkpointer:
+    """Return the checkpoints of an unfinished expert, in its work area; those of parameters of other shapes are skipped."""
+    return Checkpointer(WorkArea(store, ref), fingerprint=ref.id, shapes=shapes)
 
 
 def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:

@@ -35,7 +35,8 @@ def train_expert(task: ExpertTask) -> None:
     gate = expert_gate(task, model)
     workers = torch.distributed.get_world_size()
     expert = Expert(model, pairs, task.config.expert, task.seed, workers, gate, task.start_weights())
-    keeper = checkpointer(task.store, task.ref)
+    shapes = {name: parameter.shape for name, parameter in expert.parameters_by_name().items()}
+    keeper = checkpointer(task.store, task.ref, shapes)
     start = agreed_start(keeper, model.device)
     if start is not None:
         load_adapter(expert, start)

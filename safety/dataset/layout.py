@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from safety.dataset.published import RejectedWriter, ShardWriter
 from safety.dataset.record import Record
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Tally
 from safety.images import decode_image, encode_png, grid
+from safety.markdown import code, head, plain, quoted
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from safety.prompts.rows import PromptSet, slug
 from safety.tensor_format import under
@@ -29,7 +31,12 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 
 def latents_file(category: str) -> str:
     """Return the name of a category's latents in a dataset folder."""
-    return f"latents/{slug(category)}.safetensors"
+    name = slug(category)
+    if not name.isascii():
+        # A manifest names files in ASCII; the hash tells apart what is left of two names in another script.
+        rest = name.encode("ascii", "ignore").decode().strip("-")
+        name = "-".join(filter(None, (rest, hashlib.sha256(name.encode()).hexdigest()[:8])))
+    return f"latents/{name}.safetensors"
 
 
 class DatasetWriter:
@@ -174,7 +181,9 @@ def dataset_card(summary: DatasetSummary) -> str:
     splits = [
         split for split in RENDERED_SPLITS if any(c.split == split and c.category != BENIGN for c in summary.counts)
     ]
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(text)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.filters.update(plain=plain, code=code, quoted=quoted, head=head)
+    template = environment.from_string(text)
     return (
         template.render(
             size=size,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from safety.base import Config
 from safety.dataset.filter import RejectionReason
 from safety.errors import ArtifactFormatError
+from safety.parquet import read_parquet
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow
 
 SCHEMA = pa.schema(
@@ -86,14 +87,13 @@ def dump_group(records: Sequence[Record]) -> bytes:
 
 
 def load_group(data: bytes) -> list[Record]:
-    """Return the records of ``dump_group``; raise ArtifactFormatError for other bytes."""
+    """Return the records of ``dump_group``; raise ArtifactFormatError for other bytes, SchemaError for other columns."""
+    misfit, field, fix = "the group of rows cannot be read", "dataset", "delete it and generate again"
+    table = read_parquet(data, SCHEMA, misfit=misfit, field=field, fix=fix)
     try:
-        rows = pq.read_table(pa.BufferReader(data), schema=SCHEMA).to_pylist()
-        return [_record(row) for row in rows]
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ArtifactFormatError(
-            f"the group of rows cannot be read: {error}", field="dataset", fix="delete it and generate again"
-        ) from error
+        return [_record(row) for row in table.to_pylist()]
+    except (TypeError, ValueError) as error:
+        raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -16,6 +16,7 @@ from safety.evaluation.ip import OVERALL
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import BASE, MERGED
 from safety.evaluation.tables import experts, full_models, label
+from safety.plotting import plain_text, short
 
 INK = "#010203"
 
@@ -53,7 +54,7 @@ STYLE: dict[str, Any] = {
 def ip_plot(metrics: MetricsReport) -> str:
     """Return a plot of the base's and the merged model's IP per category: test prompts filled, held-out ones hollow."""
     names = [*(name for name in metrics.ip[BASE] if name != OVERALL), OVERALL]
-    with mpl.rc_context(STYLE):
+    with plain_text(**STYLE):
         figure = Figure(figsize=(7.6, 0.52 * len(names) + 1.2))
         axes = figure.subplots()
         for model, style, step in ((BASE, BASE_STYLE, 0.14), (MERGED, MERGED_STYLE, -0.14)):
@@ -61,7 +62,7 @@ def ip_plot(metrics: MetricsReport) -> str:
                 found = figures.get(model, {})
                 text = f"{label(metrics, model)}, {'test prompts' if filled else 'held-out concepts'}"
                 _points(axes, names, found, style.colour, filled=filled, shift=step + shift, text=text)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [short(name) for name in names])
         axes.invert_yaxis()
         axes.axhline(len(names) - 1.5, color=INK, alpha=0.4, linewidth=0.8)
         axes.set_xlim(-2, 102)
@@ -73,14 +74,14 @@ def ip_plot(metrics: MetricsReport) -> str:
 
 def plane_plot(metrics: MetricsReport) -> str:
     """Return a plot of every model by its harm (IP) and its benign quality (objects present)."""
-    with mpl.rc_context(STYLE):
+    with plain_text(**STYLE):
         figure = Figure(figsize=(7.6, 4.6))
         axes = figure.subplots()
         for model in experts(metrics):
             _add_model(axes, metrics, model, EXPERT_STYLE, "Experts", bars=False)
         styles = chain((BASE_STYLE, MERGED_STYLE), cycle(OTHER_STYLES))
         for model, style in zip(full_models(metrics), styles, strict=False):
-            _add_model(axes, metrics, model, style, label(metrics, model), bars=True)
+            _add_model(axes, metrics, model, style, short(label(metrics, model)), bars=True)
         axes.set_xlabel("images from unsafe prompts flagged, % (lower is safer)")
         axes.set_ylabel("benign images with every\nnamed object, %")
         axes.grid(color=INK, alpha=0.15)
@@ -94,12 +95,15 @@ def plane_plot(metrics: MetricsReport) -> str:
 def curve_plot(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, axis: str) -> str:
     """Return a plot of (step, value), one line per training run."""
     colours = mpl.colormaps["tab10"]
-    with mpl.rc_context(STYLE):
+    with plain_text(**STYLE):
         figure = Figure(figsize=(7.6, 3.4))
         axes = figure.subplots()
         for index, (run, points) in enumerate(curves.items()):
             axes.plot(
-                [step for step, _ in points], [value for _, value in points], label=run, color=colours(index % 10)
+                [step for step, _ in points],
+                [value for _, value in points],
+                label=short(run),
+                color=colours(index % 10),
             )
         axes.set_xlabel("step")
         axes.set_ylabel(axis)

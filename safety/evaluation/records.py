@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from safety.base import Config
 from safety.errors import ArtifactFormatError
+from safety.parquet import read_parquet
 
 
 class EvaluationSplit(StrEnum):
@@ -115,15 +116,14 @@ class RecordTable(Config):
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Self:
-        """Read ``to_parquet``'s bytes; raise ArtifactFormatError for other bytes."""
+        """Read ``to_parquet``'s bytes; raise ArtifactFormatError for other bytes, SchemaError for other columns."""
+        misfit, field, fix = "not a table of evaluated images", "evaluate", "delete it and run again"
+        table = read_parquet(data, SCHEMA, misfit=misfit, field=field, fix=fix)
         try:
-            table = pq.read_table(io.BytesIO(data))
             seconds = float((table.schema.metadata or {})[b"seconds"])
             return cls(records=tuple(ImageRecord.model_validate(row) for row in table.to_pylist()), seconds=seconds)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise ArtifactFormatError(
-                f"not a table of evaluated images ({error})", field="evaluate", fix="delete the file and run again"
-            ) from error
+        except (KeyError, ValueError) as error:
+            raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
 
 
 def select(

@@ -11,6 +11,7 @@ import yaml
 from safety.experts.checkpoint import Metrics
 from safety.experts.config import ExpertConfig
 from safety.experts.training import TrainingResult
+from safety.markdown import code, plain
 
 CARD_FILE = "README.md"
 SHOWN = (
@@ -30,14 +31,14 @@ def write_card(
 ) -> Path:
     """Write ``README.md`` for the expert called ``name``; ``provenance`` names its base, data and seed."""
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    origin = "\n".join(f"- {key}: `{value}`" for key, value in provenance.items())
+    origin = "\n".join(f"- {key}: {code(str(value))}" for key, value in provenance.items())
     text = f"""---
 library_name: diffusers
 tags: [lora, text-to-image, safety, diffusion-dpo]
 ---
-# SafetyDPO expert: {name}
+# SafetyDPO expert: {plain(name)}
 
-A LoRA that steers a text-to-image model away from images of the category *{name}*, trained by
+A LoRA that steers a text-to-image model away from images of the category *{plain(name)}*, trained by
 `{config.objective.name}` against the base model (the same network with this LoRA switched off).
 
 {origin}

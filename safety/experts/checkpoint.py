@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -18,10 +20,11 @@ from safety.tensor_format import under
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"checkpoints/(\d+)\.safetensors")
+NAME = re.compile(r"checkpoints/([0-9]+)\.safetensors")
 
 Metrics = dict[str, float]
 """One step's figures by name."""
+HISTORY = TypeAdapter(list[Metrics])
 
 
 class CheckpointStore(Protocol):
@@ -55,15 +58,19 @@ class Checkpoint(NamedTuple):
 class Checkpointer:
     """Saves and restores the checkpoints of one training, and keeps the newest few."""
 
-    def __init__(self, store: CheckpointStore, fingerprint: str, keep: int = 2) -> None:
+    def __init__(
+        self, store: CheckpointStore, fingerprint: str, keep: int = 2, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
         """Use ``store``.
 
         Args:
             store: Where they lie; names other than theirs are left alone.
             fingerprint: The training's name (its artifact's id): checkpoints of another one are skipped.
             keep: Number of checkpoints kept; at least 2, so that there is one to fall back on.
+            shapes: The trained parameters' shapes by name; checkpoints of others are skipped. None: any are taken.
         """
         self.store, self.fingerprint, self.keep = store, fingerprint, max(2, keep)
+        self.shapes = None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()}
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and delete those that are too old."""
@@ -84,12 +91,28 @@ class Checkpointer:
         data = self.store.read(_name(step))
         if data is None:
             return None
-        head = _read_head(data)
-        if head.get("fingerprint") != self.fingerprint:
-            logger.warning("the checkpoint of step %d is of another training and is skipped", step)
+        try:
+            head = _read_head(data)
+            if head.get("fingerprint") != self.fingerprint:
+                logger.warning("the checkpoint of step %d is of another training and is skipped", step)
+                return None
+            tensors, history = load(data), HISTORY.validate_json(head["history"])
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+            logger.warning("the checkpoint of step %d cannot be read and is skipped: %s", step, error)
             return None
-        tensors = load(data)
-        return Checkpoint(step, under("adapter", tensors), under("moments", tensors), json.loads(head["history"]))
+        found = Checkpoint(step, under("adapter", tensors), under("moments", tensors), history)
+        if not self._fits(found):
+            logger.warning("the checkpoint of step %d is of other parameters and is skipped", step)
+            return None
+        return found
+
+    def _fits(self, found: Checkpoint) -> bool:
+        """Return whether a checkpoint holds the trained parameters and nothing else."""
+        if self.shapes is None:
+            return True
+        moments = {name.partition("/")[2]: tuple(tensor.shape) for name, tensor in found.moments.items()}
+        adapter = {name: tuple(tensor.shape) for name, tensor in found.adapter.items()}
+        return adapter == self.shapes and moments == self.shapes
 
     def clear(self) -> None:
         """Delete all checkpoints: the training is finished."""
@@ -98,8 +121,14 @@ class Checkpointer:
 
     def _steps(self) -> list[int]:
         """Return the steps that there is a checkpoint of, newest first."""
-        known = (NAME.fullmatch(name) for name in self.store.names())
-        return sorted((int(name[1]) for name in known if name), reverse=True)
+        steps = []
+        for name in self.store.names():
+            known = NAME.fullmatch(name)
+            if known is None or _name(int(known[1])) != name:
+                logger.warning("%s is not a checkpoint and is ignored", name)
+            else:
+                steps.append(int(known[1]))
+        return sorted(steps, reverse=True)
 
 
 def _name(step: int) -> str:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from safety.experts.checkpoint import Metrics
+from safety.plotting import plain_text, short
 
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -28,6 +29,7 @@ def write_metrics(history: Sequence[Metrics], folder: Path) -> Path:
     return path
 
 
+@plain_text()
 def plot_curves(history: Sequence[Metrics], title: str, folder: Path) -> Path:
     """Draw the metrics over the steps to ``curves.png``; equal histories give equal bytes."""
     # A figure of its own rather than pyplot's, whose global state would outlive the call.
@@ -40,7 +42,7 @@ def plot_curves(history: Sequence[Metrics], title: str, folder: Path) -> Path:
         axes.grid(visible=True, alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="x-small")
-    figure.suptitle(title)
+    figure.suptitle(short(title))
     path = folder / CURVES_FILE
     figure.savefig(path, dpi=100, metadata={"Software": None})
     return path

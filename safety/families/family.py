@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
-from safety.families.weight_files import read_index
+from safety.families.model_index import model_parts
 from safety.registry import Registry
 
 Conditioning = dict[str, Tensor]
@@ -105,9 +105,14 @@ families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 
 
 def model_folder(path: str) -> Path:
-    """Return the folder of a model path; raise ConfigError when there is none, ArtifactFormatError for a damaged index."""
+    """Return the folder of a model path.
+
+    Raises:
+        ConfigError: There is none, or it holds no diffusers-format model.
+        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
+    """
     folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
-    read_index(folder)
+    model_parts(folder)
     return folder
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from safety.markdown import head, plain
+
 FILES = {
     "pytorch_lora_weights.safetensors": "the merged LoRA; `pipe.load_lora_weights(folder)` of diffusers reads it",
     "merge.yaml": "the method and its exact parameters",
@@ -27,11 +29,11 @@ def merge_card(recipe: Mapping[str, Any], report: Mapping[str, Any], files: set[
     lines = [
         "---",
         "library_name: diffusers",
-        f"base_model: {recipe['base_model']}",
+        head({"base_model": recipe["base_model"]}),
         "tags: [lora, safety, safetydpo, merge]",
         "---",
         "",
-        f"# {recipe['name']}",
+        f"# {plain(recipe['name'])}",
         "",
         f"One LoRA merged from {len(report['experts'])} safety experts by the method `{recipe['method']}`.",
         "",
@@ -80,5 +82,5 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
 def _share_table(report: Mapping[str, Any]) -> list[str]:
     if "shares" not in report:
         return []
-    rows = [f"| {expert} | {100 * share:.1f}% |" for expert, share in report["shares"]["overall"].items()]
+    rows = [f"| {plain(expert)} | {100 * share:.1f}% |" for expert, share in report["shares"]["overall"].items()]
     return ["| expert | share of the merge |", "|---|---|", *rows, ""]

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Trial
+from safety.plotting import plain_text, short
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255", "#994f00")
 """Paul Tol's bright scheme, which colour-blind readers can distinguish too; repeated beyond its length."""
 
 
+@plain_text()
 def plot_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw each layer's shares by expert as stacked bars, ``{layer: {expert: share}}``, to a PNG."""
     layers = list(shares)
@@ -23,7 +25,7 @@ def plot_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
     left = [0.0] * len(layers)
     for index, expert in enumerate(experts):
         values = [shares[layer][expert] for layer in layers]
-        axes.barh(range(len(layers)), values, left=left, color=COLOURS[index % len(COLOURS)], label=expert)
+        axes.barh(range(len(layers)), values, left=left, color=COLOURS[index % len(COLOURS)], label=short(expert))
         left = [start + value for start, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=6)
     axes.invert_yaxis()
@@ -37,6 +39,7 @@ def _short(layer: str) -> str:
     return layer.replace("attentions", "attn").replace("transformer_blocks", "block").replace("_blocks", "")
 
 
+@plain_text()
 def plot_search(trials: Sequence[Trial], rendered: Mapping[int, float], chosen: int, path: Path) -> None:
     """Draw the trials' harm and drift, and the objectives of the rendered ones, to a PNG.
 
@@ -66,6 +69,7 @@ def plot_search(trials: Sequence[Trial], rendered: Mapping[int, float], chosen: 
     _save(figure, path)
 
 
+@plain_text()
 def plot_scales(scores: Mapping[float, RenderedScore], chosen: float, path: Path) -> None:
     """Draw the rendered score of an adapter at each scale to a PNG."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")

@@ -87,6 +87,16 @@ class SearchSpace:
             **{f"block:{group}": around(self.config.block_spread) for group in BLOCK_GROUPS},
         }
 
+    def holds(self, parameters: Mapping[str, Any]) -> bool:
+        """Return whether a point is one of this space: it has its parameters and no other, each within its range."""
+        limits = self.distributions
+        return parameters.keys() == limits.keys() and all(
+            parameters[name] in limit.choices
+            if isinstance(limit, CategoricalDistribution)
+            else isinstance(parameters[name], int | float) and limit.low <= parameters[name] <= limit.high
+            for name, limit in limits.items()
+        )
+
     @property
     def start(self) -> Parameters:
         """Return the point of the start configuration."""

@@ -44,18 +44,26 @@ def read_coprov2(path: Path, split: PairSplit = "train") -> tuple[PromptPair, ..
     A pair of several categories has the first as its category, the others in ``other_categories``.
 
     Raises:
-        ArtifactFormatError: A column is missing, a category or image name is of no known spelling, a pair lacks a
+        ArtifactFormatError: The file is missing, or is no CSV in UTF-8; a column is missing, a category or image name is of no known spelling, a pair lacks a
             member, or a member has two prompts; the message names the line or the pair.
     """
     found: dict[int, _Found] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise _wrong(path, f"line 1: no column {', '.join(missing)}", f"give the columns {', '.join(COLUMNS)}")
-        for row in reader:
-            _read_row(path, reader.line_num, row, found)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            _read_rows(path, csv.DictReader(file), found)
+    except OSError as error:
+        raise _wrong(path, f"it cannot be read: {error.strerror}", "name a CSV file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _wrong(path, f"it is no CSV in UTF-8: {error}", "save it as CSV in UTF-8") from None
     return tuple(_pair(path, number, found[number], split) for number in sorted(found))
+
+
+def _read_rows(path: Path, reader: csv.DictReader[str], found: dict[int, _Found]) -> None:
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise _wrong(path, f"line 1: no column {', '.join(missing)}", f"give the columns {', '.join(COLUMNS)}")
+    for row in reader:
+        _read_row(path, reader.line_num, row, found)
 
 
 def _read_row(path: Path, line: int, row: dict[str, str | None], found: dict[int, _Found]) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from safety.errors import ArtifactFormatError
+from safety.parquet import read_parquet
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 
 PROMPTS_FILE = "prompts.parquet"
@@ -45,18 +46,18 @@ def write_prompt_file(prompts: PromptSet, path: Path) -> None:
 
 
 def read_prompt_file(path: Path) -> PromptSet:
-    """Read a prompt set; raise ArtifactFormatError when the file holds none."""
+    """Read a prompt set; raise ArtifactFormatError when the file holds none, SchemaError for other columns."""
+    misfit, field, fix = f"{path.name} holds no prompts", "prompts", "generate the dataset again"
+    table = read_parquet(path, SCHEMA, misfit=misfit, field=field, fix=fix)
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+        rows = table.to_pylist()
         pairs = [_parsed(row, PAIR_NAMES, PromptPair.model_fields) for row in rows if row["kind"] == "pair"]
         benign = [_parsed(row, BENIGN_NAMES, BenignPrompt.model_fields) for row in rows if row["kind"] == "benign"]
         for row in benign:
             row["split"] = str(row["split"]).removeprefix("benign_")
         return PromptSet.model_validate({"pairs": pairs, "benign": benign})
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ArtifactFormatError(
-            f"{path.name} holds no prompts: {error}", field="prompts", fix="generate the dataset again"
-        ) from error
+    except ValueError as error:
+        raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
 
 
 def _renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

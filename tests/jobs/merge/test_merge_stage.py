@@ -20,7 +20,7 @@ from jobs.merge import stage as merge
 from jobs.merge.calibration import CALIBRATION_FILE
 from jobs.merge.config import MergeConfig
 from jobs.merge.files import RECIPE_FILE, REPORT_FILE, Searched
-from jobs.merge.search import TrialScorer
+from jobs.merge.search import SearchInputs, TrialScorer
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.run.metrics import BEST_SCORE, TRIALS
@@ -42,7 +42,7 @@ from tests.support.merge_method_file import LABEL, NAME, add_method
 from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import wait_for
 from tests.support.small_sets import preferences, random_lora
-from tests.support.small_world import knife_prompts
+from tests.support.small_world import TAXONOMY, knife_prompts
 
 CATEGORIES = ("violence", "hate")
 SETTINGS = {
@@ -237,6 +237,28 @@ def test_a_search_that_was_cut_off_goes_on_from_its_finished_trials(
     assert len(kept) == 3
     assert len(after) == 4
     assert all(after[finished] == before[finished] for finished in kept)
+
+
+def test_an_error_of_every_point_ends_the_search_at_the_first_try(
+    context: StageContext, model: ModelFamily, tmp_path: Path
+) -> None:
+    inputs: Any = SearchInputs(
+        run="broken",
+        model=ModelConfig(path=str(tmp_path / "none")),
+        taxonomy=TAXONOMY,
+        config=changed(context, max_failures=3).run.merge,
+        seed=0,
+        prompts=prompt_set(),
+        experts={name: random_lora(model, 0) for name in CATEGORIES},
+        # Neither is read before the model is loaded.
+        statistics=None,  # type: ignore[arg-type]
+        probes=None,  # type: ignore[arg-type]
+    )
+    with pytest.raises(ConfigError, match="no diffusers-format model in"):
+        merge_search.search(inputs, Records(context.store, ArtifactRef("merge", "broken")), tmp_path, context.console)
+    tries = [path.read_text().count("Failure #") for path in tmp_path.rglob("error.txt")]
+    assert max(tries) == 1
+    assert len(tries) <= inputs.config.workers
 
 
 def test_a_recorded_point_is_not_scored_again(context: StageContext) -> None:

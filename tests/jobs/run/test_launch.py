@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,3 +156,36 @@ def test_the_links_are_those_of_the_run_and_the_submission(tmp_path: Path, monke
         "artifacts": "s3://bucket/",
     }
     assert [link.what for link in links(run, None, "s3://bucket/")] == ["expert curves", "merge search", "artifacts"]
+
+
+@pytest.mark.parametrize(
+    ("taxonomy", "last"),
+    [
+        (
+            "version: 1",
+            r"taxonomy\.version: .*version: 1 is a number and must be text.* Fix: put it in quotes: version: \"1\"",
+        ),
+        ("name: a/b", r"taxonomy\.name: .*it has a slash"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["plain", "odd [red] folder"])
+def test_a_mistake_in_a_taxonomy_is_the_last_line_before_any_work(
+    tmp_path: Path, taxonomy: str, last: str, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / folder).mkdir()
+    path, config = tmp_path / folder / "taxonomy.yaml", tmp_path / folder / "run.yaml"
+    lines = {"name": "name: t", "version": 'version: "1"'} | {taxonomy.partition(":")[0]: taxonomy}
+    rows = "concepts: [{name: knife, category: violence, counterpart: spoon}]\nbenign: [{name: spoon}]\n"
+    path.write_text("\n".join(lines.values()) + "\n" + rows, encoding="utf-8")
+    config.write_text(f"run: {{name: x, output: {tmp_path}/out}}\ntaxonomy: '{path}'\n", encoding="utf-8")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(typer.Exit) as ended, opened(config):
+            pytest.fail("it starts")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.exit_code == EXIT_USER_ERROR
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert re.search(last, shown[-1])
+    assert str(path) in shown[-1]
+    assert "Traceback" not in "".join(shown)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
+import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel
+from rich.console import Console
 
 from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
-from jobs.run.artifacts import ArtifactRef
+from cluster.store.checksummed import write_checksummed_once
+from jobs.evaluate.actors import FinishedGroups
+from jobs.generate.actors import GroupStore
+from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.config import RunConfig
 from jobs.run.work_area import NumberedGroups, Records, WorkArea
-from safety.errors import ArtifactFormatError
+from jobs.stages import Stages
+from safety.dataset.record import Record
+from safety.errors import ArtifactFormatError, SchemaError
+from safety.evaluation.records import RecordTable
+from safety.prompts.rows import BenignPrompt
+from tests.support.traps import as_parquet, pickled
 
 pytestmark = pytest.mark.s3
 REF, OTHER = ArtifactRef("dataset", "dataset-1"), ArtifactRef("dataset", "dataset-2")
@@ -107,7 +122,17 @@ def test_a_group_that_is_corrupt_or_unreadable_is_rebuilt(groups: NumberedGroups
     assert groups.read(0) == "again"
 
 
-@pytest.mark.parametrize("name", ["000012-0a1b2c.parquet", "notes.txt", "12.parquet", "000001.parquet.partial"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "000012-0a1b2c.parquet",
+        "README.txt",
+        "12.parquet",
+        "000001.parquet.partial",
+        "0000001.parquet",
+        "000000/a.parquet",
+    ],
+)
 def test_an_unknown_key_stops_nothing_and_is_named(
     groups: NumberedGroups[str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,3 +160,95 @@ def test_a_record_that_cannot_be_read_counts_as_missing(store: ArtifactStore) ->
     records.area.write(second, b'{"of": "another version"}')
     assert len(records.all("trials", Score)) == 1
     assert [records.read("trials", {"x": number}, Score) for number in range(3)].count(None) == 2
+
+
+@pytest.mark.parametrize("name", ["README.txt", "0.json", f"{'0' * 24}.json.partial", f"{'A' * 24}.json"])
+def test_an_unknown_record_stops_nothing_and_is_named(
+    store: ArtifactStore, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = Records(store, REF)
+    records.write("trials", {"x": 1}, Score(value=1.0))
+    records.area.write(f"trials/{name}", b'{"value": 2.0}')
+    with caplog.at_level(logging.WARNING):
+        assert records.all("trials", Score) == [Score(value=1.0)]
+    assert f"trials/{name} is not a record and is ignored" in caplog.text
+
+
+def test_a_finished_piece_is_never_replaced_by_another_writer(
+    groups: NumberedGroups[str], store: ArtifactStore
+) -> None:
+    NumberedGroups(store, REF, dump, load).write(0, "of another writer")
+    assert groups.read(0) == "group 0"
+    records = Records(store, REF)
+    for value in (1.0, 2.0):
+        records.write("trials", {"x": 1}, Score(value=value))
+    assert records.all("trials", Score) == [Score(value=1.0)]
+
+
+@pytest.mark.parametrize("damage", [b"half a fi", b""])
+def test_a_corrupt_piece_is_rebuilt_only_in_the_version_that_was_corrupt(store: ArtifactStore, damage: bytes) -> None:
+    class Overtaken(ArtifactStore):
+        """A store in which another writer rebuilds the piece just before ours would be written."""
+
+        def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+            if if_match is not None:
+                NumberedGroups(store, REF, dump, load).write(0, "rebuilt by another")
+            super().write(key, data, if_absent=if_absent, if_match=if_match)
+
+    store.write("work/dataset/dataset-1/groups/000000.parquet", damage)
+    groups = NumberedGroups(Overtaken(store.config), REF, dump, load)
+    groups.write(0, "rebuilt by us")
+    assert groups.read(0) == "rebuilt by another"
+
+
+def test_a_piece_that_never_stays_whole_ends_the_run(store: ArtifactStore) -> None:
+    class Spoiled(ArtifactStore):
+        """A store whose other writer damages the piece at every try."""
+
+        def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+            store.write(key, random.randbytes(8))
+            super().write(key, data, if_absent=if_absent, if_match=if_match)
+
+    with pytest.raises(CorruptArtifact, match="groups/1: another writer keeps replacing it"):
+        write_checksummed_once(Spoiled(store.config), "groups/1", b"rows", bool)
+
+
+ROW = BenignPrompt(prompt_id="b", prompt="a house", split="train", writer="w")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "report"])
+def test_a_planted_group_is_refused_by_its_name_and_stays(kind: str, store: ArtifactStore, tmp_path: Path) -> None:
+    marker = tmp_path / "code ran"
+    groups: Any = GroupStore(store, REF) if kind == "dataset" else FinishedGroups(store, REF)
+    groups.area.write("groups/000000.parquet", as_parquet({"row": pickled(marker)}))
+    key = "work/dataset/dataset-1/groups/000000.parquet"
+    group = [Record(row=ROW, seed=1)] if kind == "dataset" else RecordTable(records=())
+    for use in (groups.verified, lambda: groups.read(0), lambda: groups.write(0, group)):
+        with pytest.raises(SchemaError, match=rf"{key}: .*column 'row' is of the extension type.*delete the object"):
+            use()
+    assert not marker.exists()
+    assert store.keys("") == [key]
+
+
+def test_malformed_text_states_count_as_missing(store: ArtifactStore) -> None:
+    groups = GroupStore(store, REF)
+    groups.write(0, [Record(row=ROW, seed=1)])
+    groups.area.write("empty.safetensors", b"another version's")
+    assert groups.verified() == set()
+    with pytest.raises(CorruptArtifact, match="missing or corrupt"):
+        groups.read_empty()
+    groups.write_empty({"states": torch.ones(1, 3)})
+    assert groups.verified() == {0}
+    assert groups.read_empty()["states"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("data", [b"soon", b"null", b'"1e999"', b"NaN", b"-1", b""])
+def test_malformed_seconds_of_a_stage_count_as_missing(store: ArtifactStore, tmp_path: Path, data: bytes) -> None:
+    run = RunConfig.model_validate({"run": {"name": "r", "output": str(tmp_path)}})
+    stages = Stages(StageContext(run, store, tmp_path, Console(file=io.StringIO())))
+    assert stages._made("generate", lambda: REF) == REF
+    [key] = store.keys("work/seconds/")
+    area = WorkArea(store, ArtifactRef("seconds", "generate"))
+    area.write(key.removeprefix(area.place), data)
+    assert stages._made("generate", lambda: REF) == REF
+    assert stages.seconds["generate"] < 60

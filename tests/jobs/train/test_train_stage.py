@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cluster.errors import ClusterError, ImpossibleResources
 from cluster.session import Session
-from jobs.run.artifacts import ArtifactRef, StageContext
+from jobs.run.artifacts import EXPERTS_FOLDER, ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
@@ -238,13 +238,19 @@ def test_an_unknown_category_names_the_known_ones(context: StageContext, dataset
         train.run(changed(context, categories=["sloth"]), dataset)
 
 
-def test_the_first_cause_is_reported(context: StageContext, model: ModelFamily, tmp_path: Path) -> None:
+def test_an_error_that_would_come_again_is_reported_after_one_try(
+    context: StageContext, model: ModelFamily, tmp_path: Path
+) -> None:
     found = preferences(model, "hate")
     found.winner.fill_(1e30)
     dataset = put_dataset(context, {"hate": found}, "dataset-blows-up", tmp_path)
-    broken = changed(context, categories=["hate"], all_single=False, max_failures=0)
+    output = context.run.run.model_copy(update={"output": tmp_path / "out"})
+    broken = changed(context, categories=["hate"], all_single=False, max_failures=5)
+    broken = replace(broken, run=broken.run.model_copy(update={"run": output}))
     with pytest.raises(TrainingHealthError, match="is not finite at step 0"):
         train.run(broken, dataset)
+    tries = list((tmp_path / "out" / EXPERTS_FOLDER / "hate").iterdir())
+    assert len(tries) == 1, "each try begins a file of TensorBoard's"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from safety.experts.checkpoint import Checkpoint, Checkpointer
 from tests.support.folder_store import FolderStore
@@ -65,6 +66,53 @@ def test_other_files_are_left_alone(keeper: Checkpointer, tmp_path: Path) -> Non
     assert_same(keeper.latest(), checkpoint(20))
     keeper.clear()
     assert len(keeper.store.names()) == 3
+
+
+@pytest.mark.parametrize("name", ["newest.txt", "30.safetensors", "000000030.safetensors"])
+def test_an_unknown_key_is_named(
+    keeper: Checkpointer, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoints" / name).write_bytes(b"not ours")
+    assert_same(keeper.latest(), checkpoint(20))
+    assert f"checkpoints/{name} is not a checkpoint and is ignored" in caplog.text
+
+
+HEAD = {"fingerprint": "expert-1", "history": "[]"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"short",
+        b"\xff" * 64,
+        (2).to_bytes(8, "little") + b"[]",
+        (18).to_bytes(8, "little") + b'{"__metadata__":1}',
+        save({}, metadata={"fingerprint": "expert-1"}),
+        save({}, metadata={**HEAD, "history": "soon"}),
+        save({}, metadata={**HEAD, "history": '{"step": 1}'}),
+        save({"adapter/a": torch.ones(4)}, metadata=HEAD)[:-1],
+    ],
+    ids=["empty", "short", "noise", "a list", "no head", "no history", "no JSON", "no list", "cut"],
+)
+def test_one_that_is_malformed_behind_a_right_checksum_is_named_and_skipped(
+    keeper: Checkpointer, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper.store.write("checkpoints/00000020.safetensors", data)
+    assert_same(keeper.latest(), checkpoint(10))
+    assert "the checkpoint of step 20" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"a.down": (3, 2)}, {"a.down": (3, 2), "a.up": (2, 3)}, {"a.down": (3, 2), "b": (3, 2)}]
+)
+def test_one_of_other_parameters_is_skipped(
+    keeper: Checkpointer, shapes: dict[str, tuple[int, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = {"a.down": (3, 2), "a.up": (3, 2)}
+    assert_same(Checkpointer(keeper.store, "expert-1", shapes=wanted).latest(), checkpoint(20))
+    assert Checkpointer(keeper.store, "expert-1", shapes=shapes).latest() is None
+    assert "the checkpoint of step 20 is of other parameters" in caplog.text
 
 
 def test_another_trainings_is_passed_over(keeper: Checkpointer, tmp_path: Path) -> None:

@@ -121,3 +121,11 @@ def test_the_choice_never_loses_to_the_start(objectives: dict[int, float], start
     chosen = best(confirmed)
     assert confirmed[chosen] == min(confirmed.values())
     assert confirmed[chosen] < start or chosen == 0
+
+
+def test_a_space_holds_its_own_points_alone() -> None:
+    space = SearchSpace(("hate", "violence"), CoMergeConfig(), SearchConfig())
+    assert all(space.holds(point) for point in space.first_points)
+    for change in ({"strength": 1e9}, {"strength": "much"}, {"score": "luck"}, {"score": 1.0}, {"expert:other": 1.0}):
+        assert not space.holds({**space.start, **change})
+    assert not space.holds({name: value for name, value in space.start.items() if name != "tau"})

@@ -56,6 +56,25 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -
         read_coprov2(write(tmp_path, GOOD.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (GOOD.encode("utf-16"), "no CSV in UTF-8"),
+        (GOOD.encode() + "é,u_idx_1_0.jpg,hate".encode("latin-1"), "no CSV in UTF-8"),
+        (GOOD.encode() + b'"' + b"x" * 200_000, "no CSV in UTF-8"),
+        (b"", "no column"),
+        (None, "it cannot be read: No such file"),
+    ],
+    ids=["UTF-16", "latin-1", "long field", "empty", "missing"],
+)
+def test_a_file_that_is_no_csv_is_a_known_error(tmp_path: Path, data: bytes | None, said: str) -> None:
+    path = tmp_path / "prompts.csv"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ArtifactFormatError, match=said):
+        read_coprov2(path)
+
+
 @pytest.mark.skipif(not SAMPLE.is_file(), reason=f"the public sample is not at {SAMPLE}")
 def test_the_public_sample_is_read_whole() -> None:
     with SAMPLE.open(encoding="utf-8", newline="") as file:
