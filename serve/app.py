@@ -130,6 +130,7 @@ def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> r
         load: Makes a renderer's engine from the config, in the renderer's process. A function of an importable module,
             as Ray sends it by name.
     """
+    config = config.model_copy(update={"store": config.store.absolute()})
     endpoint = config.serve
     if endpoint.keys is not None:
         # A replica runs in another folder than the process that deploys it.

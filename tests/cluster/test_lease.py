@@ -20,7 +20,6 @@ from cluster.hashing import canonical_json
 from cluster.lease import Holder, lease
 from cluster.store.artifacts import ArtifactStore
 
-pytestmark = pytest.mark.s3
 KEY = "leases/demo.json"
 
 

@@ -88,7 +88,6 @@ with connect(ClusterConfig(address=sys.argv[1], start_timeout_s=120.0), store) a
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 @pytest.mark.slow
 def test_a_local_session_and_one_that_joins_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOCAL, str(tmp_path / "store"), JOIN]
@@ -130,26 +129,22 @@ def fails_in_time(address: str, store: StoreConfig, match: str) -> ClusterUnreac
     return caught.value
 
 
-@pytest.mark.s3
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:99999", "no-such-host.invalid:6379", ""])
 def test_an_address_where_nothing_can_be_is_reported(store: ArtifactStore, not_connected: None, address: str) -> None:
     fails_in_time(address, store.config, "nothing answers")
 
 
-@pytest.mark.s3
 def test_an_address_where_nobody_listens_is_reported(store: ArtifactStore, not_connected: None) -> None:
     address = f"127.0.0.1:{unused_port()}"
     fails_in_time(address, store.config, f"nothing answers at '{address}'")
 
 
-@pytest.mark.s3
 def test_something_else_at_the_address_is_reported_in_time(store: ArtifactStore, not_connected: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         fails_in_time(address, store.config, f"no Ray head node answers at '{address}'")
 
 
-@pytest.mark.s3
 def test_a_cluster_that_was_announced_and_is_gone_is_reported_in_time(
     store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +152,6 @@ def test_a_cluster_that_was_announced_and_is_gone_is_reported_in_time(
     fails_in_time("auto", store.config, "no Ray head node answers at 'auto'")
 
 
-@pytest.mark.s3
 def test_a_store_that_cannot_be_used_is_reported_before_ray_is_started(
     store: ArtifactStore, not_connected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +168,6 @@ def test_a_store_that_cannot_be_used_is_reported_before_ray_is_started(
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_ray_that_is_connected_already_is_used_and_left(
     ray_cluster: None, store: ArtifactStore, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer
 from tests.faults.figures import Figures
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PUBLISHERS = 8
 PUBLISHER = """
 import sys

@@ -27,7 +27,6 @@ def bad(found: dict[str, Finding]) -> dict[str, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path) -> None:
     found = findings(pico_run, tmp_path)
     assert bad(found) == {}
@@ -38,7 +37,6 @@ def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_fault_is_reported_by_its_own_check_alone(
     ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +68,6 @@ def test_a_bad_config_is_all_that_is_looked_at(tmp_path: Path) -> None:
     assert "did you mean 'group_size'?" in found["config"].fix
 
 
-@pytest.mark.s3
 def test_a_local_run_is_looked_at_without_starting_ray(pico_run: dict[str, Any], tmp_path: Path) -> None:
     pico_run["cluster"] = {"address": "local", "num_cpus": 2}
     pico_run["store"] = {"data_dir": str(tmp_path / "store")}
@@ -93,7 +90,6 @@ def test_a_failure_ends_with_two_and_its_cause_in_the_last_line(tmp_path: Path) 
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 @pytest.mark.slow
 def test_a_cluster_that_refuses_the_token_fails_and_the_store_is_looked_at_all_the_same(
     running_cluster: RunningCluster, pico_run: dict[str, Any], tmp_path: Path

@@ -19,7 +19,7 @@ from jobs.run.launch import EXIT_STOPPED, EXIT_USER_ERROR, STOPPED
 from tests.conftest import written
 from tests.jobs.conftest import RunningCluster, write_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 RUNTIME_ENV = "cluster/runtime_env.yaml"
 
 

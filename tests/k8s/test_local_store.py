@@ -66,7 +66,6 @@ def wait_for_bucket(process: subprocess.Popen[bytes], port: int, bucket: str, lo
             return
 
 
-@pytest.mark.s3
 def test_it_makes_the_bucket_and_takes_the_secrets_credentials_alone(store_port: int) -> None:
     own = client(store_port, SECRET)
     own.put_object(Bucket="safetydpo", Key="a", Body=b"1")

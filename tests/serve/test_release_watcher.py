@@ -22,7 +22,6 @@ from serve.release_watcher import ReleaseWatcher
 from serve.schema import Job, RenderedImage
 from tests.support.release_maker import point, publish, scaled
 
-pytestmark = pytest.mark.s3
 JOB = Job("a house", "aligned", 2, 5, 2, 3.0)
 
 

@@ -16,7 +16,6 @@ import yaml
 
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from cluster.store.server import RunningServer
 from safety.families import ModelConfig, load_model
 from safety.families.family import model_folder
 from safety.images import decode_image
@@ -66,7 +65,6 @@ def zoo_lora() -> LoraWeights:
 
 @pytest.mark.ray
 @pytest.mark.serve
-@pytest.mark.s3
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_serve_deploy_brings_the_endpoint_up(ray_cluster: None, s3_server: RunningServer, tmp_path: Path) -> None:

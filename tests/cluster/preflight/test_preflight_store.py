@@ -10,8 +10,6 @@ from cluster.preflight.check import Check, Status, run_check
 from cluster.preflight.checks import check_conditional_writes, check_store
 from cluster.store.artifacts import ArtifactStore
 
-pytestmark = pytest.mark.s3
-
 
 def test_a_good_store_passes_and_is_named(store: ArtifactStore) -> None:
     found = check_store(store)

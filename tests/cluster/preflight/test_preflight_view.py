@@ -73,7 +73,6 @@ def test_a_node_with_another_version_fails_and_is_named(driver: NodeReport) -> N
     assert check_versions([lacking]).found == "this machine lacks peft"
 
 
-@pytest.mark.s3
 @pytest.mark.parametrize(
     ("ahead_s", "status", "said"),
     [(0.0, "pass", ""), (-5.0, "warn", "10.0.0.2 is 5 s behind"), (400.0, "fail", "10.0.0.2 is 400 s ahead")],
@@ -86,7 +85,6 @@ def test_a_clock_that_differs_is_reported(
     assert said in found.found
 
 
-@pytest.mark.s3
 def test_the_stores_clock_is_compared_too(
     driver: NodeReport, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +162,6 @@ def test_a_local_cluster_is_checked_before_it_is_started(tmp_path: Path, monkeyp
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_every_node_of_a_running_cluster_reports(ray_cluster: None, store: ArtifactStore, tmp_path: Path) -> None:
     view = running_view(tmp_path, store.config, 60.0)
     assert [node.resources["CPU"] for node in view.nodes] == [2.0]

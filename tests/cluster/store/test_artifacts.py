@@ -1,4 +1,4 @@
-"""Artifacts on a real S3 server: atomic, one winner, and no damage that goes unseen."""
+"""Artifacts in a folder and on a real S3 server: atomic, one winner, and no damage that goes unseen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import MANIFEST, hash_file
 
-pytestmark = pytest.mark.s3
 FILES = {"weights.safetensors": b"w" * 1000, "data/rows.parquet": b"rows", "data/empty.json": b"", "a b.txt": b"text"}
 PLACE = f"artifacts/expert/expert-1/{MANIFEST}"
 

@@ -33,8 +33,6 @@ from safety.lora.weights import LoraWeights
 from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_release
 from tests.support.small_sets import random_lora
 
-pytestmark = pytest.mark.s3
-
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model_dir: Path) -> LoraWeights:

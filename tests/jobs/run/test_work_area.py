@@ -14,7 +14,6 @@ from jobs.run.artifacts import ArtifactRef
 from jobs.run.work_area import NumberedGroups, Records, WorkArea
 from safety.errors import ArtifactFormatError
 
-pytestmark = pytest.mark.s3
 REF, OTHER = ArtifactRef("dataset", "dataset-1"), ArtifactRef("dataset", "dataset-2")
 
 
