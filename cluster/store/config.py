@@ -33,6 +33,11 @@ class StoreConfig(Config):
         "a folder, the longest wait for another writer of the same key",
     )
 
+    def full_key(self, key: str) -> str:
+        """Return a key behind the prefix, as it is in the bucket or below the folder."""
+        prefix = self.prefix.strip("/")
+        return f"{prefix}/{key}" if prefix else key
+
     def absolute(self) -> StoreConfig:
         """Return the config for other processes, which may run in another working folder."""
         return self.model_copy(update={"data_dir": self.data_dir.expanduser().absolute()})

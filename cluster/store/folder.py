@@ -57,10 +57,7 @@ class FolderObjects:
 
     def url(self, key: str = "") -> str:
         """Return the path of a key's file."""
-        return str(self._root / OBJECTS / self._full(key))
-
-    def _full(self, key: str) -> str:
-        return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
+        return str(self._root / OBJECTS / self.config.full_key(key))
 
     def _parts(self, path: str) -> list[str]:
         """Return the names that lead to an object's file; raise StoreRefused for a key that could leave the folder."""
@@ -78,7 +75,7 @@ class FolderObjects:
     def check(self) -> None:
         """Raise the error that explains why the folder cannot be used; delete what killed writers left."""
         with explained(self._root):
-            self._parts(self._full("key"))
+            self._parts(self.config.full_key("key"))
             self._make_root()
             with self._temporary(lambda _: None):
                 pass
@@ -138,7 +135,7 @@ class FolderObjects:
     def _put(
         self, key: str, fill: Callable[[BinaryIO], object], *, if_absent: bool = False, if_match: str | None = None
     ) -> None:
-        *folders, name = self._parts(self._full(key))
+        *folders, name = self._parts(self.config.full_key(key))
         with explained(self._root):
             self._make_root()
             with (
@@ -176,8 +173,8 @@ class FolderObjects:
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with a prefix, sorted; links and temporary files are not among them."""
-        folder, _, start = self._full(prefix).rpartition("/")
-        cut = len(self._full(""))
+        folder, _, start = self.config.full_key(prefix).rpartition("/")
+        cut = len(self.config.full_key(""))
         with (
             explained(self._root),
             self._directory([OBJECTS, *(self._parts(folder) if folder else ())]) as directory,
@@ -189,7 +186,7 @@ class FolderObjects:
 
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it does not exist."""
-        *folders, name = self._parts(self._full(key))
+        *folders, name = self._parts(self.config.full_key(key))
         with explained(self._root), self._directory([OBJECTS, *folders]) as directory:
             if directory is None:
                 return
@@ -200,7 +197,7 @@ class FolderObjects:
     @contextmanager
     def _opened(self, key: str) -> Iterator[BinaryIO | None]:
         """Open an object's file, or yield None when it does not exist."""
-        *folders, name = self._parts(self._full(key))
+        *folders, name = self._parts(self.config.full_key(key))
         with explained(self._root), self._directory([OBJECTS, *folders]) as directory:
             handle = None if directory is None else _open_file(directory, name)
             if handle is None:
@@ -257,7 +254,7 @@ class FolderObjects:
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         """Keep other writers of a key out during the block."""
-        shard = f"{int(hashlib.sha256(self._full(key).encode()).hexdigest(), 16) % SHARDS:02x}"
+        shard = f"{int(hashlib.sha256(self.config.full_key(key).encode()).hexdigest(), 16) % SHARDS:02x}"
         with self._directory([LOCKS], make=True) as locks:
             handle = os.open(shard, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=locks)
         try:

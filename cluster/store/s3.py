@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from boto3.exceptions import RetriesExceededError
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from cluster.errors import MissingBucket
@@ -101,11 +100,8 @@ class S3Objects:
 
     def url(self, key: str = "") -> str:
         """Return a key's address, for people: its S3 URL and, unless it is AWS's, the endpoint."""
-        where = f"s3://{self.config.bucket}/{self._key(key)}"
+        where = f"s3://{self.config.bucket}/{self.config.full_key(key)}"
         return where if self.config.endpoint is None else f"{where} at {self.config.endpoint}"
-
-    def _key(self, key: str) -> str:
-        return f"{self.config.prefix.strip('/')}/{key}".lstrip("/")
 
     def _try(self, call: Callable[[], T], patience_s: float | None = None, condition: str | None = None) -> T:
         """Call with retries for transient errors; raise any other error with its cause and a fix.
@@ -128,7 +124,7 @@ class S3Objects:
             ):
                 with attempt:
                     return call()
-        except (ClientError, BotoCoreError, ResponseParserError) as error:
+        except (ClientError, BotoCoreError) as error:
             raise explain(error, self.config, condition) from error
         raise AssertionError("tenacity returns or raises")
 
@@ -175,7 +171,7 @@ class S3Objects:
 
         def get() -> Versioned | None:
             try:
-                answer = self._client.get_object(Bucket=self.config.bucket, Key=self._key(key))
+                answer = self._client.get_object(Bucket=self.config.bucket, Key=self.config.full_key(key))
             except ClientError as error:
                 if code(error) in ABSENT:
                     return None
@@ -203,7 +199,9 @@ class S3Objects:
 
         def put() -> None:
             try:
-                self._client.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, **condition)
+                self._client.put_object(
+                    Bucket=self.config.bucket, Key=self.config.full_key(key), Body=data, **condition
+                )
             except ClientError as error:
                 if if_match is not None and code(error) in ABSENT:
                     raise LostRace("it was deleted") from error
@@ -217,7 +215,7 @@ class S3Objects:
         def put() -> None:
             # upload_file would wrap the cause in an error that names neither code nor status.
             with Path(path).open("rb") as file:
-                self._client.upload_fileobj(file, self.config.bucket, self._key(key))
+                self._client.upload_fileobj(file, self.config.bucket, self.config.full_key(key))
 
         self._try(put)
 
@@ -228,7 +226,7 @@ class S3Objects:
             try:
                 if limit is not None:
                     self._require_within(key, limit)
-                self._client.download_file(self.config.bucket, self._key(key), path)
+                self._client.download_file(self.config.bucket, self.config.full_key(key), path)
             except ClientError as error:
                 if code(error) in ABSENT:
                     return False
@@ -240,7 +238,7 @@ class S3Objects:
         return self._try(get)
 
     def _require_within(self, key: str, limit: int) -> None:
-        size = self._client.head_object(Bucket=self.config.bucket, Key=self._key(key))["ContentLength"]
+        size = self._client.head_object(Bucket=self.config.bucket, Key=self.config.full_key(key))["ContentLength"]
         if size > limit:
             raise too_large(key, size, Limit("this file", limit))
 
@@ -249,14 +247,14 @@ class S3Objects:
 
         def listing() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.config.bucket, Prefix=self._key(prefix)
+                Bucket=self.config.bucket, Prefix=self.config.full_key(prefix)
             )
             found = [item["Key"] for page in pages for item in page.get("Contents", ())]
-            cut = len(self._key(""))
+            cut = len(self.config.full_key(""))
             return sorted(key[cut:] for key in found if not key.endswith("/"))
 
         return self._try(listing)
 
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it does not exist."""
-        self._try(lambda: self._client.delete_object(Bucket=self.config.bucket, Key=self._key(key)))
+        self._try(lambda: self._client.delete_object(Bucket=self.config.bucket, Key=self.config.full_key(key)))

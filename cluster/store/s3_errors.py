@@ -19,7 +19,6 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as NoConnection,
 )
-from botocore.parsers import ResponseParserError
 
 from cluster.errors import (
     ClusterError,
@@ -85,7 +84,9 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError)) and not isinstance(error, SSLError)
 
 
-def explain(error: ClientError | BotoCoreError | ResponseParserError, config: StoreConfig, condition: str | None) -> Exception:
+def explain(
+    error: ClientError | BotoCoreError, config: StoreConfig, condition: str | None
+) -> Exception:
     """Return the error to raise instead of boto's: LostRace, or a ClusterError that names the cause and a setting.
 
     Args:
@@ -105,10 +106,6 @@ def explain(error: ClientError | BotoCoreError | ResponseParserError, config: St
             f"{where} does not prove who it is: {error}",
             field="store.endpoint",
             fix="check its scheme and host; for a certificate of your own authority, name its file in AWS_CA_BUNDLE",
-        )
-    if isinstance(error, ResponseParserError):
-        return StoreRefused(
-            f"{where} does not answer as S3 does: {error}", field="store.endpoint", fix="name the S3 port of the store"
         )
     return _unreachable(f"{where} does not answer: {error}")
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -178,43 +175,6 @@ def test_writers_in_four_processes_never_both_win(store: ArtifactStore) -> None:
     assert len(winners) == 1
     assert store.read("race") == winners[0].encode()
     assert store.read("count") == b"40"
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from cluster.store.artifacts import ArtifactStore
-from cluster.store.config import StoreConfig
-
-store = ArtifactStore(StoreConfig.model_validate_json(sys.argv[1]))
-path = Path(sys.argv[2])
-store.write("k", b"0" * 300_000)
-print("ready", flush=True)
-while True:
-    for digit in b"0123456789":
-        data = bytes([digit]) * 300_000
-        path.write_bytes(data)
-        store.write("k", data)
-        store.upload("k", str(path))
-"""
-
-
-def test_a_writer_killed_in_the_middle_leaves_a_whole_object_and_no_lock(store: ArtifactStore, tmp_path: Path) -> None:
-    for number in range(4):
-        command = [sys.executable, "-c", WRITER, store.config.model_dump_json(), str(tmp_path / "data")]
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(0.05 + 0.03 * number)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.communicate()
-        found = store.read("k")
-        assert found is not None
-        assert len(found) == 300_000
-        assert len(set(found)) == 1, "half of one write and half of another"
-        assert store.keys("") == ["k"]
-    store.write("k", b"now")
-    assert store.read("k") == b"now"
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_an_error_that_passes_is_tried_again_and_one_that_stays_is_named(flaky: 
     store.write("a", b"1")
     assert flaky.asked == 4
     flaky.failures, flaky.asked = 10_000, 0
-    impatient = ArtifactStore(StoreConfig(endpoint=flaky.endpoint, patience_s=4.0))  # type: ignore[attr-defined]
+    impatient = ArtifactStore(StoreConfig(endpoint=flaky.endpoint, patience_s=1.5))  # type: ignore[attr-defined]
     with pytest.raises(StoreUnreachable, match="keeps answering"):
         impatient.write("a", b"1")
     assert flaky.asked > 1
