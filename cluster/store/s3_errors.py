@@ -84,9 +84,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError)) and not isinstance(error, SSLError)
 
 
-def explain(
-    error: ClientError | BotoCoreError, config: StoreConfig, condition: str | None
-) -> Exception:
+def explain(error: ClientError | BotoCoreError, config: StoreConfig, condition: str | None) -> Exception:
     """Return the error to raise instead of boto's: LostRace, or a ClusterError that names the cause and a setting.
 
     Args:

@@ -22,9 +22,9 @@ import pytest
 import yaml
 from ray.util import get_node_ip_address
 
-from tests.support.s3_server import Credentials, die_with
 from tests.conftest import folder_store
 from tests.faults.endpoint_stub import free_port
+from tests.support.s3_server import Credentials, die_with
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

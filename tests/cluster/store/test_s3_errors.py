@@ -28,10 +28,8 @@ class Stub:
     """Answers every request alike, at first as often with 503 as ``busy`` says."""
 
     def __init__(self) -> None:
-        self.status, self.code, self.message = 200, "", ""
-        self.headers: dict[str, str] = {}
-        self.body: bytes | None = None
-        self.busy, self.asked, self.sent = 0, 0, 0
+        self.stores: dict[float, ArtifactStore] = {}
+        self.reset()
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,24 +59,42 @@ class Stub:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def reset(self) -> None:
+        self.status, self.code, self.message = 200, "", ""
+        self.headers: dict[str, str] = {}
+        self.body: bytes | None = None
+        self.busy, self.asked, self.sent = 0, 0, 0
 
     def document(self) -> bytes:
         if not self.code:
             return b""
         return f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>".encode()
 
-    def store(self, **settings: object) -> ArtifactStore:
-        config = {"endpoint": f"http://127.0.0.1:{self.server.server_port}", "patience_s": 3.0, **settings}
-        return ArtifactStore(StoreConfig.model_validate(config))
+    def store(self, patience_s: float = 3.0) -> ArtifactStore:
+        """Return a store on the stub; a client takes half a second to make, so it is kept."""
+        if patience_s not in self.stores:
+            self.stores[patience_s] = self.new_store(patience_s)
+        return self.stores[patience_s]
+
+    def new_store(self, patience_s: float = 3.0) -> ArtifactStore:
+        endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        return ArtifactStore(StoreConfig(endpoint=endpoint, patience_s=patience_s))
 
 
-@pytest.fixture
-def stub(s3_credentials: Credentials) -> Iterator[Stub]:
+@pytest.fixture(scope="module")
+def one_stub(s3_credentials: Credentials) -> Iterator[Stub]:
     found = Stub()
     yield found
     found.server.shutdown()
     found.server.server_close()
+
+
+@pytest.fixture
+def stub(one_stub: Stub) -> Stub:
+    one_stub.reset()
+    return one_stub
 
 
 def refusal(stub: Stub, status: int, code: str, message: str = "", **headers: str) -> ClusterError:
@@ -193,7 +209,7 @@ def test_something_else_than_s3_at_the_endpoint_is_named(stub: Stub) -> None:
 def test_a_profile_that_is_not_there_is_named(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(WrongCredentials, match="nobody"):
-        stub.store().check()
+        stub.new_store().check()
 
 
 def test_retries_are_logged_once_in_a_while_and_counted(
