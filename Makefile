@@ -9,6 +9,9 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints-cpu.txt
 CONFIG ?= jobs/configs/emoji.yaml
 RUN = $(VENV)/bin/python
+# Where the demo keeps its artifacts: a folder or, with STORE=s3, a real S3 server on loopback with its data in out/s3.
+STORE ?= folder
+JOB = $(RUN) -m $(if $(filter s3,$(STORE)),tests.support.s3_demo)
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 # Two processes of one thread each, so that they share two cores (tests/conftest.py says how tests are shared out).
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
@@ -26,13 +29,13 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	touch $@
 
 demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
-	$(RUN) -m jobs.pipeline --config $(CONFIG)
+	$(JOB) jobs.pipeline --config $(CONFIG)
 
 serve: $(VENV)/.installed ## keep the endpoint of the last release up, with a page in the browser
-	$(RUN) -m serve --config $(CONFIG)
+	$(JOB) serve --config $(CONFIG)
 
 preflight: $(VENV)/.installed ## check in seconds whether a run can start
-	$(RUN) -m jobs.preflight --config $(CONFIG)
+	$(JOB) jobs.preflight --config $(CONFIG)
 
 test: lint ## set up, then run the linters, the type checks and all tests
 	$(PYTEST) $(SHARED)
