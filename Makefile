@@ -12,6 +12,7 @@ RUN = $(VENV)/bin/python
 # Where the demo keeps its artifacts: a folder or, with STORE=s3, a real S3 server on loopback with its data in out/s3.
 STORE ?= folder
 JOB = $(RUN) -m $(if $(filter s3,$(STORE)),tests.support.s3_demo)
+INSTALLED = $(VENV)/.installed$(if $(filter s3,$(STORE)),-dev)
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 # Two processes of one thread each, so that they share two cores (tests/conftest.py says how tests are shared out).
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
@@ -25,16 +26,21 @@ help: ## list the commands
 
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e . $(CONSTRAINTS)
+	touch $@
+
+# What tests, linters and a demo on S3 need beside it, the S3 server's binary among them.
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]" $(CONSTRAINTS)
 	touch $@
 
-demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
+demo: $(INSTALLED) ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
 	$(JOB) jobs.pipeline --config $(CONFIG)
 
-serve: $(VENV)/.installed ## keep the endpoint of the last release up, with a page in the browser
+serve: $(INSTALLED) ## keep the endpoint of the last release up, with a page in the browser
 	$(JOB) serve --config $(CONFIG)
 
-preflight: $(VENV)/.installed ## check in seconds whether a run can start
+preflight: $(INSTALLED) ## check in seconds whether a run can start
 	$(JOB) jobs.preflight --config $(CONFIG)
 
 test: lint ## set up, then run the linters, the type checks and all tests
@@ -44,29 +50,29 @@ test: lint ## set up, then run the linters, the type checks and all tests
 test-fast: lint ## run the linters, the type checks and the fast tests (under 2 minutes on 2 cores)
 	$(PYTEST) $(SHARED) -m "not ray and not serve and not s3 and not slow"
 
-faults: $(VENV)/.installed ## run the fault tests in their full counts and write docs/faults (half an hour)
+faults: $(VENV)/.installed-dev ## run the fault tests in their full counts and write docs/faults (half an hour)
 	$(PYTEST) tests/faults --faults-full
 
-coverage: $(VENV)/.installed ## run all tests and report which lines they run, subprocesses and Ray workers included
+coverage: $(VENV)/.installed-dev ## run all tests and report which lines they run, subprocesses and Ray workers included
 	$(PYTEST) $(SHARED) --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
 
-lint: $(VENV)/.installed ## run ruff, mypy and the import contracts
+lint: $(VENV)/.installed-dev ## run ruff, mypy and the import contracts
 	$(MAKE) --no-print-directory -j 2 ruff mypy imports
 
-ruff: $(VENV)/.installed
+ruff: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-mypy: $(VENV)/.installed
+mypy: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
-imports: $(VENV)/.installed
+imports: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 
 arrows:
 	@echo "make arrows is called make imports now" >&2; exit 2
 
-format: $(VENV)/.installed ## format the code and fix what ruff can fix
+format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

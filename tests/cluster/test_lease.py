@@ -227,6 +227,19 @@ def test_a_run_that_lost_its_lease_stops_soon(store: ArtifactStore, fast_heart: 
     assert signal.getsignal(signal.SIGUSR1) is handler
 
 
+@pytest.mark.ray
+def test_a_wait_for_ray_ends_too(ray_cluster: None, store: ArtifactStore, fast_heart: None) -> None:
+    import ray
+
+    started = time.monotonic()
+    reference = ray.remote(num_cpus=0)(time.sleep).remote(60)
+    with pytest.raises(LeaseLost), lease(store, "demo"):
+        take_over(store)
+        ray.get(reference)
+    assert time.monotonic() - started < 20
+    ray.cancel(reference, force=True)
+
+
 def test_a_stop_by_the_user_stays_one(store: ArtifactStore, fast_heart: None) -> None:
     with pytest.raises(KeyboardInterrupt), lease(store, "demo"):
         raise KeyboardInterrupt

@@ -70,6 +70,7 @@ with connect(ClusterConfig(num_cpus=1, num_gpus=0), StoreConfig(data_dir=Path(sy
     events.append(join.stdout.strip() or join.stderr[-2000:])
     events.append(ray.get(work.remote(found.store.config))[0])
     events.append(logs_with(os.environ["AWS_SECRET_ACCESS_KEY"].encode()))
+    assert any("raylet" in name for name in listeners())
     events.append([name for name in listeners() if "ray" not in name.lower() and "-c" not in name.split()])
     events.append((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777)
 events.append(ray.is_initialized())

@@ -47,6 +47,12 @@ for line in sys.stdin:
 
 
 @pytest.fixture
+def store(any_store: ArtifactStore) -> ArtifactStore:
+    """Publish to each kind of store."""
+    return any_store
+
+
+@pytest.fixture
 def publishers(store: ArtifactStore, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     with ExitStack() as stack:
         found = []
@@ -101,8 +107,9 @@ def test_one_of_eight_publishers_wins_every_round(
         assert read_pointer(store, "aligned") == target
         winners |= {won[0], moved[0]}
     assert len(winners) > 1, "the same one was first each time: they did not meet"
+    where = ", in a folder" if store.config.endpoint is None else ""
     figures.note(
-        "publishers of one id at once",
+        f"publishers of one id at once{where}",
         f"{PUBLISHERS} processes x {rounds} rounds: 1 artifact and 1 pointer move a round",
         rounds=rounds,
         different_winners=len(winners),
