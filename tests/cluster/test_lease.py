@@ -231,8 +231,12 @@ def test_a_run_that_lost_its_lease_stops_soon(store: ArtifactStore, fast_heart: 
 def test_a_wait_for_ray_ends_too(ray_cluster: None, store: ArtifactStore, fast_heart: None) -> None:
     import ray
 
+    @ray.remote(num_cpus=0)
+    def wait() -> None:
+        time.sleep(60)
+
     started = time.monotonic()
-    reference = ray.remote(num_cpus=0)(time.sleep).remote(60)
+    reference = wait.remote()
     with pytest.raises(LeaseLost), lease(store, "demo"):
         take_over(store)
         ray.get(reference)
