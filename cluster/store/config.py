@@ -20,7 +20,9 @@ class StoreConfig(Config):
         pattern=r"^https?://[^\s/]+/?$",
         description="URL of the S3 endpoint; null: the folder `data_dir`, which every machine of the cluster must share",
     )
-    data_dir: Path = Field(Path("out/store"), description="the folder that holds the objects where there is no `endpoint`")
+    data_dir: Path = Field(
+        Path("out/store"), description="the folder that holds the objects where there is no `endpoint`"
+    )
     bucket: str = Field("safetydpo", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", description="of the endpoint")
     prefix: str = Field("", pattern=r"^[A-Za-z0-9._/-]*$", description="prefix of all keys")
     region: str = Field("us-east-1", description="of the bucket")
