@@ -1,4 +1,4 @@
-# The one image of every pod: Ray's head and workers, the job's submitter, the endpoint and the local store.
+# The one image of every pod: Ray's head and workers, the job's submitter and the endpoint.
 #   docker build -t safetydpo:0.1.0-cpu .
 #   docker build -t safetydpo:0.1.0-cuda --build-arg DEVICE=cuda .
 # torch's CUDA wheels bring CUDA along, so both rest on the same small base.

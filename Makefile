@@ -10,6 +10,10 @@ PYTHON ?= python3
 DEVICE ?= cpu
 CONFIG ?= jobs/configs/emoji.yaml
 RUN = $(VENV)/bin/python
+# Where the demo keeps its artifacts: a folder or, with STORE=s3, a real S3 server on loopback with its data in out/s3.
+STORE ?= folder
+JOB = $(RUN) -m $(if $(filter s3,$(STORE)),tests.support.s3_demo)
+INSTALLED = $(VENV)/.installed$(if $(filter s3,$(STORE)),-dev)
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 # Three processes of one thread each share two cores, as each waits now and then (tests/conftest.py says how tests are
 # shared out).
@@ -38,14 +42,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-deps --require-hashes -r requirements/dev.txt
 	touch $@
 
-demo: $(VENV)/.installed ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
-	$(RUN) -m jobs.pipeline --config $(CONFIG)
+demo: $(INSTALLED) ## set up and run the whole pipeline on the embedded emoji model (15 to 20 minutes on 2 cores)
+	$(JOB) jobs.pipeline --config $(CONFIG)
 
-serve: $(VENV)/.installed ## keep the endpoint of the last release up, with a page in the browser
-	$(RUN) -m serve --config $(CONFIG)
+serve: $(INSTALLED) ## keep the endpoint of the last release up, with a page in the browser
+	$(JOB) serve --config $(CONFIG)
 
-preflight: $(VENV)/.installed ## check in seconds whether a run can start
-	$(RUN) -m jobs.preflight --config $(CONFIG)
+preflight: $(INSTALLED) ## check in seconds whether a run can start
+	$(JOB) jobs.preflight --config $(CONFIG)
 
 test: lint ## set up, then run the linters, the type checks and all tests
 	$(PYTEST) $(SHARED)

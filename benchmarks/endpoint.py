@@ -62,7 +62,7 @@ class Proxy(StrEnum):
 @contextmanager
 def local_ray(proxy: Proxy) -> Iterator[None]:
     """Run a local Ray of two CPUs whose Serve uses the given proxy."""
-    os.environ.update(worker_environment({}, ClusterConfig(auth="disabled"), MIDDLEWARES))
+    os.environ.update(worker_environment(ClusterConfig(auth="disabled"), MIDDLEWARES))
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(proxy is Proxy.HAPROXY))
     if proxy is Proxy.UNPROTECTED:
         del os.environ[PROXY_CALLBACK]

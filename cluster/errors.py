@@ -4,6 +4,7 @@ ClusterError
 +-- StoreUnreachable     nothing answers at the endpoint in time
 +-- WrongCredentials     the store refuses the key or its signature
 +-- MissingBucket        the bucket does not exist
++-- StoreFull            the store has no room: a disk or a quota is full
 +-- StoreRefused         the store answers with an error of another kind
 +-- UnsafeStore          the store does not honour conditional writes
 +-- InvalidArtifactFolder  a folder cannot be published
@@ -13,6 +14,7 @@ ClusterError
 +-- AlreadyPublished     another publisher won with other content
 +-- PointerMoved         a pointer names something unexpected
 +-- RunLocked            another live process holds the run's id
++-- LeaseLost            another process has taken the run's id over, or its lease was deleted
 +-- ImpossibleResources  the cluster can never satisfy a request
 +-- ClusterUnreachable   no Ray cluster answers in time
 +-- WrongToken           the Ray cluster refuses the user's token
@@ -53,6 +55,10 @@ class MissingBucket(ClusterError):
     """The bucket does not exist."""
 
 
+class StoreFull(ClusterError):
+    """The store has no room for what is written: its disk or a quota is full."""
+
+
 class StoreRefused(ClusterError):
     """The store answers with an error of another kind; its code is in the message."""
 
@@ -87,6 +93,10 @@ class PointerMoved(ClusterError):
 
 class RunLocked(ClusterError):
     """Another live process holds the run's id."""
+
+
+class LeaseLost(ClusterError):
+    """The run's lease is another process's by now, or was deleted."""
 
 
 class ImpossibleResources(ClusterError):

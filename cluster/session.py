@@ -28,9 +28,9 @@ from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.loopback import exempted_loopback
 from cluster.progress import set_ray_data_console_level
 from cluster.ray_private import UV_HOOK, forbid_auto_connect, reread_environment
+from cluster.shared_folder import require_shared_folder
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from cluster.store.server import serve_store
 from cluster.submission import submission
 
 LOGGER = logging.getLogger(__name__)
@@ -84,20 +84,16 @@ class Session:
     dashboard: str | None
 
 
-def worker_environment(
-    store: Mapping[str, str], config: ClusterConfig, proxy_middlewares: str | None = None
-) -> dict[str, str]:
+def worker_environment(config: ClusterConfig, proxy_middlewares: str | None = None) -> dict[str, str]:
     """Return the environment variables that every process of the cluster needs.
 
     Args:
-        store: The variables that give access to the embedded store; none for another store.
         config: The cluster.
         proxy_middlewares: ``module:function`` that returns the ASGI middlewares of Serve's HTTP servers. Only a local
             cluster gets it, whose nodes are known to have the code: elsewhere Serve's proxy would not start without it.
     """
     callback = {} if proxy_middlewares is None or config.address != LOCAL else {PROXY_CALLBACK: proxy_middlewares}
     return {
-        **store,
         "RAY_AUTH_MODE": config.auth,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Under "uv run" Ray would upload the folder and give its workers another environment than the driver's.
@@ -160,7 +156,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 def connect(
     cluster: ClusterConfig, store: StoreConfig, proxy_middlewares: str | None = None, *, publishes: bool = True
 ) -> Iterator[Session]:
-    """Open the store and the cluster; at the end close what this call opened, Ray first, then the embedded server.
+    """Open the store and the cluster; at the end leave the cluster, or end one that this call started.
 
     A process that is already connected to Ray keeps that connection, and it stays open.
 
@@ -174,14 +170,16 @@ def connect(
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
-    with open_store(store) as (artifacts, environment):
-        if publishes:
-            artifacts.check()
-            artifacts.probe_conditional_writes()
-        with connect_ray(cluster, worker_environment(environment, cluster, proxy_middlewares)) as dashboard:
-            if environment:
-                _require_one_host()
-            yield Session(artifacts, dashboard)
+    artifacts = open_store(store)
+    if publishes:
+        artifacts.check()
+        artifacts.probe_conditional_writes()
+    # The processes of a cluster that starts here are this machine's and this user's.
+    foreign = cluster.address != LOCAL or ray.is_initialized()
+    with connect_ray(cluster, worker_environment(cluster, proxy_middlewares)) as dashboard:
+        if foreign:
+            require_shared_folder(artifacts)
+        yield Session(artifacts, dashboard)
 
 
 def resolve_address(cluster: ClusterConfig) -> ClusterConfig:
@@ -191,58 +189,19 @@ def resolve_address(cluster: ClusterConfig) -> ClusterConfig:
     return cluster
 
 
-@contextmanager
-def open_store(store: StoreConfig) -> Iterator[tuple[ArtifactStore, dict[str, str]]]:
-    """Open the store; without an endpoint, start the embedded server for it.
-
-    Yields:
-        The store, and the variables that give other processes access to the embedded server; none for another store.
+def open_store(store: StoreConfig) -> ArtifactStore:
+    """Return the store of a config.
 
     Raises:
-        ClusterError: The embedded server cannot be used here.
+        ClusterError: It would be deleted with a submitted job's working folder.
     """
-    if store.endpoint is not None:
-        yield ArtifactStore(store), {}
-        return
-    _require_no_ray()
-    _require_lasting_data(store)
-    with serve_store(store.data_dir) as server:
-        environment = server.environment(store.region)
-        with _exported(environment):
-            artifacts = ArtifactStore(store.model_copy(update={"endpoint": server.endpoint}))
-            artifacts.ensure_bucket()
-            yield artifacts, environment
-
-
-def _require_no_ray() -> None:
-    """Refuse to start the embedded store under a running Ray, whose workers could not get its credentials."""
-    if ray.is_initialized():
-        raise ClusterError(
-            "this process is connected to Ray already, so its workers cannot get the embedded store's credentials",
-            field="store.endpoint",
-            fix="call ray.shutdown() first, or name the endpoint of a running store",
-        )
-
-
-def _require_lasting_data(store: StoreConfig) -> None:
-    """Refuse to keep artifacts in a submitted job's working folder, which Ray deletes after use."""
-    if submission() is not None and not store.data_dir.is_absolute():
+    if store.endpoint is None and submission() is not None and not store.data_dir.is_absolute():
         raise ClusterError(
             f"{store.data_dir} lies in the submitted job's working folder, which Ray deletes when the job is over",
             field="store.data_dir",
-            fix="name the endpoint of a running store, or give store.data_dir an absolute path",
+            fix="name an S3 store in store.endpoint, or give store.data_dir an absolute path that all nodes share",
         )
-
-
-def _require_one_host() -> None:
-    """Refuse the embedded store, which answers on loopback alone, for a cluster of several machines."""
-    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(hosts) > 1:
-        raise ClusterError(
-            f"the embedded store answers on this machine alone, and the cluster has {len(hosts)}",
-            field="store.endpoint",
-            fix="name the endpoint of a store that all of them reach",
-        )
+    return ArtifactStore(store)
 
 
 @contextmanager
@@ -256,8 +215,8 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
     if ray.is_initialized():
         yield None
         return
-    # A local cluster's processes inherit this one's environment. A runtime_env would work too, but Ray writes it, with
-    # the store's secret key, into logs that every user of the machine can read.
+    # A local cluster's processes inherit this one's environment, the S3 credentials in it too. A runtime_env would work,
+    # but Ray writes it into logs that every user of the machine can read.
     prefixes = ("RAY_", "DS_", "TUNE_")
     job = submission()
     if job is not None:

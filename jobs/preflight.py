@@ -34,7 +34,6 @@ from cluster.preflight.checks import (
     check_gpus,
     check_loopback,
     check_nodes,
-    check_one_host,
     check_proxy_middlewares,
     check_resource_requests,
     check_store,
@@ -73,41 +72,33 @@ RAY_TIMEOUT_S = 30.0
 
 
 class Preflight:
-    """Checks of one run; the store and the cluster that they open stay open until the ``stack`` is closed."""
+    """Checks of one run; the cluster that they join stays connected until the ``stack`` is closed."""
 
     def __init__(self, run: RunConfig, taxonomy: Taxonomy, stack: ExitStack) -> None:
         self.run, self.taxonomy, self.stack = run, taxonomy, stack
         self.cluster = resolve_address(run.cluster)
-        self.environment: dict[str, str] = {}
-        self.store: ArtifactStore | None = None
+        self.store = ArtifactStore(run.store)
         self.view: ClusterView | None = None
         self.joined = False
 
     def results(self) -> list[Result]:
-        """Run every check: store and cluster are opened in turn, then all other checks run at the same time."""
-        embedded, opened = self.run.store.endpoint is None, []
-        if embedded:
-            opened.append(run_check(Check("embedded store", self._open_store)))
-        else:
-            self.store = ArtifactStore(self.run.store)
-        opened.append(run_check(Check("Ray", self._reach_ray)))
+        """Run every check: the cluster is opened, then all other checks run at the same time."""
+        opened = [run_check(Check("Ray", self._reach_ray))]
         checks = [
-            Check("store", lambda: self._of_store(check_store)),
-            Check("conditional writes", lambda: self._of_store(check_conditional_writes)),
+            Check("store", lambda: check_store(open_store(self.run.store))),
+            Check("conditional writes", lambda: check_conditional_writes(self.store)),
             Check("versions", lambda: self._of_view(lambda view: check_versions(view.reports))),
             Check(
                 "resources",
                 lambda: self._of_view(lambda view: check_resource_requests(resource_requests(self.run), view.nodes)),
             ),
             Check("GPUs", lambda: self._of_view(self._gpus)),
-            Check("clocks", lambda: self._of_view(self._clocks)),
+            Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
         ]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
-        if embedded:
-            checks.append(Check("one machine", lambda: self._of_view(check_one_host)))
         if self.joined:
             checks.append(Check("nodes", lambda: self._of_view(check_nodes)))
             checks.append(
@@ -123,10 +114,6 @@ class Preflight:
                 checks.append(Check("endpoint", self._endpoint))
         return opened + run_checks(checks, CHECK_TIMEOUT_S)
 
-    def _open_store(self) -> Finding:
-        self.store, self.environment = self.stack.enter_context(open_store(self.run.store))
-        return passed(f"its server starts, on {self.run.store.data_dir}")
-
     def _reach_ray(self) -> Finding:
         """Join the cluster, or report on the machine that would start one."""
         folder = self.run.run.output
@@ -139,10 +126,8 @@ class Preflight:
             return self._authorised(where)
         patience = min(self.cluster.start_timeout_s, RAY_TIMEOUT_S)
         cluster = self.cluster.model_copy(update={"start_timeout_s": patience})
-        environment = worker_environment(self.environment, cluster)
-        dashboard = self.stack.enter_context(connect_ray(cluster, environment))
-        store = None if self.store is None else self.store.config
-        self.view, self.joined = running_view(folder, store, CHECK_TIMEOUT_S), True
+        dashboard = self.stack.enter_context(connect_ray(cluster, worker_environment(cluster)))
+        self.view, self.joined = running_view(folder, self.store.config, CHECK_TIMEOUT_S), True
         where = f"{ray.get_runtime_context().gcs_address}, {len(self.view.nodes)} node(s)"
         return self._authorised(f"{where}, dashboard {dashboard}" if dashboard else where)
 
@@ -165,9 +150,6 @@ class Preflight:
             "set HOME to a folder of yours, or RAY_AUTH_TOKEN",
         )
 
-    def _of_store(self, run: Callable[[ArtifactStore], Finding]) -> Finding:
-        return warned("not checked: the store does not open", FIRST) if self.store is None else run(self.store)
-
     def _of_view(self, run: Callable[[ClusterView], Finding]) -> Finding:
         return warned("not checked: Ray cannot be reached", FIRST) if self.view is None else run(self.view)
 
@@ -181,9 +163,6 @@ class Preflight:
         except SafetyError as error:
             return failed(error.message, error.fix)
         return passed("Serve has stopped" if listener is None else f"Serve listens on {listener.host}")
-
-    def _clocks(self, view: ClusterView) -> Finding:
-        return self._of_store(lambda store: check_clocks(view.reports, store))
 
     def _gpus(self, view: ClusterView) -> Finding:
         lacking = without_gpu(self.run)

@@ -140,7 +140,7 @@ def application(config: ServeConfig, load: Callable[[ServeConfig], Engine]) -> r
         load: Makes a renderer's engine from the config, in the renderer's process. A function of an importable module,
             as Ray sends it by name.
     """
-    config = config.model_copy(update={"serve": _with_absolute_paths(config.serve)})
+    config = config.model_copy(update={"serve": _with_absolute_paths(config.serve), "store": config.store.absolute()})
     endpoint = config.serve
     refusal = {"status_code": 429, "retry_after_s": float(endpoint.retry_after_s)}
     renderer = Renderer.options(  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a tiny real Stable Diffusion, one S3 server and one local Ray cluster a session."""
+"""Fixtures shared by all tests: a tiny real Stable Diffusion, stores, one S3 server and one local Ray a session."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import torch
 from cluster.session import ClusterConfig, Session, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from cluster.store.server import RunningServer, serve_store
 from serve.admission import MIDDLEWARES
+from tests.support.s3_server import REGION, Credentials, RunningServer, new_credentials, serve_store
 
-REGION = "us-east-1"
 FIXTURE_MARKERS = {"ray_cluster": "ray", "running_cluster": "ray", "s3_server": "s3"}
 """Markers that fixtures imply, so that no test can forget them: ``make test-fast`` deselects by marker."""
 TURNS = ("ray", "faults", "submit", "serve", "slow", "quick", "load")
@@ -133,15 +132,28 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Run one real S3 server for the whole session; its credentials are in this process's environment."""
-    with pytest.MonkeyPatch.context() as patch, serve_store(tmp_path_factory.mktemp("s3")) as server:
-        for name, value in server.environment(REGION).items():
+def s3_credentials() -> Iterator[Credentials]:
+    """Put the S3 server's credentials into this process's environment, where a cluster's nodes get theirs."""
+    found = new_credentials()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.environment().items():
             patch.setenv(name, value)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_credentials: Credentials, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Run one real S3 server for the whole session."""
+    with serve_store(tmp_path_factory.mktemp("s3"), s3_credentials) as server:
         yield server
 
 
-def fresh_store(server: RunningServer) -> ArtifactStore:
+def folder_store(folder: Path) -> ArtifactStore:
+    """Return a store in a folder, which other processes of this machine can open too."""
+    return ArtifactStore(StoreConfig(data_dir=folder))
+
+
+def fresh_s3_store(server: RunningServer) -> ArtifactStore:
     """Return a store on a prefix of its own, so that tests never see each other's keys."""
     found = ArtifactStore(StoreConfig(endpoint=server.endpoint, prefix=f"test-{secrets.token_hex(4)}", region=REGION))
     found.ensure_bucket()
@@ -149,28 +161,39 @@ def fresh_store(server: RunningServer) -> ArtifactStore:
 
 
 def written(store: ArtifactStore, keys: list[str]) -> dict[str, Any]:
-    """Return when each object was written last, and its tag."""
+    """Return when each object was written last, and its file."""
     found = {}
     for key in keys:
-        head = store._client.head_object(Bucket=store.config.bucket, Key=f"{store.config.prefix}/{key}")
-        found[key] = (head["LastModified"], head["ETag"])
+        status = Path(store.url(key)).stat()
+        found[key] = (status.st_mtime_ns, status.st_ino)
     return found
 
 
 @pytest.fixture
-def store(s3_server: RunningServer) -> ArtifactStore:
-    """Return an empty artifact store for one test."""
-    return fresh_store(s3_server)
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    """Return an empty artifact store for one test, in a folder."""
+    return folder_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def s3_store(s3_server: RunningServer) -> ArtifactStore:
+    """Return an empty artifact store for one test, on the S3 server."""
+    return fresh_s3_store(s3_server)
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
+def any_store(request: pytest.FixtureRequest) -> ArtifactStore:
+    """Return an empty artifact store of each kind in turn: what one promises the other keeps."""
+    found: ArtifactStore = request.getfixturevalue("store" if request.param == "folder" else "s3_store")
+    return found
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
+def ray_cluster(s3_credentials: Credentials) -> Iterator[None]:
     """Start one local Ray of two CPUs for the whole session; its workers can use the S3 server and import the code."""
     import ray
 
-    environment = worker_environment(
-        s3_server.environment(REGION), ClusterConfig(num_cpus=2, auth="disabled"), MIDDLEWARES
-    )
+    environment = worker_environment(ClusterConfig(num_cpus=2, auth="disabled"), MIDDLEWARES)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)  # the workers inherit it
@@ -188,7 +211,6 @@ def ray_cluster(s3_server: RunningServer) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def session(ray_cluster: None, s3_server: RunningServer) -> Session:
+def session(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """Return what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
-    found = fresh_store(s3_server)
-    return Session(found, None)
+    return Session(folder_store(tmp_path_factory.mktemp("store")), None)

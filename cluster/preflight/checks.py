@@ -42,7 +42,7 @@ def check_store(store: ArtifactStore) -> Finding:
 def check_conditional_writes(store: ArtifactStore) -> Finding:
     """Raise UnsafeStore when the store overwrites although a write's condition does not hold."""
     store.probe_conditional_writes()
-    return passed("If-None-Match and If-Match are honoured")
+    return passed("an object is written once, and replaced only in the expected version")
 
 
 def check_loopback(reports: Sequence[NodeReport]) -> Finding:
@@ -148,7 +148,10 @@ def check_gpus(view: ClusterView, asked: Sequence[str]) -> Finding:
 def check_store_from_nodes(reports: Sequence[NodeReport]) -> Finding:
     """Fail when a node cannot use the store: its actors write there."""
     findings = [
-        failed(f"{report.node}: {report.store_error}", "give every node the store's address, credentials and a route")
+        failed(
+            f"{report.node}: {report.store_error}",
+            "give every node the store's address, credentials and a route; without store.endpoint, one shared folder",
+        )
         for report in reports[1:]
         if report.store_error is not None
     ]
@@ -169,17 +172,6 @@ def check_proxy_middlewares(reports: Sequence[NodeReport], import_path: str) -> 
         if report.missing_middlewares is not None
     ]
     return worst(findings, "none that is missing")
-
-
-def check_one_host(view: ClusterView) -> Finding:
-    """Fail when the embedded store, which answers on loopback alone, is meant for several machines."""
-    hosts = {node.address for node in view.nodes}
-    if len(hosts) > 1:
-        return failed(
-            f"the embedded store answers on this machine alone, and the cluster has {len(hosts)}",
-            "name in store.endpoint a store that all of them reach",
-        )
-    return passed("one machine, as it needs")
 
 
 def count_fitting(each: Mapping[str, float], nodes: Sequence[Node]) -> float:

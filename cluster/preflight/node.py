@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.errors import ClusterError
 from cluster.loopback import loopback_fault
 from cluster.session import DEVICES, PROXY_CALLBACK, ClusterConfig
+from cluster.shared_folder import error_at_node, marked
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from cluster.store.manifest import LIBRARIES
@@ -104,13 +106,26 @@ def running_view(folder: Path, store: StoreConfig | None, timeout_s: float) -> C
         timeout_s: The longest wait for the nodes' reports.
     """
     nodes = [Node(n["NodeID"], n["NodeManagerAddress"], dict(n["Resources"])) for n in ray.nodes() if n["Alive"]]
-    impatient = None if store is None else store.model_copy(update=NODE_STORE_LIMITS)
-    reports, silent = report_nodes(nodes, [], impatient, timeout_s)
+    impatient = None if store is None else store.absolute().model_copy(update=NODE_STORE_LIMITS)
+    with _mark_of(impatient) as mark:
+        reports, silent = report_nodes(nodes, [], impatient, timeout_s, mark)
     return ClusterView(nodes, [report_here(HERE, [folder], None), *reports], silent)
 
 
-def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -> NodeReport:
-    """Return this machine's report; ``store`` is tried when it is given."""
+@contextmanager
+def _mark_of(store: StoreConfig | None) -> Iterator[str | None]:
+    """Keep a mark in a store that is a folder, by which nodes know it; yield None where there is none to keep."""
+    with ExitStack() as stack:
+        mark = None
+        if store is not None and store.endpoint is None:
+            # The store's own check reports why it cannot be written.
+            with suppress(ClusterError):
+                mark = stack.enter_context(marked(ArtifactStore(store)))
+        yield mark
+
+
+def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None, mark: str | None = None) -> NodeReport:
+    """Return this machine's report; ``store`` is tried when it is given, by the driver's ``mark`` where it left one."""
     written = (Path(tempfile.gettempdir()), *folders)
     return NodeReport(
         node=node,
@@ -119,7 +134,7 @@ def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None) -
         disks=tuple(_disk(folder) for folder in written),
         nvidia=sum(1 for _ in DEVICES.glob("nvidia[0-9]*")),
         torch_cuda=_torch_cuda(),
-        store_error=None if store is None else _store_error(store),
+        store_error=None if store is None else _store_error(store, mark),
         missing_middlewares=_missing_middlewares(),
         write_faults=tuple(filter(None, map(_write_fault, written))),
         loopback_fault=loopback_fault(),
@@ -163,7 +178,9 @@ def _torch_cuda() -> str | None:
     return match[1] if match else None
 
 
-def _store_error(store: StoreConfig) -> str | None:
+def _store_error(store: StoreConfig, mark: str | None) -> str | None:
+    if mark is not None:
+        return error_at_node(store, mark)
     try:
         ArtifactStore(store).check()
     except ClusterError as error:
@@ -184,14 +201,18 @@ def _missing_middlewares() -> str | None:
 
 
 def report_nodes(
-    nodes: Sequence[Node], folders: Sequence[Path], store: StoreConfig | None, timeout_s: float
+    nodes: Sequence[Node],
+    folders: Sequence[Path],
+    store: StoreConfig | None,
+    timeout_s: float,
+    mark: str | None = None,
 ) -> tuple[list[NodeReport], list[UnresponsiveNode]]:
     """Ask every node for its report, all at once and without reserving resources; return those that came in time."""
     probe = ray.remote(num_cpus=0, max_retries=0)(report_here)
     asked_s = time.time()
     asked = {
         probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-            node.address, tuple(folders), store
+            node.address, tuple(folders), store, mark
         ): node
         for node in nodes
     }

@@ -1,1 +1,1 @@
-"""The artifact store: any S3 endpoint, or the embedded SeaweedFS server on loopback."""
+"""The artifact store: a local folder, or any S3 endpoint."""

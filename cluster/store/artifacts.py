@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import AlreadyPublished, CorruptArtifact
+from cluster.errors import AlreadyPublished, CorruptArtifact, UnsafeStore
+from cluster.store.config import StoreConfig
+from cluster.store.folder import FolderObjects
 from cluster.store.manifest import MANIFEST, FileEntry, Manifest, describe, dump_manifest, hash_file, parse_manifest
-from cluster.store.objects import LostRace, ObjectStore
+from cluster.store.objects import LostRace, Objects, Versioned
+from cluster.store.s3 import S3Objects
+from cluster.store.s3_errors import CONDITIONAL_STORES
 from cluster.store.signatures import Signer, TrustedKeys
 
 logger = logging.getLogger(__name__)
@@ -22,8 +26,13 @@ REBUILD = "run the stage that makes it again"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class ArtifactStore(ObjectStore):
-    """Publishes and fetches artifacts.
+def open_objects(config: StoreConfig) -> Objects:
+    """Return the objects of the config's endpoint or, without one, of its folder."""
+    return FolderObjects(config) if config.endpoint is None else S3Objects(config)
+
+
+class ArtifactStore:
+    """Publishes and fetches artifacts; it keeps the contract of ``Objects`` too, by those that it is made of.
 
     The keys of files contain the hash of their content, so two publishers of one id never mix their files, and an
     artifact is visible only once its manifest, the last write, exists.
@@ -31,6 +40,80 @@ class ArtifactStore(ObjectStore):
     A publisher that loses, or dies before its manifest, leaves its files behind. They stay: no manifest names them, and
     deleting them could hit a third publisher of the same content. ``discard`` deletes them with the artifact.
     """
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Open the store of a config; nothing is asked of it yet."""
+        self.objects = open_objects(config)
+
+    @property
+    def config(self) -> StoreConfig:
+        """The store's config, with which another process opens the same store."""
+        return self.objects.config
+
+    def url(self, key: str = "") -> str:
+        """Return a key's address, for people."""
+        return self.objects.url(key)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket, or the folder, when it does not exist."""
+        self.objects.ensure_bucket()
+
+    def check(self) -> None:
+        """Raise the error that explains why the store cannot be used; return when it can."""
+        self.objects.check()
+
+    def clock_ahead_s(self) -> float:
+        """Return the seconds by which the store's clock is ahead of this machine's, accurate to a second."""
+        return self.objects.clock_ahead_s()
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None when it does not exist."""
+        return self.objects.read(key)
+
+    def read_versioned(self, key: str) -> Versioned | None:
+        """Return an object's bytes, ETag and age, or None when it does not exist."""
+        return self.objects.read_versioned(key)
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+        """Write an object as a whole; raise LostRace when a condition does not hold."""
+        self.objects.write(key, data, if_absent=if_absent, if_match=if_match)
+
+    def upload(self, key: str, path: str) -> None:
+        """Store a copy of a file as an object."""
+        self.objects.upload(key, path)
+
+    def download(self, key: str, path: str, limit: int | None = None) -> bool:
+        """Copy an object to a file; return False when the object does not exist."""
+        return self.objects.download(key, path, limit)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a prefix, sorted."""
+        return self.objects.keys(prefix)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; it is no error when it does not exist."""
+        self.objects.delete(key)
+
+    def probe_conditional_writes(self) -> None:
+        """Raise UnsafeStore when a write succeeds although its condition, on absence or on a version, does not hold."""
+        key = f"probe/{secrets.token_hex(8)}"
+        self.write(key, b"first")
+        try:
+            if self._overwrites(key, if_absent=True) or self._overwrites(key, if_match=f'"{"0" * 32}"'):
+                raise UnsafeStore(
+                    "the store overwrote an object although the write's condition did not hold",
+                    field="store.endpoint",
+                    fix=CONDITIONAL_STORES,
+                )
+        finally:
+            self.delete(key)
+
+    def _overwrites(self, key: str, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+        try:
+            self.write(key, b"second", if_absent=if_absent, if_match=if_match)
+        except LostRace:
+            return False
+        return True
 
     def _folder_key(self, kind: str, artifact_id: str) -> str:
         # Local folders get these names too, and an id may come from another writer, for example from a pointer.
@@ -144,7 +227,11 @@ class ArtifactStore(ObjectStore):
 
     def _download(self, manifest: Manifest, name: str, entry: FileEntry, target: Path) -> None:
         field = f"{manifest.kind}/{manifest.id}/{name}"
-        if not self.download(self._file_key(manifest.kind, manifest.id, name, entry), str(target)):
+        try:
+            present = self.download(self._file_key(manifest.kind, manifest.id, name, entry), str(target), entry.size)
+        except CorruptArtifact as error:
+            raise CorruptArtifact(error.message, field=field, fix=REBUILD) from None
+        if not present:
             raise CorruptArtifact("the file is missing", field=field, fix=REBUILD)
         found = hash_file(target)
         if found != entry:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from cluster.errors import CorruptArtifact
-from cluster.store.objects import LostRace, ObjectStore
+from cluster.errors import CorruptArtifact, StoreRefused
+from cluster.store.limits import limit_of
+from cluster.store.objects import LostRace, Objects
 
 LINE = b"\n"
 TRIES = 5
 """Races with other writers that a write loses before it gives up."""
 
 
-def write_checksummed(store: ObjectStore, key: str, data: bytes) -> None:
-    """Write an object prefixed with a SHA-256 of its key and content; another under the key is replaced."""
+def write_checksummed(store: Objects, key: str, data: bytes) -> None:
+    """Write an object prefixed with a SHA-256 of its key and content; another under the key is replaced.
+
+    Raises:
+        StoreRefused: It is larger than its readers take.
+    """
     store.write(key, _sealed(key, data))
 
 
-def write_checksummed_once(store: ObjectStore, key: str, data: bytes, whole: Callable[[bytes], bool]) -> bool:
+def write_checksummed_once(store: Objects, key: str, data: bytes, whole: Callable[[bytes], bool]) -> bool:
     """Write an object unless there is a whole one; return whether it was written.
 
     What is there is replaced only when it is damaged, and only in the version that was found to be: of several writers
@@ -31,6 +36,7 @@ def write_checksummed_once(store: ObjectStore, key: str, data: bytes, whole: Cal
         whole: Returns whether content whose checksum is right can be used.
 
     Raises:
+        StoreRefused: It is larger than its readers take.
         CorruptArtifact: Other writers keep replacing it by damaged objects.
     """
     sealed = _sealed(key, data)
@@ -51,7 +57,7 @@ def write_checksummed_once(store: ObjectStore, key: str, data: bytes, whole: Cal
     raise CorruptArtifact("another writer keeps replacing it", field=key, fix="find and stop what else writes there")
 
 
-def read_checksummed(store: ObjectStore, key: str) -> bytes | None:
+def read_checksummed(store: Objects, key: str) -> bytes | None:
     """Return an object's content, or None when it does not exist; raise CorruptArtifact when its checksum differs."""
     found = store.read(key)
     if found is None:
@@ -63,7 +69,15 @@ def read_checksummed(store: ObjectStore, key: str) -> bytes | None:
 
 
 def _sealed(key: str, data: bytes) -> bytes:
-    return _checksum(key, data) + LINE + data
+    """Return content with its checksum; raise StoreRefused when it is larger than its readers take."""
+    sealed, limit = _checksum(key, data) + LINE + data, limit_of(key)
+    if len(sealed) > limit.size:
+        raise StoreRefused(
+            f"it has {len(sealed)} bytes, more than {limit.kind} may have ({limit.size})",
+            field=key,
+            fix="make the pieces smaller, for example by generate.group_size or train.expert.lora.rank",
+        )
+    return sealed
 
 
 def _content(key: str, sealed: bytes) -> bytes | None:

@@ -7,7 +7,7 @@ import secrets
 
 from cluster.errors import CorruptArtifact, PointerMoved
 from cluster.hashing import canonical_json
-from cluster.store.objects import LostRace, ObjectStore
+from cluster.store.objects import LostRace, Objects
 
 
 def _key(name: str) -> str:
@@ -27,13 +27,13 @@ def _target(data: bytes, name: str) -> str:
     return target
 
 
-def read_pointer(store: ObjectStore, name: str) -> str | None:
+def read_pointer(store: Objects, name: str) -> str | None:
     """Return the target of a pointer, or None when there is no such pointer."""
     data = store.read(_key(name))
     return None if data is None else _target(data, name)
 
 
-def swap_pointer(store: ObjectStore, name: str, expected: str | None, target: str) -> None:
+def swap_pointer(store: Objects, name: str, expected: str | None, target: str) -> None:
     """Move a pointer from ``expected`` (None: it must not exist) to ``target``.
 
     Raises:

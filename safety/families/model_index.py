@@ -47,4 +47,3 @@ def _named_files(part: Path) -> Iterator[tuple[Path, Any]]:
 def _check(file: Path, name: Any) -> None:
     if not isinstance(name, str) or PLAIN.fullmatch(name) is None:
         raise broken(file, f"it names the file {name!r}, and a plain name in the model's own folder is wanted")
-

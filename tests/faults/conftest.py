@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store.server import RunningServer
-from tests.conftest import fresh_store
+from tests.conftest import folder_store
 from tests.faults import small_run
 from tests.faults.figures import Figures
 from tests.faults.small_run import Made
@@ -38,9 +37,7 @@ def figures(full: bool) -> Iterator[Figures]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    ray_cluster: None, s3_server: RunningServer, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Made:
+def undisturbed(ray_cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return what the small run makes when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return small_run.run(small_run.context_of(tiny_model_dir, fresh_store(s3_server), folder))
+    return small_run.run(small_run.context_of(tiny_model_dir, folder_store(folder / "store"), folder))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from cluster.store.objects import ObjectStore
+from cluster.store.objects import Objects
 
-Damage = Callable[[ObjectStore, Sequence[str], random.Random], str]
+Damage = Callable[[Objects, Sequence[str], random.Random], str]
 
 
-def truncate(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
+def truncate(store: Objects, keys: Sequence[str], draw: random.Random) -> str:
     """Cut an object's end off, at least a byte of it and not all."""
     key = draw.choice([key for key in keys if len(read(store, key)) > 1])
     data = read(store, key)
@@ -19,7 +19,7 @@ def truncate(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> st
     return f"{key} cut to {cut} of {len(data)} bytes"
 
 
-def flip(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
+def flip(store: Objects, keys: Sequence[str], draw: random.Random) -> str:
     """Turn one bit over."""
     key = draw.choice([key for key in keys if read(store, key)])
     data = bytearray(read(store, key))
@@ -29,14 +29,14 @@ def flip(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
     return f"{key} with bit {bit} turned over"
 
 
-def delete(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
+def delete(store: Objects, keys: Sequence[str], draw: random.Random) -> str:
     """Take an object away."""
     key = draw.choice(list(keys))
     store.delete(key)
     return f"{key} deleted"
 
 
-def swap(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
+def swap(store: Objects, keys: Sequence[str], draw: random.Random) -> str:
     """Let two objects of different content change places."""
     one = draw.choice(list(keys))
     other = draw.choice([key for key in keys if read(store, key) != read(store, one)])
@@ -46,7 +46,7 @@ def swap(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
     return f"{one} and {other} in each other's place"
 
 
-def empty(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
+def empty(store: Objects, keys: Sequence[str], draw: random.Random) -> str:
     """Leave nothing of an object but its name."""
     key = draw.choice([key for key in keys if read(store, key)])
     store.write(key, b"")
@@ -56,7 +56,7 @@ def empty(store: ObjectStore, keys: Sequence[str], draw: random.Random) -> str:
 KINDS: tuple[Damage, ...] = (truncate, flip, delete, swap, empty)
 
 
-def read(store: ObjectStore, key: str) -> bytes:
+def read(store: Objects, key: str) -> bytes:
     """Return an object that is there."""
     data = store.read(key)
     assert data is not None, key

@@ -15,8 +15,6 @@ from ray.cluster_utils import Cluster
 
 from cluster.session import ClusterConfig, worker_environment
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.server import RunningServer
-from tests.conftest import REGION
 from tests.faults.killing import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -56,11 +54,9 @@ class Nodes:
 
 
 @contextmanager
-def several_nodes(server: RunningServer, count: int) -> Iterator[Nodes]:
+def several_nodes(count: int) -> Iterator[Nodes]:
     """Run a cluster of its own beside whatever this process is connected to."""
-    environment = worker_environment(
-        server.environment(REGION), ClusterConfig(address="local", num_gpus=0, auth="disabled")
-    )
+    environment = worker_environment(ClusterConfig(address="local", num_gpus=0, auth="disabled"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)

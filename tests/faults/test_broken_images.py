@@ -35,7 +35,7 @@ from safety.prompts.writer import PromptCounts
 from tests.faults.figures import Figures
 from tests.support.small_world import TAXONOMY, SmallWriter
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.slow]
 SIDE = 16
 CONFIG = GenerateConfig(judge=JudgeConfig(name="tests.support.pixel_judge:load_pixel_judge"), group_size=16)
 

@@ -32,7 +32,7 @@ from safety.prompts.rows import BenignPrompt
 from tests.faults import damage
 from tests.faults.figures import Figures
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ARTIFACT = ArtifactRef("expert", "expert-1")
 OTHER = ArtifactRef("expert", "expert-2")
 DATASET, REPORT = ArtifactRef("dataset", "dataset-1"), ArtifactRef("report", "report-1")

@@ -15,11 +15,11 @@ from cluster.errors import StoreUnreachable
 from cluster.lease import lease
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
-from cluster.store.server import RunningServer
 from tests.faults.faulty_proxy import Faults, FaultyProxy
 from tests.faults.figures import Figures
+from tests.support.s3_server import RunningServer
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FAULTS = Faults(busy=0.2, cut_request=0.05, lost_answer=0.05, cut_answer=0.05)
 FILES = {"weights.safetensors": bytes(range(256)) * 2000, "rows.parquet": b"rows" * 999, "card.json": b"{}"}
 
@@ -40,9 +40,15 @@ def setting(full: bool) -> Setting:
 
 @pytest.fixture
 def proxy(s3_server: RunningServer, setting: Setting) -> Iterator[FaultyProxy]:
-    found = FaultyProxy(int(s3_server.endpoint.rpartition(":")[2]), setting.faults)
+    found = FaultyProxy(s3_server.port, setting.faults)
     yield found
     found.close()
+
+
+@pytest.fixture
+def store(s3_store: ArtifactStore) -> ArtifactStore:
+    """The proxy passes on what it gets to the real server."""
+    return s3_store
 
 
 @pytest.fixture
@@ -148,7 +154,7 @@ def test_the_proxy_by_itself_changes_nothing(
     store: ArtifactStore, s3_server: RunningServer, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     """Signatures hold through it, and every fault of the tests above is its faults' doing."""
-    clean = FaultyProxy(int(s3_server.endpoint.rpartition(":")[2]), Faults())
+    clean = FaultyProxy(s3_server.port, Faults())
     through = ArtifactStore(store.config.model_copy(update={"endpoint": clean.endpoint, "patience_s": 0.001}))
     for number in range(times(20, 3)):
         through.put("expert", f"expert-{number}", source(tmp_path, number), config={}, seed=0)

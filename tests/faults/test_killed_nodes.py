@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.server import RunningServer
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.train.task import expert_gate, load_sets, pairs_of, plan
 from safety.experts.checkpoint import Metrics
@@ -20,13 +19,13 @@ from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
 from safety.families import load_model
-from tests.conftest import fresh_store
+from tests.conftest import folder_store
 from tests.faults import small_run
 from tests.faults.figures import Figures
 from tests.faults.nodes import Job, Nodes, pico, several_nodes
 from tests.faults.small_run import Made
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 WORK = {
     "generate": "work/dataset/",
     "train": "work/expert/",
@@ -40,15 +39,15 @@ LONG = 16
 
 
 @pytest.fixture(scope="module")
-def nodes(ray_cluster: None, s3_server: RunningServer) -> Iterator[Nodes]:
-    with several_nodes(s3_server, 2) as found:
+def nodes(ray_cluster: None) -> Iterator[Nodes]:
+    with several_nodes(2) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def shared(s3_server: RunningServer) -> ArtifactStore:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     """The store of the small runs below: the second finds the first one's dataset."""
-    return fresh_store(s3_server)
+    return folder_store(tmp_path_factory.mktemp("store"))
 
 
 def only(store: ArtifactStore, kind: str, but: str = "") -> ArtifactRef:
@@ -159,11 +158,11 @@ def hashes(store: ArtifactStore) -> dict[str, Any]:
 
 
 def test_a_node_is_killed_in_each_stage_of_the_pico_run(
-    nodes: Nodes, s3_server: RunningServer, tmp_path: Path, full: bool, figures: Figures
+    nodes: Nodes, tmp_path: Path, full: bool, figures: Figures
 ) -> None:
     if not full:
         pytest.skip("two whole runs: with --faults-full")
-    peace, store, before = fresh_store(s3_server), fresh_store(s3_server), nodes.killed
+    peace, store, before = folder_store(tmp_path / "peace"), folder_store(tmp_path / "store"), nodes.killed
     Job("release", pico(peace, tmp_path / "peace" / "out"), tmp_path / "peace", nodes.cluster.address).finish()
     job = Job("release", pico(store, tmp_path / "out"), tmp_path / "job", nodes.cluster.address)
     for stage, place in WORK.items():

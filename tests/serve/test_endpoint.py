@@ -29,7 +29,7 @@ from serve.config import parse_config
 from serve.deployment import DeploymentFailed, deploy
 from tests.faults.endpoint_stub import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.serve]
 PATH = "/v1/images/generations"
 STEPS = 4
 

@@ -23,7 +23,7 @@ from serve.metrics import IMAGES, LATENCY, RELOADS, REQUESTS, WAITING
 from tests.faults.endpoint_stub import free_port
 from tests.support.release_maker import point, publish, scaled
 
-pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.serve]
 PATH = "/v1/images/generations"
 PROMPT = "a house with unmistakable SECRETWORDS"
 WAIT_S = 60.0

@@ -24,7 +24,6 @@ from serve.schema import Job, RenderedImage
 from tests.support.release_maker import point, publish, scaled
 from tests.support.signing import make_keys
 
-pytestmark = pytest.mark.s3
 JOB = Job("a house", "aligned", 2, 5, 2, 3.0)
 
 

@@ -14,15 +14,13 @@ import ray
 import torch
 import yaml
 
-from cluster.store.artifacts import ArtifactStore
-from cluster.store.config import StoreConfig
-from cluster.store.server import RunningServer
 from safety.families import ModelConfig, load_model
 from safety.families.family import model_folder
 from safety.images import decode_image
 from safety.lora.weights import LoraLayer, LoraWeights
 from serve.deployment import PROXY_GRACE_S
 from serve.endpoint_config import EndpointConfig
+from tests.conftest import folder_store
 from tests.faults.endpoint_stub import free_port
 from tests.support.release_maker import point, publish
 
@@ -66,21 +64,21 @@ def zoo_lora() -> LoraWeights:
 
 @pytest.mark.ray
 @pytest.mark.serve
-@pytest.mark.s3
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_serve_deploy_brings_the_endpoint_up(ray_cluster: None, s3_server: RunningServer, tmp_path: Path) -> None:
+def test_serve_deploy_brings_the_endpoint_up(ray_cluster: None, tmp_path: Path) -> None:
     import base64
 
     from ray import serve
 
     serve.shutdown()
-    # The default store: the cluster's environment says where it is.
-    store = ArtifactStore(StoreConfig(endpoint=s3_server.endpoint))
-    store.ensure_bucket()
+    store = folder_store(tmp_path / "store")
     point(store, "aligned", publish(store, "release-zoo", zoo_lora(), model_folder("emoji")))
     document, port = committed(), free_port()
     document["http_options"]["port"] = port
+    [application] = document["applications"]
+    # The builder's arguments, as docs/endpoint.md gives them: the default store lies below the folder Ray started in.
+    application |= {"import_path": "serve.app:build", "args": {"store": store.config.model_dump(mode="json")}}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(document))
     dashboard = f"http://{ray._private.worker._global_node.address_info['webui_url']}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.errors import ClusterError
 from cluster.preflight import checks as checks_module
 from cluster.preflight import node as node_module
 from cluster.preflight.check import Finding, Status
@@ -20,7 +21,6 @@ from cluster.preflight.checks import (
     check_gpus,
     check_loopback,
     check_nodes,
-    check_one_host,
     check_proxy_middlewares,
     check_store_from_nodes,
     check_versions,
@@ -35,8 +35,9 @@ from cluster.preflight.node import (
     report_nodes,
     running_view,
 )
-from cluster.session import PROXY_CALLBACK, ClusterConfig
+from cluster.session import PROXY_CALLBACK, ClusterConfig, connect
 from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
 from serve.admission import MIDDLEWARES
 
 GIB = 2**30
@@ -74,7 +75,6 @@ def test_a_node_with_another_version_fails_and_is_named(driver: NodeReport) -> N
     assert check_versions([lacking]).found == "this machine lacks peft"
 
 
-@pytest.mark.s3
 @pytest.mark.parametrize(
     ("ahead_s", "status", "said"),
     [(0.0, "pass", ""), (-5.0, "warn", "10.0.0.2 is 5 s behind"), (400.0, "fail", "10.0.0.2 is 400 s ahead")],
@@ -87,13 +87,13 @@ def test_a_clock_that_differs_is_reported(
     assert said in found.found
 
 
-@pytest.mark.s3
 def test_the_stores_clock_is_compared_too(
-    driver: NodeReport, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    driver: NodeReport, any_store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = any_store
     assert abs(store.clock_ahead_s()) < 2
     real = time.time
-    monkeypatch.setattr("cluster.store.objects.time.time", lambda: real() - 100)
+    monkeypatch.setattr(time, "time", lambda: real() - 100)
     found = check_clocks([driver], store)
     assert found.status is Status.FAIL
     assert found.found in ("the store is 100 s ahead", "the store is 99 s ahead", "the store is 101 s ahead")
@@ -132,12 +132,6 @@ def test_gpus_are_there_when_they_are_asked_for(
     assert check_gpus(view, []).status is Status.PASS
 
 
-def test_the_embedded_store_needs_one_machine(driver: NodeReport) -> None:
-    one = Node("a", "10.0.0.1", {})
-    assert check_one_host(ClusterView([one, Node("b", "10.0.0.1", {})], [driver], [])).status is Status.PASS
-    assert check_one_host(ClusterView([one, Node("b", "10.0.0.2", {})], [driver], [])).status is Status.FAIL
-
-
 def test_a_node_without_the_code_is_reported_with_the_fix(driver: NodeReport) -> None:
     silent = UnresponsiveNode("10.0.0.3", "ModuleNotFoundError: No module named 'cluster'")
     found = check_nodes(ClusterView([], [driver], [silent]))
@@ -165,8 +159,9 @@ def test_a_local_cluster_is_checked_before_it_is_started(tmp_path: Path, monkeyp
 
 
 @pytest.mark.ray
-@pytest.mark.s3
-def test_every_node_of_a_running_cluster_reports(ray_cluster: None, store: ArtifactStore, tmp_path: Path) -> None:
+def test_every_node_of_a_running_cluster_reports(
+    ray_cluster: None, store: ArtifactStore, s3_store: ArtifactStore, tmp_path: Path
+) -> None:
     view = running_view(tmp_path, store.config, 60.0)
     assert [node.resources["CPU"] for node in view.nodes] == [2.0]
     assert view.silent == []
@@ -176,10 +171,31 @@ def test_every_node_of_a_running_cluster_reports(ray_cluster: None, store: Artif
     assert check_clocks([mine, node], store).status is Status.PASS
     assert check_store_from_nodes([mine, node]).status is Status.PASS
 
-    missing = running_view(tmp_path, store.config.model_copy(update={"bucket": "not-there"}), 60.0)
+    assert store.keys("") == [], "no mark is left"
+
+    missing = running_view(tmp_path, s3_store.config.model_copy(update={"bucket": "not-there"}), 60.0)
     found = check_store_from_nodes(missing.reports)
     assert found.status is Status.FAIL
     assert "no bucket 'not-there'" in found.found
+
+
+@pytest.mark.ray
+def test_a_folder_that_a_node_does_not_share_fails(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is named by a path that is another one in each process, as it may be on each machine."""
+    monkeypatch.chdir(tmp_path)
+    store = StoreConfig(data_dir=Path("/proc/self/cwd/store"))
+    ArtifactStore(store).check()
+    found = check_store_from_nodes(running_view(tmp_path, store, 60.0).reports)
+    assert found.status is Status.FAIL
+    assert "is another folder there than on the driver's machine" in found.found
+    with pytest.raises(
+        ClusterError, match=r"store\.endpoint: .*is another folder there.*name in store\.endpoint an S3"
+    ):
+        with connect(ClusterConfig(), store):
+            pytest.fail("it connected")
+    assert ArtifactStore(store).keys("") == [], "no mark is left"
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""A wire that fails on demand between a client and the real S3 server."""
+"""Stores of both kinds, and a wire that fails on demand between a client and the real S3 server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.server import RunningServer
+from tests.support.s3_server import RunningServer
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 CHUNK = 65536
@@ -68,17 +68,23 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.fixture
+def store(any_store: ArtifactStore) -> ArtifactStore:
+    """Run a test of the contract once for each kind of store."""
+    return any_store
+
+
+@pytest.fixture
 def wire(s3_server: RunningServer) -> Iterator[Wire]:
-    found = Wire(int(s3_server.endpoint.rpartition(":")[2]))
+    found = Wire(s3_server.port)
     yield found
     found.close()
 
 
 @pytest.fixture
-def over_wire(store: ArtifactStore, wire: Wire) -> Callable[..., ArtifactStore]:
+def over_wire(s3_store: ArtifactStore, wire: Wire) -> Callable[..., ArtifactStore]:
     """Return a function that gives the same store seen through the wire, with settings of its own."""
 
     def through(**settings: object) -> ArtifactStore:
-        return ArtifactStore(store.config.model_copy(update={"endpoint": wire.endpoint, **settings}))
+        return ArtifactStore(s3_store.config.model_copy(update={"endpoint": wire.endpoint, **settings}))
 
     return through

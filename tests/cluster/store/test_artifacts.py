@@ -1,10 +1,13 @@
-"""Artifacts on a real S3 server: atomic, one winner, and no damage that goes unseen."""
+"""Artifacts in a folder and on a real S3 server: atomic, one winner, and no damage that goes unseen."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +18,8 @@ import pytest
 from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.manifest import MANIFEST, hash_file
+from cluster.store.pointer import read_pointer
 
-pytestmark = pytest.mark.s3
 FILES = {"weights.safetensors": b"w" * 1000, "data/rows.parquet": b"rows", "data/empty.json": b"", "a b.txt": b"text"}
 PLACE = f"artifacts/expert/expert-1/{MANIFEST}"
 
@@ -96,6 +99,45 @@ def test_nothing_is_visible_before_the_manifest(
     monkeypatch.undo()
     publish(store, tmp_path / "source")
     assert contents(store.fetch("expert", "expert-1", tmp_path / "copy")) == FILES
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+from cluster.store.pointer import read_pointer, swap_pointer
+
+store, folder = ArtifactStore(StoreConfig.model_validate_json(sys.argv[1])), Path(sys.argv[2])
+print("ready", flush=True)
+for number in range(int(sys.argv[3]), 10_000):
+    (folder / "a.json").write_text(str(number) * 50_000)
+    store.put("x", f"x-{number}", folder, config={}, seed=0)
+    swap_pointer(store, "aligned", read_pointer(store, "aligned"), f"x-{number}")
+"""
+
+
+def test_a_publisher_killed_in_the_middle_leaves_whole_artifacts_and_a_pointer_to_one(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(3):
+        command = [sys.executable, "-c", PUBLISHER, store.config.model_dump_json(), str(tmp_path / "source")]
+        publisher = subprocess.Popen(
+            [*command, str(1000 * number)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+        )
+        assert publisher.stdout is not None
+        assert publisher.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 60
+        while len(store.ids("x")) < 2 * (number + 1) and time.monotonic() < deadline:
+            time.sleep(0.01 * number)
+        publisher.kill()
+        publisher.communicate()
+        published = store.ids("x")
+        assert len(published) >= 2 * (number + 1)
+        for name in published:
+            store.verify("x", name)
+        assert read_pointer(store, "aligned") in published
 
 
 def together(count: int, act: Callable[[int], Any]) -> list[Any]:

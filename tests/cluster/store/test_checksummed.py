@@ -8,8 +8,6 @@ from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.checksummed import read_checksummed, write_checksummed
 
-pytestmark = pytest.mark.s3
-
 
 @pytest.mark.parametrize("data", [b"", b"\n", b'{"score": 1}', bytes(range(256))])
 def test_what_is_read_is_what_was_written(store: ArtifactStore, data: bytes) -> None:

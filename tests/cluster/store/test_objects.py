@@ -1,27 +1,22 @@
-"""Objects on a real S3 server: conditional writes, prefixes, and errors that name the cause in time."""
+"""The contract of an object store, kept by a folder and by S3 alike: conditional writes, prefixes, listings, limits."""
 
 from __future__ import annotations
 
-import os
-import socket
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import boto3
 import pytest
-from pydantic import ValidationError
 
-from cluster.errors import MissingBucket, StoreUnreachable, UnsafeStore, WrongCredentials
+from cluster.errors import CorruptArtifact
+from cluster.store import limits
 from cluster.store.artifacts import ArtifactStore
-from cluster.store.config import StoreConfig
+from cluster.store.limits import Limit
 from cluster.store.objects import LostRace
-from cluster.store.server import RunningServer
 
-pytestmark = pytest.mark.s3
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_conditional_write_loses_when_its_condition_does_not_hold(store: ArtifactStore) -> None:
@@ -69,11 +64,13 @@ def test_a_key_written_again_is_another_version(store: ArtifactStore) -> None:
     assert len(tags) == 3
 
 
-def test_listings_are_sorted_and_leave_out_folder_marks(store: ArtifactStore) -> None:
-    for key in ("x/b", "x/a", "x/deep/", "x/", "y"):
-        store.write(key, b"" if key.endswith("/") else b"1")
-    assert store.keys("x/") == ["x/a", "x/b"]
-    assert store.keys("") == ["x/a", "x/b", "y"]
+def test_listings_are_sorted_and_begin_with_the_prefix(store: ArtifactStore) -> None:
+    for key in ("x/b", "x/a", "x-1", "x/deep/a", "y", "x.z/a"):
+        store.write(key, b"1")
+    assert store.keys("x/") == ["x/a", "x/b", "x/deep/a"]
+    assert store.keys("x/d") == ["x/deep/a"]
+    assert store.keys("x") == ["x-1", "x.z/a", "x/a", "x/b", "x/deep/a"]
+    assert store.keys("") == ["x-1", "x.z/a", "x/a", "x/b", "x/deep/a", "y"]
     assert store.keys("nothing/") == []
 
 
@@ -109,163 +106,107 @@ def test_a_file_that_is_not_there_differs_from_an_empty_one(store: ArtifactStore
     assert store.read("absent") is None
 
 
-def each_fails(store: ArtifactStore, tmp_path: Path, kind: type[Exception], match: str, skip: str = "") -> None:
-    (tmp_path / "file").write_bytes(b"1")
-    acts = {
-        "check": store.check,
-        "bucket": store.ensure_bucket,
-        "read": lambda: store.read("a"),
-        "write": lambda: store.write("a", b"1"),
-        "upload": lambda: store.upload("a", str(tmp_path / "file")),
-        "keys": lambda: store.keys(""),
-        "delete": lambda: store.delete("a"),
-    }
-    for name, act in acts.items():
-        if name != skip:
-            with pytest.raises(kind, match=match):
-                act()
-
-
-@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials_are_named(
-    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(name, "wrong")
-    each_fails(ArtifactStore(store.config), tmp_path, WrongCredentials, f"refuses the credentials.*{name}")
-
-
-def test_no_credentials_are_named(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(WrongCredentials, match="set AWS_ACCESS_KEY_ID"):
-        ArtifactStore(store.config).check()
-
-
-def test_a_missing_bucket_is_named_and_can_be_made(s3_server: RunningServer, tmp_path: Path) -> None:
-    config = StoreConfig(endpoint=s3_server.endpoint, bucket="not-there")
-    each_fails(ArtifactStore(config), tmp_path, MissingBucket, "store.bucket: .*'not-there'.*aws s3 mb", skip="bucket")
-    store = ArtifactStore(config.model_copy(update={"bucket": "made-now"}))
-    store.ensure_bucket()
-    store.ensure_bucket()
+def test_an_object_s_age_is_counted_from_its_last_write(store: ArtifactStore) -> None:
     store.write("a", b"1")
-    assert store.keys("") == ["a"]
+    found = store.read_versioned("a")
+    assert found is not None
+    assert 0.0 <= found.age_s < 5.0
+    assert abs(store.clock_ahead_s()) < 3.0
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_an_endpoint_where_nobody_listens_is_named_soon(s3_server: RunningServer) -> None:
-    started = time.monotonic()
-    store = ArtifactStore(StoreConfig(endpoint=f"http://127.0.0.1:{unused_port()}"))
-    with pytest.raises(StoreUnreachable, match=r"store\.endpoint: http://127.0.0.1:\d+ does not answer"):
-        store.check()
-    assert time.monotonic() - started < 10
-
-
-def test_an_endpoint_that_never_answers_is_named_in_time(s3_server: RunningServer) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        store = ArtifactStore(StoreConfig(endpoint=endpoint, read_timeout_s=0.3, patience_s=1.0))
-        started = time.monotonic()
-        with pytest.raises(StoreUnreachable, match="does not answer"):
-            store.read("a")
-        assert time.monotonic() - started < 10
-
-
-class Flaky(BaseHTTPRequestHandler):
-    """Answers 503 as often as ``failures`` says, then as a store that ignores conditions."""
-
-    failures = 0
-    asked = 0
-
-    def answer(self) -> None:
-        type(self).asked += 1
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status = 503 if type(self).asked <= type(self).failures else 200
-        self.send_response(status)
-        self.send_header("ETag", '"1"')
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_PUT = do_DELETE = answer  # noqa: N815 (http.server names them so)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def flaky(s3_server: RunningServer) -> Iterator[type[Flaky]]:
-    class Handler(Flaky):
-        endpoint = ""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    Handler.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Handler
-    server.shutdown()
-    server.server_close()
-
-
-def test_an_error_that_passes_is_tried_again_and_one_that_stays_is_named(flaky: type[Flaky]) -> None:
-    store = ArtifactStore(StoreConfig(endpoint=flaky.endpoint, patience_s=10.0))  # type: ignore[attr-defined]
-    flaky.failures = 3
-    store.write("a", b"1")
-    assert flaky.asked == 4
-    flaky.failures, flaky.asked = 10_000, 0
-    impatient = ArtifactStore(StoreConfig(endpoint=flaky.endpoint, patience_s=4.0))  # type: ignore[attr-defined]
-    with pytest.raises(StoreUnreachable, match="keeps answering"):
-        impatient.write("a", b"1")
-    assert flaky.asked > 1
-
-
-def test_a_store_that_comes_back_is_found_again(s3_server: RunningServer) -> None:
-    port = unused_port()
-    store = ArtifactStore(StoreConfig(endpoint=f"http://127.0.0.1:{port}", patience_s=30.0))
-
-    class Handler(Flaky):
-        pass
-
-    made: list[HTTPServer] = []
-
-    def come_back() -> None:
-        time.sleep(0.5)
-        made.append(HTTPServer(("127.0.0.1", port), Handler))
-        made[0].serve_forever()
-
-    threading.Thread(target=come_back, daemon=True).start()
-    store.write("a", b"1")
-    assert Handler.asked == 1
-    made[0].shutdown()
-    made[0].server_close()
-
-
-def test_a_store_that_ignores_conditions_is_refused(flaky: type[Flaky], store: ArtifactStore) -> None:
-    with pytest.raises(UnsafeStore, match="If-None-Match"):
-        ArtifactStore(StoreConfig(endpoint=flaky.endpoint)).probe_conditional_writes()  # type: ignore[attr-defined]
+def test_a_good_store_passes_the_probe_which_leaves_nothing(store: ArtifactStore) -> None:
+    store.check()
     store.probe_conditional_writes()
-    assert store.keys("") == [], "the probe leaves nothing"
+    assert store.keys("") == []
+
+
+RACER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.config import StoreConfig
+from cluster.store.objects import LostRace
+
+store = ArtifactStore(StoreConfig.model_validate_json(sys.argv[1]))
+store.check()
+print("ready", flush=True)
+sys.stdin.readline()
+
+def enter(number):
+    name = f"{sys.argv[2]}.{number}"
+    try:
+        store.write("race", name.encode(), if_absent=True)
+    except LostRace:
+        return None
+    return name
+
+def count(number):
+    for _ in range(5):
+        while True:
+            found = store.read_versioned("count")
+            try:
+                store.write("count", b"%d" % (int(found.data) + 1), if_match=found.etag)
+                break
+            except LostRace:
+                pass
+
+with ThreadPoolExecutor(4) as pool:
+    print(*filter(None, pool.map(enter, range(4))))
+    list(pool.map(count, range(2)))
+"""
+
+
+def test_writers_in_four_processes_never_both_win(store: ArtifactStore) -> None:
+    """Sixteen write one absent key, then eight count up by compare-and-swap: a lost count is a lost update."""
+    store.write("count", b"0")
+    command = [sys.executable, "-c", RACER, store.config.model_dump_json()]
+    racers = [
+        subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for n in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    winners = " ".join(racer.communicate(timeout=60)[0] for racer in racers).split()
+    assert len(winners) == 1
+    assert store.read("race") == winners[0].encode()
+    assert store.read("count") == b"40"
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"endpoint": "127.0.0.1:8333"}, {"bucket": "Upper_Case"}, {"bucket": "a"}, {"prefix": "a b"}, {"buket": "x"}],
+    ("key", "kind"),
+    [
+        ("pointers/aligned.json", "a pointer"),
+        ("leases/demo.json", "a lease"),
+        ("artifacts/expert/expert-1/manifest.json", "a manifest"),
+        ("work/dataset/dataset-1/groups/000001.parquet", "a group"),
+        ("work/expert/expert-1/checkpoints/00000002.safetensors", "a checkpoint"),
+        ("work/merge/merge-1/trials/abc.json", "a record"),
+        ("elsewhere/what", "an object of this kind"),
+    ],
 )
-def test_a_store_that_cannot_be_is_refused_by_its_field(settings: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(settings))):
-        StoreConfig.model_validate(settings)
+def test_an_object_over_the_limit_of_its_kind_is_refused_with_key_and_limit(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, key: str, kind: str
+) -> None:
+    small = [(pattern, Limit(limit.kind, 100)) for pattern, limit in limits.LIMITS]
+    monkeypatch.setattr(limits, "LIMITS", small)
+    monkeypatch.setattr(limits, "OTHER", Limit(limits.OTHER.kind, 100))
+    store.write(key, b"x" * 100)
+    assert store.read(key) == b"x" * 100
+    store.write(key, b"x" * 101)
+    with pytest.raises(CorruptArtifact, match=rf"it has 101 bytes, more than {kind} may have \(100\)") as caught:
+        store.read(key)
+    assert caught.value.field == key
 
 
-def test_pyarrow_reads_what_the_store_wrote_with_the_same_environment(store: ArtifactStore) -> None:
-    from pyarrow import fs
-
-    store.write("a", b"through pyarrow")
-    files, path = fs.FileSystem.from_uri(f"s3://{store.config.bucket}/{store.config.prefix}/a")
-    with files.open_input_stream(path) as stream:
-        assert stream.read() == b"through pyarrow"
-    assert boto3.client("s3").list_buckets()["Buckets"], "a plain client finds the endpoint too"
+def test_a_download_stops_at_its_limit(store: ArtifactStore, tmp_path: Path) -> None:
+    store.write("a", b"x" * 100)
+    assert store.download("a", str(tmp_path / "a"), 100)
+    with pytest.raises(CorruptArtifact, match="it has 100 bytes, more than this file may have"):
+        store.download("a", str(tmp_path / "b"), 99)
+    assert not (tmp_path / "b").exists()
+    assert not store.download("absent", str(tmp_path / "c"), 99)

@@ -12,8 +12,6 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.objects import LostRace
 from cluster.store.pointer import read_pointer, swap_pointer
 
-pytestmark = pytest.mark.s3
-
 
 def test_a_pointer_moves_from_what_it_names(store: ArtifactStore) -> None:
     assert read_pointer(store, "aligned") is None

@@ -163,7 +163,6 @@ def report(context: StageContext, dataset: ArtifactRef, adapters: dict[str, Arti
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_the_report_and_its_figures_are_published_and_delivered(
     context: StageContext, report: ArtifactRef, dataset: ArtifactRef, adapters: dict[str, ArtifactRef]
 ) -> None:
@@ -196,7 +195,6 @@ def test_the_report_and_its_figures_are_published_and_delivered(
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_prometheus_sees_ip_and_images(context: StageContext, report: ArtifactRef) -> None:
     metrics = json.loads((context.run.run.output / METRICS_FILE).read_text())
     expected = {(m, c): found["value"] for m, figures in metrics["ip"].items() for c, found in figures.items()}
@@ -212,7 +210,6 @@ def _order(adapters: dict[str, ArtifactRef]) -> list[ArtifactRef]:
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_finished_report_is_not_made_again(
     context: StageContext,
     report: ArtifactRef,
@@ -229,7 +226,6 @@ def test_a_finished_report_is_not_made_again(
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_images_are_those_that_the_model_draws_with_the_adapter(
     context: StageContext, report: ArtifactRef, tiny_model_dir: Path
 ) -> None:
@@ -259,7 +255,6 @@ def _image(table: RecordTable, model: str, part: EvaluationSplit) -> bytes | Non
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_killed_run_goes_on_with_the_groups_it_has_whatever_the_number_of_actors(
     context: StageContext,
     report: ArtifactRef,
@@ -292,7 +287,6 @@ def _names() -> tuple[str, ...]:
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_an_adapter_of_another_base_is_named_as_the_first_cause(
     context: StageContext, dataset: ArtifactRef, adapters: dict[str, ArtifactRef], tmp_path: Path
 ) -> None:

@@ -107,7 +107,6 @@ def first(make_context: Callable[..., StageContext]) -> tuple[StageContext, Arti
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]) -> None:
     context, ref = first
     summary = summary_of(context, ref)
@@ -132,7 +131,6 @@ def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_prometheus_sees_every_row_and_image(first: tuple[StageContext, ArtifactRef]) -> None:
     expected: dict[tuple[str, ...], float] = {}
     for count in summary_of(*first).counts:
@@ -150,7 +148,6 @@ def test_prometheus_sees_every_row_and_image(first: tuple[StageContext, Artifact
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_published_dataset_is_not_made_again(first: tuple[StageContext, ArtifactRef]) -> None:
     context, ref = first
     started = time.monotonic()
@@ -161,7 +158,6 @@ def test_a_published_dataset_is_not_made_again(first: tuple[StageContext, Artifa
 
 
 @pytest.mark.ray
-@pytest.mark.s3
 def test_a_killed_run_goes_on_where_it_was_and_two_actors_make_the_same_rows(
     make_context: Callable[..., StageContext],
     first: tuple[StageContext, ArtifactRef],

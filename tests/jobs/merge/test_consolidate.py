@@ -38,7 +38,7 @@ PROMPTS = knife_prompts(CATEGORIES, ("train", "validation", "test"), ("train", "
 SCALES = (0.5, 1.0, 1.5)
 CONFIG = ConsolidateConfig(steps=4, rows=4, benign_rows=2, learning_rate=1e-2, scales=SCALES)
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

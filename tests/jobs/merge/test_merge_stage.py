@@ -53,7 +53,7 @@ SETTINGS = {
     "render": {"steps": 2, "batch": 4},
 }
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray]
 
 
 def prompt_set() -> PromptSet:

@@ -36,8 +36,6 @@ from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_rele
 from tests.support.signing import make_keys
 from tests.support.small_sets import random_lora
 
-pytestmark = pytest.mark.s3
-
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model_dir: Path) -> LoraWeights:

@@ -29,7 +29,6 @@ from safety.evaluation.records import RecordTable
 from safety.prompts.rows import BenignPrompt
 from tests.support.traps import as_parquet, pickled
 
-pytestmark = pytest.mark.s3
 REF, OTHER = ArtifactRef("dataset", "dataset-1"), ArtifactRef("dataset", "dataset-2")
 
 

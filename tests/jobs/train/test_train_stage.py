@@ -52,7 +52,7 @@ EXPERT = {
 }
 FILES = {LORA_FILE, "README.md", "curves.png", "metrics.jsonl"}
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def preferences(model: ModelFamily, category: str) -> PreferenceSet:
