@@ -30,6 +30,7 @@ from safety.lora.files import load_lora, save_lora
 from safety.lora.weights import LoraWeights
 from safety.merge.rendered_score import choose_prompts, score_by_rendering
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from tests.support.no_model_here import no_model_here
 from tests.support.small_sets import preferences, random_lora
 from tests.support.small_world import knife_prompts
 
@@ -93,7 +94,8 @@ def task(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef) -> Ex
 
 @pytest.fixture(scope="module")
 def found(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef) -> ArtifactRef:
-    return consolidate.run(context, dataset, merged, CONFIG)
+    with no_model_here():
+        return consolidate.run(context, dataset, merged, CONFIG)
 
 
 @pytest.fixture(scope="module")
