@@ -41,7 +41,8 @@ def loopback_fault() -> str | None:
         threading.Thread(target=_answer_once, args=(server,), daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
         try:
-            with urllib.request.urlopen(url, timeout=REQUEST_TIMEOUT_S):
+            # Not urlopen, whose opener is made once and keeps the proxies of then.
+            with urllib.request.build_opener().open(url, timeout=REQUEST_TIMEOUT_S):
                 return None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             proxies = ", ".join(sorted(set(urllib.request.getproxies()) - {"no"})) or "none"

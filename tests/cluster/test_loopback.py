@@ -72,7 +72,7 @@ def test_loopback_joins_what_is_exempted_already(before: dict[str, str], lower: 
 @pytest.mark.parametrize(
     "get",
     [
-        lambda url: urllib.request.urlopen(url, timeout=5).read(),
+        lambda url: urllib.request.build_opener().open(url, timeout=5).read(),
         lambda url: requests.get(url, timeout=5).content,
         lambda url: httpx.get(url, timeout=5).content,
     ],
@@ -98,9 +98,9 @@ def test_every_process_that_runs_our_code_exempts_loopback() -> None:
 
 
 def test_a_local_clusters_processes_exempt_loopback_and_anothers_keep_their_own(proxied: None) -> None:
-    found = worker_environment({}, ClusterConfig())
+    found = worker_environment(ClusterConfig())
     assert {name: found[name] for name in NO_PROXY} == dict.fromkeys(NO_PROXY, ADDED)
-    assert not worker_environment({}, ClusterConfig(address="auto")).keys() & set(NO_PROXY)
+    assert not worker_environment(ClusterConfig(address="auto")).keys() & set(NO_PROXY)
 
 
 def test_loopback_that_is_not_reached_is_named_with_the_proxies(proxied: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_under_uv_run_a_sessions_workers_keep_the_drivers_environment(monkeypatc
         changed = worker._maybe_modify_runtime_env(None, False)
         assert changed["py_executable"].startswith("uv run")
         for address in ("local", "auto"):
-            environment = worker_environment({}, ClusterConfig(address=address))
+            environment = worker_environment(ClusterConfig(address=address))
             with session_module._ray_environment(environment):
                 assert worker._maybe_modify_runtime_env(None, False) is None
         assert worker._maybe_modify_runtime_env(None, False) == changed, "the session's end left it switched off"

@@ -93,7 +93,7 @@ def of_ray(pico_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Finding:
     """Return what the check of Ray finds before a local cluster is started."""
     monkeypatch.setattr("jobs.preflight.ray.is_initialized", lambda: False)
     with ExitStack() as stack:
-        return Preflight(pico_run, stack)._reach_ray()
+        return Preflight(pico_run, pico_run.load_taxonomy(), stack)._reach_ray()
 
 
 def test_a_home_that_cannot_be_written_is_told_and_a_proxy_is_not_in_the_way(

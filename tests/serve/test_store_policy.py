@@ -54,13 +54,13 @@ def allows(policy: dict[str, Any], operation: str, key: str) -> bool:
 
 
 @pytest.fixture
-def asked(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> Asked:
+def asked(s3_store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Return the operations and keys that are sent to the store from now on, without the store's own prefix."""
     sent: Asked = []
     real = BaseClient._make_api_call
 
     def note(self: Any, operation: str, parameters: dict[str, Any]) -> Any:
-        key = parameters.get("Key", "").removeprefix(store.config.prefix).lstrip("/")
+        key = parameters.get("Key", "").removeprefix(s3_store.config.prefix).lstrip("/")
         sent.append((operation, key))
         return real(self, operation, parameters)
 
@@ -70,8 +70,9 @@ def asked(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 @pytest.mark.s3
 def test_the_endpoint_asks_for_nothing_that_its_policy_does_not_allow(
-    store: ArtifactStore, asked: Asked, tiny_model_dir: Path, tiny_lora: LoraWeights
+    s3_store: ArtifactStore, asked: Asked, tiny_model_dir: Path, tiny_lora: LoraWeights
 ) -> None:
+    store = s3_store
     point(store, "aligned", publish(store, "release-1", tiny_lora, tiny_model_dir))
     point(store, "strict", "release-1")
     publish(store, "release-2", scaled(tiny_lora, 0.5), tiny_model_dir)

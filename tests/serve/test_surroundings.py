@@ -107,7 +107,7 @@ class TestDeployed:
     def test_preflight_finds_it_before_any_work(self, deployed: Deployed, tmp_path: Path) -> None:
         run = RunConfig.model_validate({"run": {"name": "x", "output": str(tmp_path)}})
         with ExitStack() as stack:
-            found = Preflight(run, stack)._endpoint()
+            found = Preflight(run, run.load_taxonomy(), stack)._endpoint()
         assert (found.status, "Serve listens on 0.0.0.0" in found.found) == (Status.FAIL, True)
 
     def test_a_gateway_that_serve_deploy_starts_refuses_it_too(
