@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from cluster.errors import ClusterError
+from cluster.store.signatures import Signer, TrustedKeys
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
@@ -197,7 +198,7 @@ def _try_features(field: str, name: str, device: str, problems: list[Problem]) -
 
 
 def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> list[Problem]:
-    """Return the categories and experts that the settings of some stages name, and that there are none of."""
+    """Return the categories, experts and keys that the settings of some stages name, and that there are none of."""
     known = taxonomy.categories
     problems = [
         Problem(
@@ -215,6 +216,17 @@ def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> 
             for name in named
             if name not in trained
         ]
+    return problems + key_problems(run, stages)
+
+
+def key_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
+    """Return what is wrong with the files of keys: the driver's own, and an endpoint's where it runs on this machine."""
+    problems: list[Problem] = []
+    signing, trusted = run.release.signing_key, run.serve.trusted_keys
+    if "release" in stages and signing is not None:
+        attempt(problems, "names", "release.signing_key", lambda: Signer.read(signing, "release.signing_key"))
+    if "serve" in stages and trusted and is_cheap(serve_place(run)):
+        attempt(problems, "names", "serve.trusted_keys", lambda: TrustedKeys.read(trusted, "serve.trusted_keys"))
     return problems
 
 

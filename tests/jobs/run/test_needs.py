@@ -42,6 +42,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "merge.baselines.lambdas",
         "hatred",
     ),
+    "a signing key": ({"release": {"signing_key": "no/such/key.pem"}}, "release.signing_key", "no/such/key.pem"),
+    "a trusted key": ({"serve": {"trusted_keys": ["no/such/key.pem"]}}, "serve.trusted_keys", "no/such/key.pem"),
     "test prompts": ({"generate": {"counts": {"test": 0}}}, "generate.counts", "no test prompt"),
 }
 
