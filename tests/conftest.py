@@ -19,7 +19,7 @@ from tests.support.s3_server import REGION, Credentials, RunningServer, new_cred
 
 FIXTURE_MARKERS = {"ray_cluster": "ray", "running_cluster": "ray", "s3_server": "s3"}
 """Markers that fixtures imply, so that no test can forget them: ``make test-fast`` deselects by marker."""
-TURNS = ("ray", "faults", "submit", "serve", "slow", "quick", "load")
+TURNS = ("ray", "submit", "serve", "slow", "quick", "load")
 """In what order ``make test`` starts its groups."""
 
 
@@ -31,9 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out for ``make test``, which runs three processes (pytest-xdist): each waits a good deal.
 
-    What needs Ray takes the longest and goes first, in groups that keep their cluster, one to a process: jobs; faults;
-    jobs that are submitted to a cluster of their own, and then endpoints. The rest is shared out by modules, so that
-    their fixtures are made once. Loads, whose answers are timed, go last, when the machine is quieter.
+    What needs Ray takes the longest and goes first, in groups that keep their cluster: jobs on one process; jobs that
+    are submitted to a cluster of their own, and then endpoints, on another. (A third cluster costs more than it saves.)
+    The rest is shared out by modules, so that their fixtures are made once. Loads, whose answers are timed, go last,
+    when the machine is quieter.
     """
     turns = {}
     for item in items:
@@ -52,9 +53,7 @@ def _ray_group(item: pytest.Item) -> str | None:
         return "submit"
     if item.get_closest_marker("serve") is not None:
         return "load" if item.nodeid.partition("::")[0].endswith("_load.py") else "serve"
-    if item.get_closest_marker("ray") is None and "ray_cluster" not in fixtures:
-        return None
-    return "faults" if item.nodeid.startswith("tests/faults/") else "ray"
+    return "ray" if item.get_closest_marker("ray") is not None or "ray_cluster" in fixtures else None
 
 
 @pytest.fixture(autouse=True)

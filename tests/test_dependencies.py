@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def test_the_files_are_made_of_the_locks_entries() -> None:
 def test_these_tests_run_on_the_locked_versions() -> None:
     expected = {**versions("cuda"), **versions("dev")}
     installed = {
-        canonicalize_name(one.name): one.version.partition("+")[0] for one in importlib.metadata.distributions()
+        canonicalize_name(one.name): one.version.partition("+")[0]
+        # Not all of sys.path, to which some packages add copies of others that they carry along.
+        for one in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
     }
     other = {
         name: (installed[name], version)

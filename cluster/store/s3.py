@@ -115,6 +115,7 @@ class S3Objects:
             condition: The header that makes a write conditional.
         """
         try:
+            _ = self._client  # made before the time limit starts, as that may take a second
             for attempt in Retrying(
                 stop=stop_after_delay(patience_s or self.config.patience_s),
                 wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
