@@ -150,9 +150,8 @@ class S3Objects:
 
     def check(self) -> None:
         """Raise the error that explains why the bucket cannot be used; return when it can."""
-        client = self._client  # made before the time limit starts, as it may take a second
         patience_s = min(START_PATIENCE_S, self.config.patience_s)
-        self._try(lambda: client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), patience_s)
+        self._try(lambda: self._client.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1), patience_s)
 
     def clock_ahead_s(self) -> float:
         """Return the seconds by which the store's clock is ahead of this machine's, accurate to a second."""
