@@ -63,7 +63,7 @@ class TensorFormat:
             with safe_open(path, "pt") as handle:
                 head = json.loads((handle.metadata() or {}).get(self.key, "{}"))
                 tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise self._refused(path, f"it cannot be read ({error})") from error
         found = head.get("format") if isinstance(head, dict) else head
         if found != self.name:

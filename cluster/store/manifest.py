@@ -156,7 +156,7 @@ def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
 
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise corrupt(f"the manifest cannot be used: {error}") from None
     digest = document.pop(DIGEST, None) if isinstance(document, dict) else None
     try:
@@ -165,8 +165,11 @@ def parse_manifest(data: bytes, kind: str, artifact_id: str) -> Manifest:
         raise corrupt(f"the manifest cannot be used: {_first(error)}") from None
     if (manifest.kind, manifest.id) != (kind, artifact_id):
         raise corrupt(f"the manifest is that of {manifest.kind}/{manifest.id}")
-    if config_hash(manifest.config) != manifest.config_hash:
-        raise corrupt("the manifest's config does not match its hash")
-    if digest != config_hash(document) or _encode({**document, DIGEST: digest}) != data:
-        raise corrupt("the manifest does not match its own hash")
+    try:
+        if config_hash(manifest.config) != manifest.config_hash:
+            raise corrupt("the manifest's config does not match its hash")
+        if digest != config_hash(document) or _encode({**document, DIGEST: digest}) != data:
+            raise corrupt("the manifest does not match its own hash")
+    except (ValueError, RecursionError) as error:  # NaN, or lists nested too deep to be written again
+        raise corrupt(f"the manifest cannot be used: {error}") from None
     return manifest

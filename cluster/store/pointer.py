@@ -20,7 +20,7 @@ def _target(data: bytes, name: str) -> str:
         document = json.loads(data)
         target = str(document["target"])
         own = document.get("name", name)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CorruptArtifact("it is not a pointer", field=f"pointer {name}", fix=fix) from None
     if own != name:
         raise CorruptArtifact(f"it is the pointer {own!r}", field=f"pointer {name}", fix=fix)

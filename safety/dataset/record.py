@@ -92,7 +92,7 @@ def load_group(data: bytes) -> list[Record]:
     table = read_parquet(data, SCHEMA, misfit=misfit, field=field, fix=fix)
     try:
         return [_record(row) for row in table.to_pylist()]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
 
 

@@ -97,7 +97,7 @@ class Checkpointer:
                 logger.warning("the checkpoint of step %d is of another training and is skipped", step)
                 return None
             tensors, history = load(data), HISTORY.validate_json(head["history"])
-        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             logger.warning("the checkpoint of step %d cannot be read and is skipped: %s", step, error)
             return None
         found = Checkpoint(step, under("adapter", tensors), under("moments", tensors), history)

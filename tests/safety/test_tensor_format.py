@@ -68,13 +68,19 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         ("other key", "its format is None"),
         ("other version", "its format is 'fruit-2'"),
         ("no JSON", "it cannot be read"),
+        ("deep JSON", "it cannot be read"),
         ("no object", "its format is 7"),
     ],
 )
 def test_another_file_is_refused_with_its_name_and_the_reason(tmp_path: Path, damage: str, said: str) -> None:
     path = FORMAT.write(tmp_path / "basket.safetensors", TENSORS, HEAD)
     metadata = {"other key": {"nuts": '{"format": "fruit-1"}'}, "other version": {"fruit": '{"format": "fruit-2"}'}}
-    metadata |= {"headless": {}, "no JSON": {"fruit": "{"}, "no object": {"fruit": "7"}}
+    metadata |= {
+        "headless": {},
+        "no JSON": {"fruit": "{"},
+        "deep JSON": {"fruit": "[" * 60_000},
+        "no object": {"fruit": "7"},
+    }
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":

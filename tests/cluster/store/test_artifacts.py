@@ -272,6 +272,8 @@ def test_a_manifest_that_names_an_unsafe_file_is_refused(published: ArtifactStor
         (lambda m: b"", "cannot be used"),
         (lambda m: b"not json", "cannot be used"),
         (lambda m: b"[]", "cannot be used"),
+        (lambda m: b"[" * 60_000, "cannot be used"),
+        (lambda m: json.dumps(m).encode().replace(b'{"rank": 8}', b'{"rank": NaN}'), "cannot be used"),
         (lambda m: json.dumps(m).encode()[:-20], "cannot be used"),
         (lambda m: json.dumps({k: v for k, v in m.items() if k != "seed"}).encode(), "cannot be used"),
         (lambda m: json.dumps(m | {"surprise": 1}).encode(), "cannot be used"),
@@ -279,7 +281,19 @@ def test_a_manifest_that_names_an_unsafe_file_is_refused(published: ArtifactStor
         (lambda m: json.dumps(m | {"kind": "merge"}).encode(), "that of merge/expert-1"),
         (lambda m: json.dumps(m | {"config": {"rank": 9}}).encode(), "does not match its hash"),
     ],
-    ids=["empty", "text", "list", "cut", "no seed", "unknown field", "other id", "other kind", "other config"],
+    ids=[
+        "empty",
+        "text",
+        "list",
+        "deep",
+        "NaN",
+        "cut",
+        "no seed",
+        "unknown field",
+        "other id",
+        "other kind",
+        "other config",
+    ],
 )
 def test_a_manifest_that_is_not_this_artifact_s_is_refused(
     published: ArtifactStore, tmp_path: Path, change: Callable[[dict[str, Any]], bytes], match: str

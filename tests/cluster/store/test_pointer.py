@@ -65,7 +65,9 @@ def test_a_move_whose_answer_was_lost_is_known_as_one_s_own(
     assert read_pointer(store, "aligned") == "r-2"
 
 
-@pytest.mark.parametrize("data", [b"", b"r-1", b"[]", b"{}"])
+@pytest.mark.parametrize(
+    "data", [b"", b"r-1", b"[]", b"{}", b"[" * 60_000], ids=["empty", "text", "list", "mapping", "deep"]
+)
 def test_a_damaged_pointer_is_named(store: ArtifactStore, data: bytes) -> None:
     store.write("pointers/aligned.json", data)
     with pytest.raises(CorruptArtifact, match="pointer aligned"):

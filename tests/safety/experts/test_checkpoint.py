@@ -88,12 +88,13 @@ HEAD = {"fingerprint": "expert-1", "history": "[]"}
         b"\xff" * 64,
         (2).to_bytes(8, "little") + b"[]",
         (18).to_bytes(8, "little") + b'{"__metadata__":1}',
+        (60_016).to_bytes(8, "little") + b'{"__metadata__":' + b"[" * 60_000,
         save({}, metadata={"fingerprint": "expert-1"}),
         save({}, metadata={**HEAD, "history": "soon"}),
         save({}, metadata={**HEAD, "history": '{"step": 1}'}),
         save({"adapter/a": torch.ones(4)}, metadata=HEAD)[:-1],
     ],
-    ids=["empty", "short", "noise", "a list", "no head", "no history", "no JSON", "no list", "cut"],
+    ids=["empty", "short", "noise", "a list", "no head", "a deep head", "no history", "no JSON", "no list", "cut"],
 )
 def test_one_that_is_malformed_behind_a_right_checksum_is_named_and_skipped(
     keeper: Checkpointer, data: bytes, caplog: pytest.LogCaptureFixture
