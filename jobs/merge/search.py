@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -173,13 +174,26 @@ class _EndAtOnce(tune.Callback):  # type: ignore[misc]
         self._check(trial)
 
     def _check(self, trial: Any) -> None:
-        error = trial.get_pickled_error()
+        error = _error_of(trial)
         if error is None:
             return
         found = self._retries.setdefault(trial.trial_id, Retries()).final([error])
         if found is not None and (is_lasting(found) or not self._scored):
             self.final = found
             raise found
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """Return what a trial has just failed with, if it left more than words.
+
+    It is read where this process, Tune's driver, has written it. Tune's own way reads the experiment's storage, which gets
+    the file now and then, often after the next try has begun.
+    """
+    path = trial.pickled_error_file
+    if path is None or not Path(path).is_file():
+        return None
+    error: BaseException = pickle.loads(Path(path).read_bytes())  # noqa: S301 (this process wrote it, see above)
+    return error
 
 
 def search(inputs: SearchInputs, records: Records, logs: Path, console: Console) -> list[Trial]:
