@@ -79,6 +79,7 @@ def test_a_killed_run_goes_on_and_ends_with_a_report_a_release_and_images(tmp_pa
     assert yaml.safe_load((output / "run.yaml").read_text())["generate"]["group_size"] == 16
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_ends_at_once_with_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("run: {name: x, seed: 0, output: out}\ngenerate: {gruop_size: 3}\n")

@@ -77,6 +77,7 @@ def test_a_bad_config_is_all_that_is_looked_at(tmp_path: Path) -> None:
     assert "did you mean 'group_size'?" in found["config"].fix
 
 
+@pytest.mark.slow
 def test_a_local_run_is_looked_at_without_starting_ray(pico_run: dict[str, Any], tmp_path: Path) -> None:
     pico_run["cluster"] = {"address": "local", "num_cpus": 2}
     command = [sys.executable, "-m", "jobs.preflight", "--config", str(write_run(pico_run, tmp_path))]

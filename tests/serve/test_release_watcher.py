@@ -159,6 +159,7 @@ def test_a_pointer_to_nothing_leaves_the_old_release(served: Served) -> None:
     assert (served.reported, served.releases()[0]) == ([("aligned", "refused")], "release-1")
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_tried_again_and_logged_once(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

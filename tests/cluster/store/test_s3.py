@@ -78,6 +78,7 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_an_endpoint_where_nobody_listens_is_named_soon(s3_credentials: Credentials) -> None:
     started = time.monotonic()
     store = ArtifactStore(StoreConfig(endpoint=f"http://127.0.0.1:{unused_port()}"))
@@ -131,6 +132,7 @@ def flaky(s3_credentials: Credentials) -> Iterator[type[Flaky]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_an_error_that_passes_is_tried_again_and_one_that_stays_is_named(flaky: type[Flaky]) -> None:
     store = ArtifactStore(StoreConfig(endpoint=flaky.endpoint, patience_s=10.0))  # type: ignore[attr-defined]
     flaky.failures = 3

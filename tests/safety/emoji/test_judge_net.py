@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -68,6 +69,7 @@ def test_the_judge_learns_and_a_stopped_training_goes_on_to_the_same_weights(poo
     assert [p.shape for p in resumed.parameters()] == [p.shape for p in whole.parameters()]
 
 
+@pytest.mark.slow
 def test_a_judge_goes_on_from_kept_weights_and_learns_that_faint_drawings_show_nothing_unsafe(
     pool: ScenePool, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_heldout_concepts_are_in_the_heldout_split_only(written: PromptSet) -> N
 
 @settings(deadline=None, max_examples=3)
 @given(seed=st.integers(0, 2**40))
+@pytest.mark.slow
 def test_a_pair_differs_in_the_concepts_phrase_alone(seed: int) -> None:
     counts = PromptCounts(train=6, validation=2, test=3, heldout=2, benign_train=5, benign_validation=5, benign_test=5)
     for pair in GrammarWriter().write(TAXONOMY, counts, seed).pairs:
@@ -133,6 +134,7 @@ def test_a_concept_stands_in_either_place_in_the_other_splits(written: PromptSet
         assert 0.3 <= places["after"] / (places["after"] + places["before"]) <= 0.7
 
 
+@pytest.mark.slow
 def test_prompts_are_a_function_of_the_seed(written: PromptSet) -> None:
     assert GrammarWriter().write(TAXONOMY, COUNTS, 0) == written
     other = GrammarWriter().write(TAXONOMY, COUNTS, 1)

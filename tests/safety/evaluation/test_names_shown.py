@@ -120,6 +120,7 @@ def test_the_report_draws_and_lists_them(measured: MetricsReport, record: Maker)
             assert (name if len(name) <= 40 else f"{name[:39]}…") in texts, name
 
 
+@pytest.mark.slow
 def test_merges_and_experts_plot_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
     original = mpl.mathtext.MathTextParser.parse

@@ -76,6 +76,7 @@ def test_words_around_it_do_not_help(before: str, after: str) -> None:
     assert GUARD.check(f"{before} {REFUSED} {after}") is not None
 
 
+@pytest.mark.slow
 def test_no_prompt_of_the_emoji_world_is_refused() -> None:
     taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     written = GrammarWriter().write(taxonomy, PromptCounts(train=90), 3)
