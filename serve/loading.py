@@ -69,9 +69,10 @@ def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
     """
     keys = config.serve.trusted_keys
     trusted = TrustedKeys.read(keys, "serve.trusted_keys") if keys else None
-    family = load_model(config.model)
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
         folder = ArtifactStore(config.store).fetch(KIND, release, Path(scratch) / release, trusted)
+        # After the release, which may be refused, or not be there yet, at every poll.
+        family = load_model(config.model)
         _, weights = load_release(folder, family, model_folder(config.model.path))
         fuse(family, weights)
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
