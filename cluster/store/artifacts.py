@@ -183,7 +183,7 @@ class ArtifactStore:
                 field=f"{kind}/{artifact_id}",
                 fix="find out who wrote it; delete it and run the job again",
             )
-        return signer.sign(self, self._folder_key(kind, artifact_id), data)
+        return signer.sign(self.objects, self._folder_key(kind, artifact_id), data)
 
     def _manifest_bytes(self, kind: str, artifact_id: str) -> bytes:
         data = self.read(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}")
@@ -195,7 +195,7 @@ class ArtifactStore:
         data = self._manifest_bytes(kind, artifact_id)
         manifest = parse_manifest(data, kind, artifact_id)
         if trusted is not None:
-            trusted.verify(self, self._folder_key(kind, artifact_id), data)
+            trusted.verify(self.objects, self._folder_key(kind, artifact_id), data)
         return manifest
 
     def fetch(self, kind: str, artifact_id: str, folder: Path, trusted: TrustedKeys | None = None) -> Path:

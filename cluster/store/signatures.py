@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cluster.errors import UntrustedArtifact, WrongCredentials, WrongKey
+from cluster.store.objects import Objects
 
 CONTEXT = b"safetydpo artifact manifest, version 1\n"
 """Begins everything that is signed, so that a signature of this key for another purpose never fits."""
@@ -24,18 +25,6 @@ MAKE_KEY = (
     "make one with: openssl genpkey -algorithm ed25519 -out key.pem; its public one with: openssl pkey -in key.pem"
 )
 MAKE_KEY += " -pubout -out key.pub.pem"
-
-
-class Objects(Protocol):
-    """What signatures need of a store."""
-
-    def read(self, key: str) -> bytes | None:
-        """Return an object's bytes, or None when it does not exist."""
-        ...
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write an object."""
-        ...
 
 
 class Signer:
