@@ -104,7 +104,7 @@ def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> Prefer
         category,
         rendered(model, prompts.in_split("train", category)),
         rendered(model, prompts.benign_in("train")),
-        {key: value.float() for key, value in model.encode_text([""]).items()},
+        {key: value.float() for key, value in model.unconditional().items()},
     )
 
 

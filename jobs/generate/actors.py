@@ -90,7 +90,7 @@ class DiffusionActor:
         """Load the model, and write the empty prompt's states for the dataset's files."""
         torch.set_num_threads(self.config.threads)
         model = load_model(self.model)
-        states = {key: value.float().cpu().contiguous() for key, value in model.encode_text([""]).items()}
+        states = {key: value.float().cpu().contiguous() for key, value in model.unconditional().items()}
         self.groups.write_empty(states)
         return GroupRenderer(model, self.config.render)
 

@@ -24,7 +24,7 @@ from jobs.run.places import evaluate_place
 from safety.errors import ArtifactFormatError
 from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.families.family import model_folder
+from safety.families.family import family_name, model_folder
 from safety.images import to_uint8
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
@@ -134,7 +134,7 @@ def build_folder(
     judge = measured.provenance.get("judge") if measured else None
     info = ReleaseInfo(
         name=run.release.name,
-        base=BaseModelIdentity(id=run.model.path, family=run.model.family, sha256=model_hash(base)),
+        base=BaseModelIdentity(id=run.model.path, family=family_name(run.model), sha256=model_hash(base)),
         adapter_sha256=file_hash(adapter),
         judge=JudgeIdentity.model_validate(judge) if judge else None,
         provenance={"run": run.run.name, "seed": str(run.run.seed), **{parent.kind: parent.id for parent in parents}},

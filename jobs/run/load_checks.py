@@ -41,7 +41,7 @@ class LoadChecks:
         run = self.run
         judges = {judge.name for loads in run_loads(run, STAGES) if (judge := loads.judge) is not None}
         loaded = {
-            "model": f"{run.model.path} loads as {run.model.family!r} on {run.model.device!r}",
+            "model": f"{run.model.path} loads on {run.model.device!r}",
             "judges": f"{', '.join(sorted(judges))} know(s) the taxonomy {self.taxonomy.name!r}",
             "features": f"{run.evaluate.features} load",
         }

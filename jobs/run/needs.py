@@ -21,7 +21,7 @@ from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.families.family import families, model_folder
+from safety.families.family import family_name, model_folder
 from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors
 from safety.judges.judge import JudgeConfig, load_judge
@@ -153,7 +153,7 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
         require_folder(model_folder(config.path))
         return None
 
-    if attempt(problems, "model", "model.family", lambda: families[config.family]) is None:
+    if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:
         return None
     return attempt(problems, "model", "model.path", load)
 

@@ -14,16 +14,28 @@ from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
 from safety.families.model_index import model_parts
+from safety.families.weight_files import read_index
 from safety.registry import Registry
 
 Conditioning = dict[str, Tensor]
-"""Encoded prompts, tensors with the batch first: ``{"states": [B, T, D], ...}``."""
+"""Encoded prompts, tensors with the batch first.
+
+``states`` [B, T, D] are what attention reads; some families add ``pooled`` [B, P], one vector a prompt. What a network reads
+beside the prompt and can be known from the latents, such as SDXL's sizes, is not part of it: ``predict`` adds it.
+"""
+Parts = Literal["all", "denoiser", "text"]
+"""What of a model is loaded: everything, the denoiser (to train on cached latents and text states), or what encodes prompts.
+
+The networks that are not loaded take no memory; a method that needs one of them raises ValueError.
+"""
 
 
 class ModelConfig(Config):
     """The base model that is aligned."""
 
-    family: str = Field("stable-diffusion", description="a name in the families' registry")
+    family: str | None = Field(
+        None, description="a name in the families' registry; none: the one that takes the model's own pipeline class"
+    )
     path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -41,9 +53,12 @@ class ModelFamily(Protocol):
     lora_targets: tuple[str, ...]
     """Module name suffixes that experts adapt by default."""
     text_targets: tuple[str, ...]
-    """Suffixes of the modules that read the prompt's states alone, ``conditioning["states"]``."""
+    """Suffixes of the linear modules that read the prompt's states alone, ``conditioning["states"]``.
+
+    Empty where there is none, as in networks that mix prompt and image in one attention: an expert cannot be gated there.
+    """
     train_timesteps: int
-    """Timesteps are in [0, train_timesteps)."""
+    """Timesteps are in [0, train_timesteps); a larger one is noisier. Flow matching counts its noise levels by them."""
     default_size: int
     """Side in pixels of the model's native square image."""
     size_multiple: int
@@ -66,6 +81,12 @@ class ModelFamily(Protocol):
 
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
         """Return the prompts' conditioning; raise PromptError for a prompt over the token limit."""
+
+    def unconditional(self) -> Conditioning:
+        """Return the conditioning [1, ...] of no prompt: what guidance leads away from, and what caption dropout trains on.
+
+        It is the encoded empty prompt, or zeros where the model was trained with them.
+        """
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Return the latents of images (the distribution's mode, so that it is deterministic)."""
@@ -95,13 +116,45 @@ class ModelFamily(Protocol):
 
 
 class FamilyLoader(Protocol):
-    """A callable that loads a model of its family, as the registry holds it."""
+    """A family as the registry holds it: which folders are its own, and how one is loaded."""
 
-    def __call__(self, path: Path, *, device: str, dtype: torch.dtype) -> ModelFamily:
-        """Load the model in ``path``, a diffusers-format folder of safetensors."""
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Return the diffusers classes of ``model_index.json`` that it takes where the config names no family."""
+
+    def load(self, path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> ModelFamily:
+        """Load the model in ``path``, a diffusers-format folder of safetensors.
+
+        Raises:
+            ConfigError: The folder holds a model of another family.
+            ArtifactFormatError: A file is missing or damaged, or a part has no safetensors.
+        """
 
 
 families: Registry[FamilyLoader] = Registry("base-model family", __package__)
+
+
+def family_name(config: ModelConfig) -> str:
+    """Return the name of the configured model's family: the one that is named, or the one of its own pipeline class.
+
+    Raises:
+        ConfigError: There is no such family or folder, or no family takes the folder's class.
+        ArtifactFormatError: The folder's index is damaged.
+    """
+    if config.family is not None:
+        families[config.family]  # raises for an unknown name
+        return config.family
+    folder = model_folder(config.path)
+    pipeline = read_index(folder).get("_class_name")
+    for name, family in families.items():
+        if pipeline in family.pipelines:
+            return name
+    known = sorted(each for family in families.values() for each in family.pipelines)
+    raise ConfigError(
+        f"{folder} holds {'no named pipeline' if pipeline is None else f'a {pipeline}'}, which no family takes",
+        field="model.path",
+        fix=f"use a model of one of these classes: {', '.join(known)}; or name the family that can load it (model.family)",
+    )
 
 
 def model_folder(path: str) -> Path:
@@ -116,15 +169,17 @@ def model_folder(path: str) -> Path:
     return folder
 
 
-def load_model(config: ModelConfig) -> ModelFamily:
-    """Load the configured model, frozen and in evaluation mode.
+def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
+    """Load the configured model, or the named parts of it, frozen and in evaluation mode.
 
     Raises:
         ConfigError: There is no such family, folder or device, or the folder is of another family.
         ArtifactFormatError: A file of the model is missing or damaged.
     """
     _require_device(config.device)
-    return families[config.family](model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype))
+    return families[family_name(config)].load(
+        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
+    )
 
 
 def _require_device(device: str) -> None:

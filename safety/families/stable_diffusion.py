@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 
 from safety.errors import ConfigError, PromptError
-from safety.families.family import Conditioning, families
+from safety.families.family import Conditioning, Parts, families
 from safety.families.network import load_part, loaded
-from safety.families.stable_diffusion_folder import check_folder
-from safety.families.weight_files import LEFT_OUT, broken, unread_weights
+from safety.families.stable_diffusion_folder import CLASSES, check_folder
+from safety.families.weight_files import LEFT_OUT, broken, read_json, unread_weights
 from safety.quiet import no_progress_bars
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 logger = logging.getLogger(__name__)
+
+WANTED: dict[Parts, tuple[str, ...]] = {
+    "all": ("unet", "vae", "text_encoder"),
+    "denoiser": ("unet",),
+    "text": ("text_encoder",),
+}
+"""The networks that are loaded."""
 
 
 class StableDiffusion:
@@ -30,31 +37,34 @@ class StableDiffusion:
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     text_targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        """Freeze a pipeline's networks and read its sizes; sampling uses DDIM, which is deterministic."""
+    def __init__(self, pipeline: StableDiffusionPipeline, size_multiple: int | None = None) -> None:
+        """Freeze a pipeline's networks and read its sizes; sampling uses DDIM, which is deterministic.
+
+        Args:
+            pipeline: The model; what a process does without is None in it (``Parts``).
+            size_multiple: Pixels of an image to one of its latents; None: the pipeline's own, which has its VAE.
+        """
         # Slow to import, and not for processes that load no model.
         from diffusers import DDIMScheduler
 
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False).eval()
+        networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+        for network in filter(None, networks):
+            network.requires_grad_(False).eval()
         self.denoiser = pipeline.unet
         self.train_timesteps = int(self.pipeline.scheduler.config.num_train_timesteps)
-        self.size_multiple = int(pipeline.vae_scale_factor)
-        self.default_size = int(pipeline.unet.config.sample_size) * self.size_multiple
-        # A tokenizer without a limit of its own states an enormous one.
-        self.max_tokens = int(
-            min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
-        )
+        self.size_multiple = size_multiple or int(pipeline.vae_scale_factor)
+        self.default_size = 0 if pipeline.unet is None else int(pipeline.unet.config.sample_size) * self.size_multiple
+        self.max_tokens = 0 if pipeline.text_encoder is None else _max_tokens(pipeline)
         # The tokenizer keeps the padding of its last call, so two calls at once could get each other's.
         self._tokenizing = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Return the denoiser's device."""
-        device: torch.device = next(self.denoiser.parameters()).device
+        device: torch.device = self.pipeline.device
         return device
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -89,6 +99,10 @@ class StableDiffusion:
                 list(prompts), padding="max_length", max_length=self.max_tokens, return_tensors="pt"
             ).input_ids
         return {"states": self.pipeline.text_encoder(tokens.to(self.device)).last_hidden_state}
+
+    def unconditional(self) -> Conditioning:
+        """Return the encoded empty prompt, [1, T, D]."""
+        return self.encode_text([""])
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -137,7 +151,7 @@ class StableDiffusion:
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        against = (self.encode_text([""]) if negative is None else negative)["states"]
+        against = (self.unconditional() if negative is None else negative)["states"]
         latents: Tensor = self.pipeline(
             prompt_embeds=conditioning["states"],
             negative_prompt_embeds=against.expand(len(noise), -1, -1),
@@ -149,9 +163,26 @@ class StableDiffusion:
         return self.decode_latents(latents)
 
 
+def _max_tokens(pipeline: StableDiffusionPipeline) -> int:
+    """Return how many tokens the text encoder reads; a tokenizer without a limit of its own states an enormous one."""
+    return int(min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings))
+
+
 @families.register("stable-diffusion")
-def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> StableDiffusion:
-    """Load a diffusers-format folder; what lies unread beside its safetensors is named in the log.
+class StableDiffusionLoader:
+    """Loads Stable Diffusion 1.x and 2.x from a diffusers-format folder."""
+
+    pipelines = CLASSES
+
+    @staticmethod
+    def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> StableDiffusion:
+        """Load a folder; what lies unread beside its safetensors is named in the log."""
+        pipeline, size_multiple = load_pipeline(path, dtype, parts)
+        return StableDiffusion(pipeline.to(device), size_multiple)
+
+
+def load_pipeline(path: Path, dtype: torch.dtype, parts: Parts = "all") -> tuple[StableDiffusionPipeline, int]:
+    """Return a folder's pipeline on the CPU, and the pixels of an image to one of its latents.
 
     Raises:
         ConfigError: The folder holds a model of another family.
@@ -161,15 +192,19 @@ def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> Sta
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    parts = check_folder(path)
-    unread = list(unread_weights(path, {file for part in parts.values() for file in part.read}))
+    files = check_folder(path)
+    unread = list(unread_weights(path, {file for part in files.values() for file in part.read}))
     if unread:
         logger.warning("%s: safetensors alone are read; ignored: %s", path, ", ".join(unread))
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    wanted = WANTED[parts]
     with no_progress_bars():
         networks = {
-            name: load_part(kind, path / name, parts[name].variant, dtype)
-            for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel))
+            name: load_part(kind, path / name, files[name].variant, dtype) if name in wanted else None
+            for name, kind in kinds.items()
         }
+        if "text_encoder" not in wanted:
+            networks["tokenizer"] = None
         pipeline = loaded(
             lambda: StableDiffusionPipeline.from_pretrained(
                 path,
@@ -180,7 +215,15 @@ def load_stable_diffusion(path: Path, *, device: str, dtype: torch.dtype) -> Sta
             ),
             path,
         )
+    _require_words(pipeline, path)
+    blocks = read_json(path / "vae" / "config.json").get("block_out_channels", (0,))
+    return pipeline, 2 ** (len(blocks) - 1)
+
+
+def _require_words(pipeline: StableDiffusionPipeline, path: Path) -> None:
+    """Refuse a tokenizer with words that the text encoder does not know."""
+    if pipeline.text_encoder is None:
+        return
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     if words > known:
         raise broken(path / "tokenizer", f"it has {words} words, and the text encoder knows {known}")
-    return StableDiffusion(pipeline.to(device))

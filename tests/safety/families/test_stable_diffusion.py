@@ -95,3 +95,14 @@ def test_size_must_be_a_multiple(model: ModelFamily, height: int, width: int) ->
 def test_a_missing_model_names_the_field(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.path"):
         load_model(ModelConfig(path=str(tmp_path / "absent")))
+
+
+def test_parts_of_a_model_do_what_the_whole_does_and_take_no_other_memory(tiny_model_dir: Path) -> None:
+    config = ModelConfig(path=str(tiny_model_dir))
+    whole, denoiser, text = load_model(config), load_model(config, "denoiser"), load_model(config, "text")
+    assert denoiser.pipeline.vae is denoiser.pipeline.text_encoder is text.pipeline.vae is text.pipeline.unet is None
+    assert whole.size_multiple == denoiser.size_multiple == text.size_multiple
+    prompts = text.encode_text(["a knife"])
+    assert torch.equal(prompts["states"], whole.encode_text(["a knife"])["states"])
+    noisy, timesteps = torch.randn(1, *whole.latent_shape(16, 16)), torch.tensor([10])
+    assert torch.equal(denoiser.predict(noisy, timesteps, prompts), whole.predict(noisy, timesteps, prompts))
