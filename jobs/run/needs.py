@@ -150,7 +150,7 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
     def load() -> ModelFamily | None:
         if whole:
             return load_model(config)
-        require_folder(model_folder(config.path))
+        require_folder(model_folder(config))
         return None
 
     if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:

@@ -58,7 +58,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save_lora(weights, release, metadata={})
     info = ReleaseInfo(
         name="demo",
-        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder("emoji"))),
+        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder(ModelConfig()))),
         adapter_sha256=file_hash(path),
         judge=None,
         provenance={},
