@@ -21,6 +21,7 @@ class Place(NamedTuple):
 
     address: str
     endpoint: str | None
+    region: str | None
     cache: Path
 
 

@@ -56,6 +56,7 @@ class ModelConfig(Config):
         pattern=r"^https?://[^\s/]+/?$",
         description="URL of the S3 endpoint of `s3://` paths; none: the store's, or else AWS's",
     )
+    region: str | None = Field(None, description="of the bucket of `s3://` paths; none: the store's")
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 

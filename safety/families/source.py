@@ -69,7 +69,7 @@ def located(path: str, config: ModelConfig) -> Path:
         ArtifactFormatError: It is pickled.
     """
     if is_address(path):
-        return _fetched(path, config.endpoint, config.cache_folder("fetched"), config.variant)
+        return _fetched(Place(path, config.endpoint, config.region, config.cache_folder("fetched")), config.variant)
     found = here(path, config.revision)
     if found is not None:
         return found
@@ -122,8 +122,8 @@ def known_here(config: ModelConfig) -> bool:
 
 # A process asks for its model several times, and each look at an address costs a request.
 @lru_cache(maxsize=8)
-def _fetched(address: str, endpoint: str | None, cache: Path, variant: str | None) -> Path:
-    return fetch(Place(address, endpoint, cache), lambda names: files_read(names, variant))
+def _fetched(place: Place, variant: str | None) -> Path:
+    return fetch(place, lambda names: files_read(names, variant))
 
 
 def _of_hub(hub_id: str, revision: str | None, variant: str | None) -> Path:

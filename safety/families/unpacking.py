@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from safety.errors import ArtifactFormatError
 from safety.families.model_config import ModelConfig
 from safety.families.network import loaded
 from safety.families.single_file import KNOWN, LAYOUTS, Header, layout_folder, predicted, read_header
@@ -66,13 +67,7 @@ def unpack_vae(file: Path, own: Path, config: ModelConfig) -> Path:
         from diffusers import AutoencoderKL
 
         shutil.copyfile(settings, folder / "config.json")
-        vae = loaded(
-            lambda: AutoencoderKL.from_single_file(
-                str(file), config=str(folder), local_files_only=True, torch_dtype=_widest(header)
-            ),
-            file,
-        )
-        _save(vae, folder, file)
+        _save(_read(AutoencoderKL, file, header, folder), folder, file)
         shutil.copyfile(settings, folder / "config.json")
 
     return _made_once(config.cache_folder("unpacked"), [FORMAT, _stamp(file), _stamp(settings)], write)
@@ -98,18 +93,29 @@ def _write_model(file: Path, header: Header, layout: Path, prediction: str | Non
         raise broken(file, f"diffusers reads no {index.get('_class_name')} from a single file")
     kept = {path: path.read_bytes() for path in folder.rglob("*.json")}
     with no_progress_bars():
-        pipeline = loaded(
-            lambda: kind.from_single_file(
-                str(file), config=str(folder), local_files_only=True, torch_dtype=_widest(header)
-            ),
-            file,
-        )
+        pipeline = _read(kind, file, header, folder)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
                 _save(part, folder / name, file)
     for path, data in kept.items():
         path.write_bytes(data)
     _set_prediction(folder, header, prediction)
+
+
+def _read(kind: Any, file: Path, header: Header, settings: Path) -> Any:
+    """Return a pipeline or a network of diffusers, read from a single file by the settings in a folder."""
+    try:
+        return loaded(
+            lambda: kind.from_single_file(
+                str(file), config=str(settings), local_files_only=True, torch_dtype=_widest(header)
+            ),
+            file,
+        )
+    except ArtifactFormatError as error:
+        if "meta tensor" not in error.message:
+            raise
+        # diffusers leaves what is missing without memory, and then fails to change its type.
+        raise broken(file, "it lacks weights of one of its networks") from error
 
 
 def _set_prediction(folder: Path, header: Header, prediction: str | None) -> None:
