@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safety.errors import ConfigError
 from safety.families.model_index import model_parts
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, PartFiles, part_files
+from safety.families.weight_files import INDEX_FILE, LEFT_OUT, SHARDED, SINGLE, PartFiles, part_files
 
 VAE = "vae"
 
@@ -45,7 +45,9 @@ def link_folder(folder: Path, variant: str | None, vae: Path | None, cache: Path
 def _require_variant(folder: Path, variant: str, files: Mapping[str, PartFiles]) -> None:
     if any(part.variant == variant for part in files.values()):
         return
-    found = sorted({part.variant for part in files.values() if part.weights} - {""})
+    parts = {path.parent for part in files.values() for path in part.weights}
+    names = (SINGLE.fullmatch(path.name) or SHARDED.fullmatch(path.name) for part in parts for path in part.iterdir())
+    found = sorted({match["variant"] for match in names if match and match["variant"]})
     raise ConfigError(
         f"{folder} has no weights of the variant {variant!r}",
         field="model.variant",

@@ -46,7 +46,7 @@ def files_read(names: Sequence[str], variant: str | None) -> list[str]:
     pipeline = any(path.name == INDEX_FILE for path in top)
     if not pipeline:
         return _part("the folder", top, variant)
-    found = [INDEX_FILE, *(path.as_posix() for path in top if path.suffix == ".md" and path.name.isupper())]
+    found = [INDEX_FILE, *(path.as_posix() for path in top if path.suffix == ".md" and path.stem.isupper())]
     for part in sorted(parts.keys() - set(LEFT_OUT)):
         found += _part(part, parts[part], variant)
     return found
