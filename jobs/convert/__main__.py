@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from jobs.convert.command import convert
-from jobs.run.launch import EXIT_USER_ERROR, make_console
 from safety.errors import SafetyError
+
+EXIT_USER_ERROR = 2
+"""As of every job; theirs would bring Ray with it."""
 
 
 def main(
@@ -21,7 +24,7 @@ def main(
     ] = None,
 ) -> None:
     """Turn a pickled model that you trust into safetensors, without running what its files may hold."""
-    console = make_console()
+    console = Console()
     try:
         path = convert(model, output, memory_gib)
     except SafetyError as error:

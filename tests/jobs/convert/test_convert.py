@@ -83,17 +83,13 @@ def test_a_pickled_folder_is_refused_and_loads_after_the_conversion(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_the_command_converts_a_checkpoint_as_trainers_save_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_as_trainers_save_it_becomes_a_single_file(tiny_model_dir: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
     weights = {name: tensor.contiguous() for name, tensor in original(pipeline, "1").items()}
     torch.save({"epoch": 3, "global_step": 9, "state_dict": {**weights, "epoch": 3}}, tmp_path / "v1.ckpt")
-    command = [sys.executable, "-m", "jobs.convert", "--model", tmp_path / "v1.ckpt", "--output", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert f"written: {tmp_path / 'out' / 'v1.safetensors'}" in ended.stdout
-    assert "ray" not in ended.stdout.lower()
+    assert convert(tmp_path / "v1.ckpt", tmp_path / "out") == tmp_path / "out" / "v1.safetensors"
     config = ModelConfig(
         path=str(tmp_path / "out" / "v1.safetensors"), settings=str(tiny_model_dir), cache=tmp_path / "cache"
     )
