@@ -77,6 +77,13 @@ class LatentModel:
                     fix=f"shorten the prompt to at most {limit - marks} tokens of text",
                 )
 
+    def part(self, name: str) -> Any:
+        """Return a network of the pipeline; raise ValueError where it is not loaded (``Parts``)."""
+        found = getattr(self.pipeline, name)
+        if found is None:
+            raise ValueError(f"the model was loaded without its {name}")
+        return found
+
     def token_ids(self, reader: PromptReader, prompts: Sequence[str]) -> Tensor:
         """Return the prompts' tokens, padded to the reader's limit, int64 [B, T] on the model's device."""
         with self._tokenizing:
@@ -88,7 +95,7 @@ class LatentModel:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
-        vae = self.pipeline.vae
+        vae = self.part("vae")
         encoded: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
         shift, spread = self._latent_range(encoded)
         latents: Tensor = (encoded - shift) * vae.config.scaling_factor / spread
@@ -97,7 +104,7 @@ class LatentModel:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W], clamped to [-1, 1]."""
-        vae = self.pipeline.vae
+        vae = self.part("vae")
         latents = latents.to(vae.device, vae.dtype)
         shift, spread = self._latent_range(latents)
         images: Tensor = vae.decode(latents * spread / vae.config.scaling_factor + shift).sample
