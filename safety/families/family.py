@@ -122,6 +122,14 @@ class FamilyLoader(Protocol):
     def pipelines(self) -> tuple[str, ...]:
         """Return the diffusers classes of ``model_index.json`` that it takes where the config names no family."""
 
+    @property
+    def pipeline_class(self) -> str:
+        """Return the diffusers class that draws with the family's models and experts: what users of a release open."""
+
+    @property
+    def component(self) -> str:
+        """Return the part of that pipeline which experts adapt, "unet" or "transformer": their tensors' names begin with it."""
+
     def load(self, path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> ModelFamily:
         """Load the model in ``path``, a diffusers-format folder of safetensors.
 
