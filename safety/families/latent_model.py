@@ -25,7 +25,14 @@ class LatentModel:
     A family inherits from it and adds encoding of prompts, noise, prediction and sampling.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, readers: Sequence[PromptReader], size_multiple: int) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        denoiser: Any,
+        readers: Sequence[PromptReader],
+        size_multiple: int,
+        default_size: int | None = None,
+    ) -> None:
         """Freeze a pipeline's networks, in evaluation mode.
 
         Args:
@@ -33,6 +40,7 @@ class LatentModel:
             denoiser: Its network that LoRA experts adapt; None where it is not loaded.
             readers: What checks a prompt's length; none where prompts are not encoded.
             size_multiple: Pixels of an image's side to one of what the denoiser's ``sample_size`` counts.
+            default_size: Side in pixels of the native image; None: by the denoiser's ``sample_size``.
         """
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
@@ -41,7 +49,9 @@ class LatentModel:
                 network.requires_grad_(False).eval()
         self.denoiser = denoiser
         self.size_multiple = size_multiple
-        self.default_size = 0 if denoiser is None else int(denoiser.config.sample_size) * size_multiple
+        if default_size is None:
+            default_size = 0 if denoiser is None else int(denoiser.config.sample_size) * size_multiple
+        self.default_size = default_size
         self.max_tokens = min((reader.limit for reader in readers), default=0)
         self._readers = tuple(readers)
         # A tokenizer keeps the padding of its last call, so two calls at once could get each other's.
@@ -52,6 +62,13 @@ class LatentModel:
         """Return the denoiser's device."""
         device: torch.device = self.pipeline.device
         return device
+
+    def part(self, name: str) -> Any:
+        """Return one of the pipeline's networks; raise ValueError when the model was loaded without it."""
+        network = getattr(self.pipeline, name)
+        if network is None:
+            raise ValueError(f"the model was loaded without its {name}")
+        return network
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) for an image size."""
@@ -88,7 +105,7 @@ class LatentModel:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
-        vae = self.pipeline.vae
+        vae = self.part("vae")
         encoded: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
         shift, spread = self._latent_range(encoded)
         latents: Tensor = (encoded - shift) * vae.config.scaling_factor / spread
@@ -97,7 +114,7 @@ class LatentModel:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W], clamped to [-1, 1]."""
-        vae = self.pipeline.vae
+        vae = self.part("vae")
         latents = latents.to(vae.device, vae.dtype)
         shift, spread = self._latent_range(latents)
         images: Tensor = vae.decode(latents * spread / vae.config.scaling_factor + shift).sample

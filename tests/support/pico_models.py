@@ -23,6 +23,7 @@ from safety.emoji.build.unet import make_scheduler
 from tests.support.pico_flow_models import PICO_FLOW_MODELS
 from tests.support.pico_parts import FACTOR, SIZE, PicoModel, clip_config, make_tokenizer, make_vae, open_clip_tokenizer
 
+
 def make_unet(width: int, **settings: Any) -> UNet2DConditionModel:
     """Return a UNet that reads states of a width."""
     return UNet2DConditionModel(
