@@ -165,6 +165,11 @@ def family_name(config: ModelConfig) -> str:
     )
 
 
+def lora_component(config: ModelConfig) -> str:
+    """Return the part of the pipeline that experts of the configured model adapt; raises as ``family_name`` does."""
+    return families[family_name(config)].component
+
+
 def model_folder(path: str) -> Path:
     """Return the folder of a model path.
 

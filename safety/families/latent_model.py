@@ -94,6 +94,13 @@ class LatentModel:
                     fix=f"shorten the prompt to at most {limit - marks} tokens of text",
                 )
 
+    def part(self, name: str) -> Any:
+        """Return a network of the pipeline; raise ValueError where it is not loaded (``Parts``)."""
+        found = getattr(self.pipeline, name)
+        if found is None:
+            raise ValueError(f"the model was loaded without its {name}")
+        return found
+
     def token_ids(self, reader: PromptReader, prompts: Sequence[str]) -> Tensor:
         """Return the prompts' tokens, padded to the reader's limit, int64 [B, T] on the model's device."""
         with self._tokenizing:

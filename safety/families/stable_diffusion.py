@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class StableDiffusion(NoisePrediction):
         """Return ``{"states": [B, T, D]}``."""
         for prompt in prompts:
             self.check_prompt(prompt)
-        [reader] = self._readers
-        return {"states": self.pipeline.text_encoder(self.token_ids(reader, prompts)).last_hidden_state}
+        encoder = self.part("text_encoder")
+        return {"states": encoder(self.token_ids(self._readers[0], prompts)).last_hidden_state}
 
     def unconditional(self) -> Conditioning:
         """Return the encoded empty prompt, [1, T, D]."""
@@ -80,9 +80,9 @@ class StableDiffusion(NoisePrediction):
 class StableDiffusionLoader:
     """Loads Stable Diffusion 1.x and 2.x from a diffusers-format folder."""
 
-    pipelines: tuple[str, ...] = LAYOUT.classes
-    pipeline_class = LAYOUT.pipeline_class
-    component = LAYOUT.denoiser
+    pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
+    component: ClassVar[str] = LAYOUT.denoiser
 
     @staticmethod
     def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> StableDiffusion:
