@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -136,9 +136,9 @@ class Flux(FlowMatching):
 class FluxLoader:
     """Loads FLUX.1 from a diffusers-format folder."""
 
-    pipelines = LAYOUT.classes
-    pipeline_class = LAYOUT.pipeline_class
-    component = LAYOUT.denoiser
+    pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
+    component: ClassVar[str] = LAYOUT.denoiser
 
     @staticmethod
     def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> Flux:

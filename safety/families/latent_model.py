@@ -63,13 +63,6 @@ class LatentModel:
         device: torch.device = self.pipeline.device
         return device
 
-    def part(self, name: str) -> Any:
-        """Return one of the pipeline's networks; raise ValueError when the model was loaded without it."""
-        network = getattr(self.pipeline, name)
-        if network is None:
-            raise ValueError(f"the model was loaded without its {name}")
-        return network
-
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) for an image size."""
         for name, side in (("height", height), ("width", width)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,9 +115,9 @@ class StableDiffusion3(FlowMatching):
 class StableDiffusion3Loader:
     """Loads Stable Diffusion 3 from a diffusers-format folder."""
 
-    pipelines = LAYOUT.classes
-    pipeline_class = LAYOUT.pipeline_class
-    component = LAYOUT.denoiser
+    pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
+    component: ClassVar[str] = LAYOUT.denoiser
 
     @staticmethod
     def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> StableDiffusion3:
