@@ -18,15 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from safety.families.family import Conditioning, Parts, families
-from safety.families.flow_folder import load_flow_pipeline
-from safety.families.flow_matching import FlowMatching, FlowSizes, Tokens, clip_limit, expanded
-from safety.families.flux_folder import LAYOUT, folder_sizes
+from safety.families.flow_matching import FlowMatching, FlowSizes, expanded, t5_reader
+from safety.families.flux_folder import LAYOUT, check_folder
+from safety.families.latent_model import PromptReader, token_limit
+from safety.families.pipeline import load_stock_pipeline
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -37,12 +38,6 @@ TRAINING_GUIDANCE = 3.5
 NO_GUIDANCE = 1.0
 TIME_UNIT = 1000
 """The network multiplies times by it itself."""
-WANTED: dict[Parts, tuple[str, ...]] = {
-    "all": ("transformer", "vae", "text_encoder", "text_encoder_2"),
-    "denoiser": ("transformer",),
-    "text": ("text_encoder", "text_encoder_2"),
-}
-"""The networks that are loaded."""
 
 
 class Flux(FlowMatching):
@@ -50,33 +45,28 @@ class Flux(FlowMatching):
 
     def __init__(self, pipeline: FluxPipeline, sizes: FlowSizes, dtype: torch.dtype) -> None:
         """Freeze a pipeline's networks and read how many tokens each encoder takes."""
-        super().__init__(pipeline, sizes, dtype)
-        self._clip = self._t5 = Tokens(None, 0)
+        readers: tuple[PromptReader, ...] = ()
         if pipeline.text_encoder is not None:
-            self._clip = Tokens(pipeline.tokenizer, clip_limit(pipeline.tokenizer, pipeline.text_encoder))
-            self._t5 = Tokens(pipeline.tokenizer_2, min(T5_TOKENS, pipeline.tokenizer_2.model_max_length))
-        self.max_tokens = self._t5.limit
-
-    def longest(self) -> Tokens:
-        """Return the T5's tokenizer."""
-        self._loaded("text_encoder_2")
-        return self._t5
+            limit = token_limit(pipeline.tokenizer, pipeline.text_encoder)
+            self._clip = PromptReader(pipeline.tokenizer, limit)
+            readers = (t5_reader(pipeline.tokenizer_2, T5_TOKENS),)
+        super().__init__(pipeline, readers, sizes, dtype)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
         """Return ``{"states": [B, T, D], "pooled": [B, P]}``: the T5's states and the CLIP's pooled one."""
         for prompt in prompts:
             self.check_prompt(prompt)
-        with self._tokenizing:
-            ids, ids_2 = self._clip.ids(prompts, self.device), self._t5.ids(prompts, self.device)
+        clip, t5 = self.part("text_encoder"), self.part("text_encoder_2")
+        [reader] = self._readers
         return {
-            "states": self.pipeline.text_encoder_2(ids_2)[0].to(self.dtype),
-            "pooled": self.pipeline.text_encoder(ids).pooler_output.to(self.dtype),
+            "states": t5(self.token_ids(reader, prompts))[0].to(self.dtype),
+            "pooled": clip(self.token_ids(self._clip, prompts)).pooler_output.to(self.dtype),
         }
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted velocity [B, C, h, w], unpacked."""
-        denoiser, inputs = self._loaded("transformer"), self._inputs(conditioning)
+        denoiser, inputs = self.part("transformer"), self.inputs(conditioning)
         packed, image_ids = self._pack(noisy.to(self.dtype))
         guidance = None
         if denoiser.config.guidance_embeds:
@@ -103,10 +93,10 @@ class Flux(FlowMatching):
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        inputs = self._inputs(conditioning)
-        settings = {"guidance_scale": guidance}
+        inputs = self.inputs(conditioning)
+        settings: dict[str, Any] = {"guidance_scale": guidance}
         if negative is not None:
-            against = expanded(self._inputs(negative), len(noise))
+            against = expanded(self.inputs(negative), len(noise))
             settings = {
                 "guidance_scale": NO_GUIDANCE,
                 "true_cfg_scale": guidance,
@@ -146,14 +136,13 @@ class Flux(FlowMatching):
 class FluxLoader:
     """Loads FLUX.1 from a diffusers-format folder."""
 
-    pipelines = LAYOUT.pipelines
+    pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
+    component: ClassVar[str] = LAYOUT.denoiser
 
     @staticmethod
     def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> Flux:
         """Load a folder; what lies unread beside its safetensors is named in the log."""
-        # Slow to import, and not for processes that load no model.
-        from diffusers import FluxPipeline
-
-        sizes = folder_sizes(path)
-        pipeline = load_flow_pipeline(FluxPipeline, path, LAYOUT, WANTED[parts], dtype)
+        files, sizes = check_folder(path)
+        pipeline = load_stock_pipeline(LAYOUT, files, path, dtype, parts)
         return Flux(pipeline.to(device), sizes, dtype)

@@ -25,7 +25,14 @@ class LatentModel:
     A family inherits from it and adds encoding of prompts, noise, prediction and sampling.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, readers: Sequence[PromptReader], size_multiple: int) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        denoiser: Any,
+        readers: Sequence[PromptReader],
+        size_multiple: int,
+        default_size: int | None = None,
+    ) -> None:
         """Freeze a pipeline's networks, in evaluation mode.
 
         Args:
@@ -33,6 +40,7 @@ class LatentModel:
             denoiser: Its network that LoRA experts adapt; None where it is not loaded.
             readers: What checks a prompt's length; none where prompts are not encoded.
             size_multiple: Pixels of an image's side to one of what the denoiser's ``sample_size`` counts.
+            default_size: Side in pixels of the native image; None: by the denoiser's ``sample_size``.
         """
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
@@ -41,7 +49,9 @@ class LatentModel:
                 network.requires_grad_(False).eval()
         self.denoiser = denoiser
         self.size_multiple = size_multiple
-        self.default_size = 0 if denoiser is None else int(denoiser.config.sample_size) * size_multiple
+        if default_size is None:
+            default_size = 0 if denoiser is None else int(denoiser.config.sample_size) * size_multiple
+        self.default_size = default_size
         self.max_tokens = min((reader.limit for reader in readers), default=0)
         self._readers = tuple(readers)
         # A tokenizer keeps the padding of its last call, so two calls at once could get each other's.

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from safety.families.family import Conditioning, Parts, families
-from safety.families.flow_folder import load_flow_pipeline
-from safety.families.flow_matching import FlowMatching, FlowSizes, Tokens, clip_limit, expanded
-from safety.families.sd3_folder import LAYOUT, folder_sizes
+from safety.families.flow_matching import FlowMatching, FlowSizes, expanded, t5_reader
+from safety.families.latent_model import PromptReader, token_limit
+from safety.families.pipeline import load_stock_pipeline
+from safety.families.sd3_folder import LAYOUT, check_folder
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
 T5_TOKENS = 256
 """Tokens of the T5 that the stock pipeline reads (``max_sequence_length``), a shorter tokenizer's own limit aside."""
-WANTED: dict[Parts, tuple[str, ...]] = {
-    "all": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    "denoiser": ("transformer",),
-    "text": ("text_encoder", "text_encoder_2", "text_encoder_3"),
-}
-"""The networks that are loaded."""
 
 
 class StableDiffusion3(FlowMatching):
@@ -37,25 +32,16 @@ class StableDiffusion3(FlowMatching):
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, sizes: FlowSizes, dtype: torch.dtype) -> None:
         """Freeze a pipeline's networks and read how many tokens each encoder takes."""
-        super().__init__(pipeline, sizes, dtype)
-        self._clips: list[tuple[Tokens, torch.nn.Module]] = []
-        self._t5: Tokens | None = None
-        if pipeline.text_encoder is None:
-            return
-        # The stock pipeline pads both CLIPs' prompts to the first one's limit.
-        limit = clip_limit(pipeline.tokenizer, pipeline.text_encoder)
-        self._clips = [
-            (Tokens(pipeline.tokenizer, limit), pipeline.text_encoder),
-            (Tokens(pipeline.tokenizer_2, limit), pipeline.text_encoder_2),
-        ]
+        self._clips: tuple[PromptReader, ...] = ()
+        self._t5: PromptReader | None = None
+        if pipeline.text_encoder is not None:
+            # The stock pipeline pads both CLIPs' prompts to the first one's limit.
+            limit = token_limit(pipeline.tokenizer, pipeline.text_encoder)
+            self._clips = (PromptReader(pipeline.tokenizer, limit), PromptReader(pipeline.tokenizer_2, limit))
         if pipeline.text_encoder_3 is not None:
-            self._t5 = Tokens(pipeline.tokenizer_3, min(T5_TOKENS, pipeline.tokenizer_3.model_max_length))
-        self.max_tokens = self.longest().limit
-
-    def longest(self) -> Tokens:
-        """Return the T5's tokenizer, or the first CLIP's where there is no T5."""
-        self._loaded("text_encoder")
-        return self._clips[0][0] if self._t5 is None else self._t5
+            self._t5 = t5_reader(pipeline.tokenizer_3, T5_TOKENS)
+        readers = self._clips[:1] if self._t5 is None else (self._t5,)
+        super().__init__(pipeline, readers, sizes, dtype)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
@@ -65,26 +51,30 @@ class StableDiffusion3(FlowMatching):
         """
         for prompt in prompts:
             self.check_prompt(prompt)
-        with self._tokenizing:
-            ids = [tokens.ids(prompts, self.device) for tokens, _ in self._clips]
-            ids_3 = None if self._t5 is None else self._t5.ids(prompts, self.device)
-        found = [encoder(each, output_hidden_states=True) for each, (_, encoder) in zip(ids, self._clips, strict=True)]
+        encoders = (self.part("text_encoder"), self.part("text_encoder_2"))
+        found = [
+            encoder(self.token_ids(reader, prompts), output_hidden_states=True)
+            for reader, encoder in zip(self._clips, encoders, strict=True)
+        ]
         clips = torch.cat([each.hidden_states[-2].to(self.dtype) for each in found], dim=-1)
-        if ids_3 is None:
-            shape = (len(prompts), T5_TOKENS, self.sizes.text_width)
-            t5 = torch.zeros(shape, device=clips.device, dtype=clips.dtype)
-        else:
-            t5 = self.pipeline.text_encoder_3(ids_3)[0].to(self.dtype)
-        clips = torch.nn.functional.pad(clips, (0, t5.shape[-1] - clips.shape[-1]))
+        clips = torch.nn.functional.pad(clips, (0, self.sizes.text_width - clips.shape[-1]))
         return {
-            "states": torch.cat([clips, t5], dim=-2),
+            "states": torch.cat([clips, self._t5_states(prompts)], dim=-2),
             "pooled": torch.cat([each.text_embeds.to(self.dtype) for each in found], dim=-1),
         }
 
+    def _t5_states(self, prompts: Sequence[str]) -> Tensor:
+        """Return the T5's states [B, T, D], or zeros for a model without one."""
+        if self._t5 is None:
+            shape = (len(prompts), T5_TOKENS, self.sizes.text_width)
+            return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        states: Tensor = self.pipeline.text_encoder_3(self.token_ids(self._t5, prompts))[0]
+        return states.to(self.dtype)
+
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted velocity [B, C, h, w]."""
-        inputs = self._inputs(conditioning)
-        predicted: Tensor = self._loaded("transformer")(
+        inputs = self.inputs(conditioning)
+        predicted: Tensor = self.part("transformer")(
             hidden_states=noisy.to(self.dtype),
             timestep=self.sigmas(timesteps) * self.train_timesteps,
             encoder_hidden_states=inputs["states"],
@@ -103,8 +93,8 @@ class StableDiffusion3(FlowMatching):
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        inputs = self._inputs(conditioning)
-        against = expanded(self._inputs(self.unconditional() if negative is None else negative), len(noise))
+        inputs = self.inputs(conditioning)
+        against = expanded(self.inputs(self.unconditional() if negative is None else negative), len(noise))
         height, width = (side * self.sizes.factor for side in noise.shape[-2:])
         latents: Tensor = self.pipeline(
             prompt_embeds=inputs["states"],
@@ -125,14 +115,13 @@ class StableDiffusion3(FlowMatching):
 class StableDiffusion3Loader:
     """Loads Stable Diffusion 3 from a diffusers-format folder."""
 
-    pipelines = LAYOUT.pipelines
+    pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
+    component: ClassVar[str] = LAYOUT.denoiser
 
     @staticmethod
     def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> StableDiffusion3:
         """Load a folder; what lies unread beside its safetensors is named in the log."""
-        # Slow to import, and not for processes that load no model.
-        from diffusers import StableDiffusion3Pipeline
-
-        sizes = folder_sizes(path)
-        pipeline = load_flow_pipeline(StableDiffusion3Pipeline, path, LAYOUT, WANTED[parts], dtype)
+        files, sizes = check_folder(path)
+        pipeline = load_stock_pipeline(LAYOUT, files, path, dtype, parts)
         return StableDiffusion3(pipeline.to(device), sizes, dtype)
