@@ -104,7 +104,7 @@ class Layout(NamedTuple):
                 continue
             if len(value) != 2:
                 raise broken(folder / INDEX_FILE, f"{name} is {value!r}, and not a library and a class")
-            if value[1] is None and (name not in known or name in self.optional):
+            if value[1] is None:
                 continue
             if name not in known:
                 raise self.misfit(f"{folder} has a part {name} ({value[1]})")

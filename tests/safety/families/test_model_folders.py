@@ -39,7 +39,7 @@ def rename(path: Path, name: str) -> None:
     "kind",
     [
         *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline"),
-        *("StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("FluxKontextPipeline", "FluxFillPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
         *("OnnxStableDiffusionPipeline", "FlaxStableDiffusionPipeline", None, ["pipeline", "Custom"]),
     ],
 )
