@@ -23,6 +23,7 @@ from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
 from jobs.run.config import RunConfig, load_run
+from jobs.run.notices import notices
 from jobs.run.ray_data import first_cause
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -49,6 +50,8 @@ def opened(config: Path) -> Iterator[StageContext]:
         run = load_run(config)
         run.load_taxonomy()
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
+        for notice in notices(run):
+            console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other

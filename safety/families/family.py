@@ -123,6 +123,10 @@ class FamilyLoader(Protocol):
         """Return the diffusers classes of ``model_index.json`` that it takes where the config names no family."""
 
     @property
+    def model_class(self) -> type[ModelFamily]:
+        """Return the class of its models: what experts adapt, and what of it reads the prompt, is known before any is loaded."""
+
+    @property
     def pipeline_class(self) -> str:
         """Return the diffusers class that draws with the family's models and experts: what users of a release open."""
 
@@ -165,9 +169,9 @@ def family_name(config: ModelConfig) -> str:
     )
 
 
-def lora_component(config: ModelConfig) -> str:
-    """Return the part of the pipeline that experts of the configured model adapt; raises as ``family_name`` does."""
-    return families[family_name(config)].component
+def configured_family(config: ModelConfig) -> FamilyLoader:
+    """Return the configured model's family, of which nothing is loaded; raises as ``family_name`` does."""
+    return families[family_name(config)]
 
 
 def model_folder(path: str) -> Path:

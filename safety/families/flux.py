@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from safety.families.family import Conditioning, Parts, families
+from safety.families.family import Conditioning, ModelFamily, Parts, families
 from safety.families.flow_matching import FlowMatching, FlowSizes, expanded, t5_reader
 from safety.families.flux_folder import LAYOUT, check_folder
 from safety.families.latent_model import PromptReader, token_limit
@@ -137,6 +137,7 @@ class FluxLoader:
     """Loads FLUX.1 from a diffusers-format folder."""
 
     pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    model_class: ClassVar[type[ModelFamily]] = Flux
     pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
     component: ClassVar[str] = LAYOUT.denoiser
 

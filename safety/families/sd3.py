@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from safety.families.family import Conditioning, Parts, families
+from safety.families.family import Conditioning, ModelFamily, Parts, families
 from safety.families.flow_matching import FlowMatching, FlowSizes, expanded, t5_reader
 from safety.families.latent_model import PromptReader, token_limit
 from safety.families.pipeline import load_stock_pipeline
@@ -116,6 +116,7 @@ class StableDiffusion3Loader:
     """Loads Stable Diffusion 3 from a diffusers-format folder."""
 
     pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    model_class: ClassVar[type[ModelFamily]] = StableDiffusion3
     pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
     component: ClassVar[str] = LAYOUT.denoiser
 

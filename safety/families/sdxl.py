@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from safety.families.family import Conditioning, Parts, families
+from safety.families.family import Conditioning, ModelFamily, Parts, families
 from safety.families.latent_model import PromptReader, token_limit
 from safety.families.layout import CLIP_TOKENIZERS, Layout
 from safety.families.noise_prediction import NoisePrediction
@@ -147,6 +147,7 @@ class SdxlLoader:
     """Loads Stable Diffusion XL from a diffusers-format folder."""
 
     pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    model_class: ClassVar[type[ModelFamily]] = Sdxl
     pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
     component: ClassVar[str] = LAYOUT.denoiser
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from safety.families.family import Conditioning, Parts, families
+from safety.families.family import Conditioning, ModelFamily, Parts, families
 from safety.families.latent_model import PromptReader, token_limit
 from safety.families.noise_prediction import NoisePrediction
 from safety.families.pipeline import load_stock_pipeline, vae_factor
@@ -81,6 +81,7 @@ class StableDiffusionLoader:
     """Loads Stable Diffusion 1.x and 2.x from a diffusers-format folder."""
 
     pipelines: ClassVar[tuple[str, ...]] = LAYOUT.classes
+    model_class: ClassVar[type[ModelFamily]] = StableDiffusion
     pipeline_class: ClassVar[str] = LAYOUT.pipeline_class
     component: ClassVar[str] = LAYOUT.denoiser
 

@@ -160,8 +160,8 @@ def _check(experts: Mapping[str, LoraWeights], statistics: Calibration | None, c
 
 
 def _gates(calibration: Calibration, config: CoMergeConfig) -> dict[str, Tensor]:
-    """Return the experts' gates [N, inputs, inputs] by layer, for the layers that are merged by inputs."""
-    if config.granularity != "input":
+    """Return the experts' gates [N, inputs, inputs] by layer, for the layers that are merged by inputs; none where none can be."""
+    if config.granularity != "input" or not calibration.text_layers:
         return {}
     gates = calibration.moments.gates(config.gate)
     return dict.fromkeys(calibration.text_layers, gates)
