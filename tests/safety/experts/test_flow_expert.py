@@ -47,7 +47,8 @@ def test_the_loss_is_that_of_the_velocitys_errors(
         sigma, latents = sigmas[index], clean[one].double()
         noise = (batch.noisy[one].double() - (1 - sigma) * latents) / sigma
         prompts = {key: value[one] for key, value in batch.conditioning.items()}
-        found: Tensor = model.predict(batch.noisy[one], batch.timesteps[one], prompts).double()
+        with torch.no_grad():
+            found: Tensor = model.predict(batch.noisy[one], batch.timesteps[one], prompts).double()
         return float((found - (noise - latents)).square().mean())
 
     terms, moved = [], []
