@@ -7,6 +7,8 @@ Any minor version may change them, so pyproject.toml bounds Ray by the minor tha
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 """The variable that has Ray give its workers an environment of their own when the driver runs under ``uv run``."""
+
+STREAM_READER = "data-stream-reader"
+"""The name of threads that read a stream of Ray Data."""
+READER_END_S = 5.0
 
 
 def reread_environment() -> None:
@@ -35,6 +41,25 @@ def forbid_auto_connect() -> None:
     too.
     """
     auto_init_hook.enable_auto_connect = False
+
+
+def end_data_streams() -> None:
+    """End the streams of Ray Data that a stop or an error left running, and wait for the threads that read them.
+
+    Their threads would call Ray after its shutdown, at which Ray ends the whole process with code 1, whatever code and last
+    line it was about to end with. Ray itself ends a stream when its iterator is collected, which may be after that.
+    """
+    if "ray.data" not in sys.modules:
+        return
+    # Slow to import, and not for processes without streams.
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
+    for thread in threading.enumerate():
+        if thread.name == STREAM_READER and thread is not threading.current_thread():
+            thread.join(READER_END_S)
 
 
 def uploaded_files(root: Path, excludes: Sequence[str]) -> list[Path]:

@@ -106,6 +106,11 @@ class PromptMoments(NamedTuple):
         return torch.stack([_gate(own, total, config.directions) for own in self.unsafe]).float()
 
 
+def no_moments(experts: int) -> PromptMoments:
+    """Return moments without a width, for experts that cannot be gated: none adapts a layer that reads the prompt alone."""
+    return PromptMoments(torch.zeros(experts, 0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
+
+
 def load_prompt_moments(path: Path) -> PromptMoments:
     """Read what ``PromptMoments.save`` wrote; raise ArtifactFormatError when the file is something else."""
     return FORMAT.read(path, _build)
@@ -129,8 +134,10 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
 def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMoments:
     """Encode the prompts and compute their second moments.
 
-    The empty prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the
-    prompt itself, so a change to it changes every image.
+    No prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the prompt
+    itself, so a change to it changes every image. (Where it is zeros, no linear layer without a bias can change it.)
+
+    Only ``states`` are divided: a pooled prompt, which some families read too, passes every gate.
 
     Args:
         model: The model whose text encoder is used.
@@ -138,15 +145,21 @@ def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMomen
     """
     return PromptMoments(
         unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
-        preserved=_second_moment(model, texts.preserved) + _second_moment(model, [""]),
+        preserved=_second_moment(model, texts.preserved) + _moment([model.unconditional()["states"]]),
     )
 
 
 def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
     """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
+    starts = range(0, len(prompts), BATCH)
+    return _moment(model.encode_text(prompts[start : start + BATCH])["states"] for start in starts)
+
+
+def _moment(batches: Iterable[Tensor]) -> Tensor:
+    """Return the mean of x x^T over all tokens of states [B, T, K], fp64 [K, K]."""
     total, count = torch.zeros(()), 0
-    for start in range(0, len(prompts), BATCH):
-        states = model.encode_text(prompts[start : start + BATCH])["states"].double().flatten(0, 1).cpu()
+    for batch in batches:
+        states = batch.double().flatten(0, 1).cpu()
         total = total + states.T @ states
         count += len(states)
     return total / count

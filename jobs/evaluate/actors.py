@@ -29,7 +29,7 @@ from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
 from safety.evaluation.records import PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.features.extractor import FeatureExtractor, feature_extractors
+from safety.features.extractor import FeatureExtractor, load_features
 from safety.judges.judge import Judge, load_judge
 from safety.lora.files import load_lora
 from safety.lora.fuse import fused
@@ -64,7 +64,7 @@ class Tools(NamedTuple):
 
     model: ModelFamily
     judge: Judge
-    features: FeatureExtractor
+    features: FeatureExtractor | None
 
 
 class EvaluationActor:
@@ -83,7 +83,8 @@ class EvaluationActor:
         """Load the base model, the judge and the feature extractor."""
         inputs = self.inputs
         torch.set_num_threads(inputs.config.threads)
-        features = feature_extractors[inputs.config.features](device=inputs.model.device)
+        named = inputs.config.features
+        features = None if named is None else load_features(named, inputs.model.device)
         return Tools(load_model(inputs.model), load_judge(inputs.config.judge, inputs.taxonomy), features)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

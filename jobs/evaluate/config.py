@@ -25,7 +25,11 @@ class EvaluateConfig(Config):
     experts: bool = Field(True, description="evaluate each expert on its own too")
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
-    features: str = Field(EMBEDDED_FEATURES, description="a name in the feature extractors' registry")
+    features: str | None = Field(
+        EMBEDDED_FEATURES,
+        description="a name in the feature extractors' registry, or 'module:loader' for one's own; null: CLIPScore and FID "
+        "are not measured",
+    )
     bootstrap: BootstrapConfig = BootstrapConfig()
     goals: GoalsConfig = GoalsConfig()
     group_size: int = Field(32, gt=0, description="images per unit of work: rendered, measured and stored together")

@@ -12,6 +12,7 @@ from jobs.run.placement import placed
 from jobs.run.places import merge_place
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
 from safety.families import ModelConfig, load_model
+from safety.gates import no_moments
 from safety.lora.files import check_fits
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration, CalibrationConfig, calibrate, load_calibration
@@ -71,4 +72,6 @@ def calibrate_task(
     loaded = load_model(model)
     for expert in experts.values():
         check_fits(expert, loaded)
-    return calibrate(loaded, experts, probes, moments.read(loaded), config, seed)
+    gated = any(name.endswith(loaded.text_targets) for expert in experts.values() for name in expert)
+    found = moments.read(loaded) if gated else no_moments(len(experts))
+    return calibrate(loaded, experts, probes, found, config, seed)

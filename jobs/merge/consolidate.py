@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
 from safety.base import Config
+from safety.families.family import families
 from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
 from safety.lora.files import load_lora, save_lora
@@ -111,7 +113,8 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
         chosen=chosen,
         confirmed=confirmed,
     )
-    publish(context, ref, settings, [dataset, task.ref], lambda to: fill_consolidation(to, found, weights))
+    fill = partial(fill_consolidation, found=found, weights=weights, component=families[context.model.family].component)
+    publish(context, ref, settings, [dataset, task.ref], fill)
     context.console.print(scale_table(found))
     return ref
 
@@ -184,10 +187,10 @@ def scale_table(found: Consolidation) -> Table:
     return table
 
 
-def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights) -> None:
-    """Write the artifact's files into an empty folder; ``weights`` are at scale 1."""
+def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights, component: str) -> None:
+    """Write the artifact's files into an empty folder; ``weights`` are at scale 1 and adapt the pipeline's ``component``."""
     provenance = {"start": found.start, "trained": found.trained, "scale": found.scale}
-    save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance})
+    save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance}, component=component)
     (folder / REPORT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plot_scales(found.scores, found.scale, folder / SCALES_FILE)
     (folder / CARD_FILE).write_text(consolidation_card(found), encoding="utf-8")

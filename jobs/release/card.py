@@ -25,7 +25,7 @@ class BenignFigures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     objects_present: float | None
-    clip_score: float
+    clip_score: float | None
     fid: float | None
     flagged: float
     n: int
@@ -128,7 +128,8 @@ def _benign_rows(measured: Measured, names: list[str]) -> list[tuple[str, ...]]:
         if (found := measured.benign.get(name)) is not None:
             present = "-" if found.objects_present is None else f"{100 * found.objects_present:.1f}%"
             fid = "-" if found.fid is None else f"{found.fid:.2f}"
-            rows.append((name, present, f"{found.clip_score:.2f}", fid, f"{100 * found.flagged:.1f}%", str(found.n)))
+            clip = "-" if found.clip_score is None else f"{found.clip_score:.2f}"
+            rows.append((name, present, clip, fid, f"{100 * found.flagged:.1f}%", str(found.n)))
     return rows
 
 

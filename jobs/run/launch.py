@@ -24,6 +24,7 @@ from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
 from jobs.run.base_model import require_known_family
 from jobs.run.config import RunConfig, load_run
+from jobs.run.notices import notices
 from jobs.run.ray_data import first_cause
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -51,6 +52,8 @@ def opened(config: Path) -> Iterator[StageContext]:
         run.load_taxonomy()
         require_known_family(run)
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
+        for notice in notices(run):
+            console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -17,23 +17,27 @@ from cluster.store.signatures import Signer, TrustedKeys
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
+from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
 from safety.families.weight_files import require_folder
-from safety.features.extractor import feature_extractors
-from safety.judges.judge import JudgeConfig, load_judge
+from safety.features.extractor import feature_extractors, load_features
+from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
 from safety.prompts.writer import PromptCounts, write_prompts
+from safety.registry import Registry
 from safety.rendering import RenderConfig
 from safety.taxonomy import Taxonomy
 
 T = TypeVar("T")
 STAGES = ("generate", "train", "merge", "evaluate", "release", "serve")
+OTHER_JUDGE = "name a judge of what this model draws, by 'module:loader' where it is your own"
+OTHER_FEATURES = "name features of what this model draws, by 'module:loader' where they are your own, or null for none"
 FEW = 2
 """Prompts of each kind that a stage's start tries; the preflight tries all."""
 
@@ -192,7 +196,7 @@ def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: li
 
 def _try_features(field: str, name: str, device: str, problems: list[Problem]) -> None:
     def load() -> None:
-        real_moments(feature_extractors[name](device=device).name)
+        real_moments(load_features(name, device).name)
 
     attempt(problems, "features", field, load)
 
@@ -216,7 +220,26 @@ def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> 
             for name in named
             if name not in trained
         ]
-    return problems + key_problems(run, stages)
+    return problems + fit_problems(run, stages) + key_problems(run, stages)
+
+
+def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
+    """Return the judges and features that were made for the embedded model, where the run's model is another."""
+    problems: list[Problem] = []
+
+    def check(what: str, field: str, registry: Registry[Any], name: str, fix: str) -> None:
+        attempt(problems, what, field, lambda: require_made_for(run.model.path, registry.find(name, field), name, fix))
+
+    found: list[Problem] = []
+    # A model that is not there is another problem, which the loads report.
+    if is_embedded_model(run.model.path) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
+        return problems
+    for each in run_loads(run, stages):
+        if each.judge is not None:
+            check("judges", f"{each.stage}.judge.name", judges, each.judge.name, OTHER_JUDGE)
+        if each.features is not None:
+            check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
+    return problems
 
 
 def key_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:

@@ -13,6 +13,7 @@ import ray
 
 from cluster.errors import ClusterError
 from cluster.progress import set_ray_data_console_level
+from cluster.ray_private import STREAM_READER
 from cluster.resources import timeout_error
 from safety.errors import ConfigError, SafetyError
 
@@ -76,7 +77,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
         else:
             waiting.put(_END)
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read, name=STREAM_READER, daemon=True).start()
     while True:
         try:
             item = waiting.get(timeout=timeout_s)

@@ -23,6 +23,7 @@ from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
 from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
 from safety.experts.curves import METRICS_FILE
+from safety.families.family import families
 
 
 def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -54,7 +55,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
         sets = load_sets(missing)
         for task in missing:
             check_task(task, sets)
-        if config.gate is not None:
+        if config.gate_on(families[context.model.family].model_class) is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
             # A corrupt artifact is discarded before workers read it.

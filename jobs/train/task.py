@@ -124,10 +124,11 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
 
 
 def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
-    """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
-    if task.config.gate is None:
+    """Return the gate that an expert is trained behind, [K, K], if any; an expert of several categories has their sum."""
+    config = task.config.gate_on(model)
+    if config is None:
         return None
-    gates = task.moments.read(model).gates(task.config.gate)
+    gates = task.moments.read(model).gates(config)
     return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
 
 

@@ -19,6 +19,7 @@ from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import load_model
+from safety.families.family import configured_family
 from safety.lora.files import save_lora
 
 LOGGED = ("loss", "dpo_loss", "implicit_accuracy", "winner_error", "loser_error", "gradient_norm", "learning_rate")
@@ -90,7 +91,8 @@ def _publish(task: ExpertTask, expert: Expert, result: TrainingResult) -> None:
     provenance = {"base model": task.model.path, "dataset": task.dataset.id, "seed": task.seed, "expert": task.ref.id}
     with TemporaryDirectory(prefix="safetydpo-expert-") as scratch:
         folder = Path(scratch)
-        save_lora(expert.weights(), folder, metadata={"expert": task.name, "artifact": task.ref.id})
+        metadata = {"expert": task.name, "artifact": task.ref.id}
+        save_lora(expert.weights(), folder, metadata=metadata, component=configured_family(task.model).component)
         write_card(folder, task.name, task.config.expert, result, provenance)
         write_metrics(result.history, folder)
         plot_curves(result.history, f"expert: {task.name}", folder)

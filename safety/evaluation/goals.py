@@ -64,7 +64,7 @@ def _benign_goals(base: BenignQuality, merged: BenignQuality, config: GoalsConfi
         goals.append(_change("Every named object present, against the base", ">=", least, change, " points"))
     if base.fid is not None and merged.fid is not None and base.fid > 0:
         goals.append(_change("FID, against the base", "<=", config.fid_rise, merged.fid / base.fid - 1.0, "%"))
-    if base.clip_score > 0:
+    if base.clip_score and merged.clip_score is not None:
         change = merged.clip_score / base.clip_score - 1.0
         goals.append(_change("CLIPScore, against the base", ">=", -config.clip_loss, change, "%"))
     change = merged.flagged - base.flagged

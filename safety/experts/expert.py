@@ -177,9 +177,13 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
 
 
 def _use_plain_attention(model: ModelFamily) -> None:
+    """Use the plain attention of a UNet on a CPU; a transformer's joint attention has one form alone."""
     denoiser: Any = model.denoiser
-    if model.device.type == "cpu" and hasattr(denoiser, "set_attn_processor"):
-        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
-        from diffusers.models.attention_processor import AttnProcessor
+    if model.device.type != "cpu" or not hasattr(denoiser, "attn_processors"):
+        return
+    # Slow to import, and not for processes that train nothing.
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
+    if all(isinstance(found, AttnProcessor2_0) for found in denoiser.attn_processors.values()):
+        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
         denoiser.set_attn_processor(AttnProcessor())

@@ -20,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "ModelFamily",
     "Parts",
+    "configured_family",
     "families",
     "family_name",
     "load_model",
@@ -120,6 +121,18 @@ class FamilyLoader(Protocol):
     def pipelines(self) -> tuple[str, ...]:
         """Return the diffusers classes of ``model_index.json`` that it takes where the config names no family."""
 
+    @property
+    def model_class(self) -> type[ModelFamily]:
+        """Return the class of its models: what experts adapt, and what of it reads the prompt, is known before any is loaded."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Return the diffusers class that draws with the family's models and experts: what users of a release open."""
+
+    @property
+    def component(self) -> str:
+        """Return the part of that pipeline which experts adapt, "unet" or "transformer": their tensors' names begin with it."""
+
     def load(self, path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> ModelFamily:
         """Load the model in ``path``, a diffusers-format folder of safetensors.
 
@@ -154,6 +167,11 @@ def family_name(config: ModelConfig) -> str:
         field="model.path",
         fix=f"use a model of one of these classes: {', '.join(known)}; or name the family that can load it (model.family)",
     )
+
+
+def configured_family(config: ModelConfig) -> FamilyLoader:
+    """Return the configured model's family, of which nothing is loaded; raises as ``family_name`` does."""
+    return families[family_name(config)]
 
 
 def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from safety.base import Config
+from safety.families.family import ModelFamily
 
 
 class LoraConfig(Config):
@@ -18,3 +19,18 @@ class LoraConfig(Config):
         description="module name endings to adapt, by default the keys and values of the cross-attention alone: what the "
         "prompt says is changed, not how it is drawn; None: those of the base model's family",
     )
+
+    def targets_on(self, model: ModelFamily | type[ModelFamily]) -> tuple[str, ...]:
+        """Return the endings of the layers that are adapted on a model, or on a family's class of models."""
+        return self.targets or model.lora_targets
+
+    def reads_prompt(self, model: ModelFamily | type[ModelFamily]) -> bool:
+        """Return whether one of the adapted layers reads the prompt alone, and so can be gated.
+
+        None does by default in transformers whose attention mixes prompt and image.
+        """
+        return any(
+            f".{target}".endswith(f".{reader}") or f".{reader}".endswith(f".{target}")
+            for target in self.targets_on(model)
+            for reader in model.text_targets
+        )

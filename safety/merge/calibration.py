@@ -68,7 +68,7 @@ class Calibration:
     experts: tuple[str, ...]
     layers: Mapping[str, LayerStatistics]
     moments: PromptMoments
-    """Second moments of the prompts' states, the inputs of ``text_layers``."""
+    """Second moments of the prompts' states, the inputs of ``text_layers``; ``no_moments`` where there is no such layer."""
     text_layers: tuple[str, ...]
     """The adapted layers that read the prompt."""
 

@@ -15,19 +15,20 @@ def preferences(model: ModelFamily, prompts: PromptSet, category: str) -> Prefer
     draw = torch.Generator().manual_seed(len(category))
     pairs = [pair for pair in prompts.pairs if pair.category == category and pair.split != "test"]
     benign = [row for row in prompts.benign if row.split != "test"]
+    shape = model.latent_shape(model.default_size, model.default_size)
     return PreferenceSet(
         category=category,
         ids=tuple(pair.pair_id for pair in pairs),
         splits=tuple(pair.split for pair in pairs),
-        winner=torch.randn(len(pairs), 4, 4, 4, generator=draw),
-        loser=torch.randn(len(pairs), 4, 4, 4, generator=draw),
+        winner=torch.randn(len(pairs), *shape, generator=draw),
+        loser=torch.randn(len(pairs), *shape, generator=draw),
         unsafe=model.encode_text([pair.unsafe_prompt for pair in pairs]),
         safe=model.encode_text([pair.safe_prompt for pair in pairs]),
         benign_ids=tuple(row.prompt_id for row in benign),
         benign_splits=tuple(row.split for row in benign),
-        benign=torch.randn(len(benign), 4, 4, 4, generator=draw),
+        benign=torch.randn(len(benign), *shape, generator=draw),
         benign_prompts=model.encode_text([row.prompt for row in benign]),
-        empty=model.encode_text([""]),
+        empty=model.unconditional(),
     )
 
 
