@@ -160,7 +160,7 @@ def test_the_gpu_overlay_loads_nothing_in_a_driver_without_its_device(
     # A model's files are read where it is drawn with; the driver may have none of them.
     assert workers.asked == [
         ("judge_identity", 1.0, 0.0),
-        ("model_identity", 1.0, 1.0),
+        ("model_identity", 2.0, 1.0),
         ("judge_identity", 2.0, 1.0),
         ("features_name", 2.0, 1.0),
     ]

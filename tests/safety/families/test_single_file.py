@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from safety.families import ModelConfig, family_name, load_model
 from safety.families.identity import model_identity
 from safety.families.single_file import LAYOUTS, layout_folder
 from safety.families.source import model_folder, model_index
-from tests.support.original_layout import original, save_original
+from tests.support.original_layout import full_size, original, save_original, sparse_file
 from tests.support.pico_models import PICO_MODELS
 
 
@@ -98,26 +97,6 @@ def test_numbers_keep_their_type_or_are_widened(
         assert {t.dtype for t in load_file(stored).values() if t.is_floating_point()} == {list(kinds.values())[-1]}
 
 
-def meta_model(layout: str) -> tuple[Any, dict[str, nn.Module]]:
-    """Return full-size networks without memory, made of the shipped settings by the stock classes."""
-    import diffusers
-    import transformers
-
-    folder, networks = LAYOUTS / layout, {}
-    index = json.loads((folder / "model_index.json").read_text())
-    with torch.device("meta"):
-        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            if name not in index:
-                continue
-            library, kind = index[name]
-            cls = getattr(diffusers if library == "diffusers" else transformers, kind)
-            if library == "diffusers":
-                networks[name] = cls.from_config(cls.load_config(folder / name))
-            else:
-                networks[name] = cls(transformers.CLIPTextConfig.from_pretrained(folder / name))
-    return type("Networks", (), networks), networks
-
-
 SIZES = {
     "stable-diffusion-1": ("1", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
     "stable-diffusion-2": ("2", {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840}),
@@ -129,27 +108,12 @@ SIZES = {
 """The published models' numbers of parameters."""
 
 
-def sparse_file(tensors: dict[str, Tensor], file: Path, **metadata: str) -> Path:
-    """Write a safetensors file of zeros in fp16 that takes no room on the disk."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + end)
-    return file
-
-
 @pytest.mark.parametrize("layout", SIZES)
 def test_the_shipped_settings_are_those_of_the_published_models_and_their_files_are_known(
     tmp_path: Path, layout: str
 ) -> None:
     short, sizes = SIZES[layout]
-    pipeline, networks = meta_model(layout)
+    pipeline, networks = full_size(layout)
     assert {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()} == sizes
     file = sparse_file(original(pipeline, short), tmp_path / "full.safetensors")
     prediction = "v_prediction" if short == "2" else None
@@ -176,7 +140,7 @@ def test_the_shipped_vocabulary_is_clip_s(pico: Any, tmp_path: Path) -> None:
 
 def full(short: str, **changes: Any) -> dict[str, Tensor]:
     layout = {"1": "stable-diffusion-1", "2": "stable-diffusion-2", "xl": "stable-diffusion-xl"}[short]
-    return {**original(meta_model(layout)[0], short), **changes}
+    return {**original(full_size(layout)[0], short), **changes}
 
 
 def meta(*shape: int) -> Tensor:
