@@ -22,7 +22,9 @@ PLACEMENT = frozenset(
 class GenerateConfig(Config):
     """Settings and placement of data generation: from prompts to a dataset of judged image pairs."""
 
-    writer: str = Field(EMBEDDED_WRITER, description="a name in the prompt writers' registry")
+    writer: str = Field(
+        EMBEDDED_WRITER, description="a name in the prompt writers' registry, or 'module:class' for one's own"
+    )
     counts: PromptCounts = PromptCounts()
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -68,7 +68,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
         model_hash=model_hash(model_folder(run.model.path)),
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         notice=taxonomy.notice,
-        writer_version=writers[run.generate.writer]().version,
+        writer_version=writers.find(run.generate.writer, "generate.writer")().version,
         judge=judge,
         seed=run.run.seed,
         recipe=run.generate.recipe(),

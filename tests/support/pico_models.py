@@ -122,7 +122,7 @@ def build_sdxl(folder: Path, *, zeros: bool = True, vae: dict[str, Any] | None =
         projection_class_embeddings_input_dim=24 + 6 * 8,
     )
     StableDiffusionXLPipeline(
-        vae=make_vae(scaling_factor=0.13025, force_upcast=True, **(vae or {})),
+        vae=make_vae(**{"scaling_factor": 0.13025, "force_upcast": True, **(vae or {})}),
         text_encoder=text,
         text_encoder_2=text_2,
         tokenizer=tokenizer,
