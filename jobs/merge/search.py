@@ -35,7 +35,7 @@ from jobs.run.work_area import Records
 from safety.families import load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
-from safety.merge.methods.co_merge import CoMerge
+from safety.merge.methods.co_merge import CoMerge, block_groups
 from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
@@ -60,7 +60,8 @@ class SearchInputs(Candidates):
     @property
     def space(self) -> SearchSpace:
         """Return the search space."""
-        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search)
+        layers = next(iter(self.experts.values()))
+        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search, block_groups(layers))
 
     def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
         """Return the merge at a point of the space."""

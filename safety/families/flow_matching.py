@@ -6,10 +6,14 @@ A latent x and noise e are mixed along a straight line, and the network predicts
 
 The timestep is an index of the scheduler's own table of noise levels, turned round so that a larger one is noisier:
 sigma(i) = shift((i + 1) / N), with the fixed shift of the scheduler's settings (3 for Stable Diffusion 3), and none
-where the shift depends on the image's size (FLUX.1). A uniform index is thus what diffusers' train_dreambooth_lora_sd3.py
-and train_dreambooth_lora_flux.py draw by default (``--weighting_scheme none``), and all levels weigh the same: the
-objectives read plain squared errors of the velocity. (An early version of the SD3 script measures the error of x instead,
-which is sigma^2 times that of the velocity; its later versions have ``--precondition_outputs`` for it.)
+where the shift depends on the image's size (FLUX.1).
+
+Timesteps are drawn evenly and all levels weigh the same, for the objectives read plain squared errors of the velocity. That is
+what diffusers' train_dreambooth_lora_flux.py does by default (``--weighting_scheme none``). Its train_dreambooth_lora_sd3.py
+reads the same table, but visits the middle more often (``logit_normal``) and measures the error of x
+(``--precondition_outputs 1``), sigma^2 times that of the velocity, which weighs the noisy levels more. We leave both
+out: which levels are trained on is ``train.expert.timesteps``, and a weight within DPO's sigmoid would be another beta for
+each level.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import Field
 
 from safety.base import Config
-from safety.merge.methods.co_merge import BLOCK_GROUPS, CoMergeConfig
+from safety.merge.methods.co_merge import UNET_GROUPS, BlockGroup, CoMergeConfig
 
 Parameters = dict[str, Any]
 """One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
@@ -57,8 +57,22 @@ class Trial(Config):
 class SearchSpace:
     """Translates between Optuna's parameters and Co-Merge configurations."""
 
-    def __init__(self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig) -> None:
-        self.experts, self.base, self.config = tuple(experts), start, config
+    def __init__(
+        self,
+        experts: Sequence[str],
+        start: CoMergeConfig,
+        config: SearchConfig,
+        groups: Sequence[BlockGroup] = UNET_GROUPS,
+    ) -> None:
+        """Span the space.
+
+        Args:
+            experts: The experts' names.
+            start: The configuration that the search starts from.
+            config: The ranges.
+            groups: The block groups whose factors are searched (``co_merge.block_groups``).
+        """
+        self.experts, self.base, self.config, self.groups = tuple(experts), start, config, tuple(groups)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -84,7 +98,7 @@ class SearchSpace:
             "temperature": FloatDistribution(*temperature, log=True),
             "strength": around(self.config.strength),
             **{f"expert:{name}": around(self.config.expert_spread) for name in self.experts},
-            **{f"block:{group}": around(self.config.block_spread) for group in BLOCK_GROUPS},
+            **{f"block:{group}": around(self.config.block_spread) for group in self.groups},
         }
 
     def holds(self, parameters: Mapping[str, Any]) -> bool:
@@ -109,7 +123,7 @@ class SearchSpace:
             "temperature": self.base.temperature,
             "strength": 1.0,
             **{f"expert:{name}": 1.0 for name in self.experts},
-            **{f"block:{group}": 1.0 for group in BLOCK_GROUPS},
+            **{f"block:{group}": 1.0 for group in self.groups},
         }
 
     @property
@@ -148,9 +162,9 @@ class SearchSpace:
             name: self.base.lambdas.get(name, 1.0) * strength * float(parameters[f"expert:{name}"])
             for name in self.experts
         }
-        blocks = {
+        blocks = self.base.block_factors | {
             group: self.base.block_factors.get(group, 1.0) * float(parameters[f"block:{group}"])
-            for group in BLOCK_GROUPS
+            for group in self.groups
         }
         return self.base.model_copy(
             update={

@@ -16,7 +16,7 @@ all its rows. Layers that do not read the prompt are then merged by rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -32,8 +32,16 @@ from safety.merge.method import CALIBRATION, MergeResult, MethodConfig, Need, ba
 from safety.merge.selection import Selection, select_hard, select_soft
 from safety.merge.truncation import truncate_all
 
-BlockGroup = Literal["down", "mid", "up"]
-BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
+BlockGroup = Literal["down", "mid", "up", "dual", "single"]
+UNET_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
+GROUP_PREFIXES: dict[BlockGroup, tuple[str, ...]] = {
+    "down": ("down_block.", "down_blocks."),
+    "mid": ("mid_block.", "mid_blocks."),
+    "up": ("up_block.", "up_blocks."),
+    "dual": ("transformer_blocks.",),
+    "single": ("single_transformer_blocks.",),
+}
+"""The starts of module names: a UNet's blocks, and the dual and single stream blocks of a transformer."""
 
 
 class CoMergeConfig(MethodConfig):
@@ -66,11 +74,20 @@ class CoMergeConfig(MethodConfig):
 
 
 def block_group(name: str) -> BlockGroup | None:
-    """Return the block group of a UNet's module by its dotted name; None for a module of no group."""
-    for group in BLOCK_GROUPS:
-        if name.startswith((f"{group}_block", f"{group}_blocks")):
-            return group
-    return None
+    """Return the block group of a denoiser's module by its dotted name; None for a module of no group."""
+    return next((group for group, starts in GROUP_PREFIXES.items() if name.startswith(starts)), None)
+
+
+def block_groups(layers: Iterable[str]) -> tuple[BlockGroup, ...]:
+    """Return the groups whose factors are worth a search: a UNet's, or a transformer's where layers of both kinds are adapted.
+
+    The factor of a single group would do what the lambdas together do.
+    """
+    found = {block_group(name) for name in layers}
+    if found & set(UNET_GROUPS):
+        return UNET_GROUPS
+    present = tuple(group for group in GROUP_PREFIXES if group in found)
+    return present if len(present) > 1 else ()
 
 
 def scores(layers: list[LoraLayer], statistics: LayerStatistics, config: CoMergeConfig) -> Tensor:

@@ -225,3 +225,17 @@ def test_laid_out_latents_are_packed_alike(loaded: Loaded) -> None:
     assert torch.allclose(
         loaded.ours.predict(laid_out, timesteps, prompts), loaded.ours.predict(noisy, timesteps, prompts), atol=1e-6
     )
+
+
+def test_half_precision_is_that_of_the_stock_pipeline(loaded: Loaded) -> None:
+    half = load_model(ModelConfig(path=str(loaded.folder), dtype="bfloat16"))
+    stock = PICO_FLOW_MODELS[loaded.name].stock(loaded.folder).to(torch.bfloat16)
+    expected = draw(loaded._replace(stock=stock), ["a knife"], [5]).float()
+    noise = initial_noise(half, 5)
+    found = half.sample(half.encode_text(["a knife"]), noise, steps=3, guidance=4.0).float()
+    # Half a grey level and the numbers' own rounding: 2^-9 of at most 1.
+    assert float((found / 2 + 0.5 - expected).abs().max()) < 1 / 255
+    # Cached states are fp32, and adapters as well.
+    states = {key: value.float() for key, value in half.encode_text(["a knife"]).items()}
+    predicted = half.predict(torch.randn(1, 16, 4, 4), torch.tensor([500]), states)
+    assert (noise.dtype, predicted.dtype) == (torch.bfloat16, torch.bfloat16)

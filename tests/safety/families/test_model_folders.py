@@ -39,6 +39,7 @@ def rename(path: Path, name: str) -> None:
     "kind",
     [
         *("LatentConsistencyModelPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("FluxKontextPipeline", "FluxFillPipeline"),
         *("OnnxStableDiffusionPipeline", "FlaxStableDiffusionPipeline", None, ["pipeline", "Custom"]),
     ],
 )

@@ -19,7 +19,7 @@ from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import Calibration
 from safety.merge.calibration import LayerStatistics
-from safety.merge.methods.co_merge import CoMerge, CoMergeConfig, block_group
+from safety.merge.methods.co_merge import CoMerge, CoMergeConfig, block_group, block_groups
 
 LAYER = "mid_block.attentions.0.to_q"
 UP_LAYER = "up_blocks.1.attentions.0.to_v"
@@ -270,4 +270,14 @@ def test_block_groups_are_read_from_module_names() -> None:
     assert block_group("down_blocks.0.attentions.0.to_q") == "down"
     assert block_group("mid_block.attentions.0.to_q") == "mid"
     assert block_group("up_blocks.3.attentions.0.to_q") == "up"
-    assert block_group("transformer_blocks.0.attn.to_q") is None
+    assert block_group("transformer_blocks.0.attn.to_q") == "dual"
+    assert block_group("single_transformer_blocks.7.attn.to_q") == "single"
+    assert block_group("context_embedder") is None
+
+
+def test_groups_are_searched_where_there_are_several() -> None:
+    unet = ["mid_block.attentions.0.to_q"]
+    dual, single = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.7.attn.to_q"
+    assert block_groups(unet) == ("down", "mid", "up")
+    assert block_groups([dual, single, "context_embedder"]) == ("dual", "single")
+    assert block_groups([dual, "context_embedder"]) == block_groups(["context_embedder"]) == ()
