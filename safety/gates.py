@@ -145,21 +145,21 @@ def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMomen
     """
     return PromptMoments(
         unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
-        preserved=_second_moment(model, texts.preserved) + _moment([model.unconditional()["states"]]),
+        preserved=_second_moment(model, texts.preserved) + _no_prompts_moment(model),
     )
 
 
 def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
     """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
-    starts = range(0, len(prompts), BATCH)
-    return _moment(model.encode_text(prompts[start : start + BATCH])["states"] for start in starts)
-
-
-def _moment(batches: Iterable[Tensor]) -> Tensor:
-    """Return the mean of x x^T over all tokens of states [B, T, K], fp64 [K, K]."""
     total, count = torch.zeros(()), 0
-    for batch in batches:
-        states = batch.double().flatten(0, 1).cpu()
+    for start in range(0, len(prompts), BATCH):
+        states = model.encode_text(prompts[start : start + BATCH])["states"].double().flatten(0, 1).cpu()
         total = total + states.T @ states
         count += len(states)
     return total / count
+
+
+def _no_prompts_moment(model: ModelFamily) -> Tensor:
+    """Return the mean of x x^T over all tokens of no prompt, fp64 [K, K]."""
+    states = model.unconditional()["states"].double().flatten(0, 1).cpu()
+    return states.T @ states / len(states)
