@@ -6,8 +6,9 @@ where LAYER is the module's dotted name in diffusers with underscores for dots. 
     unet         lora_unet_          SD 1.x, 2.x, XL; kohya's trainer writes the same for 1.x and 2.x
     transformer  lora_transformer_   SD3 and FLUX, whose original layers hold several of diffusers' ones
 
-``pipe.load_lora_weights`` reads the first form, and of FLUX the second on attention layers; of SD3 it reads diffusers'
-form alone.
+Every layer is written with the highest rank of any, padded with zeros: where ranks differ, diffusers scales layers of this
+form wrongly, since it looks up their alphas under names that they do not have. ``pipe.load_lora_weights`` reads the first
+form, and of FLUX the second on attention layers; of SD3 it reads diffusers' form alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import pad
 
 from safety.lora.files import COMPONENTS, load_lora, write_tensors
 from safety.lora.weights import LoraWeights
@@ -28,7 +30,7 @@ PREFIXES = dict(zip(COMPONENTS, ("lora_unet_", "lora_transformer_"), strict=True
 
 
 def kohya_tensors(weights: LoraWeights, component: str) -> dict[str, Tensor]:
-    """Return an adapter's tensors by kohya's names; alpha is the rank, so dW = up @ down.
+    """Return an adapter's tensors by kohya's names, of one rank; alpha is the rank, so dW = up @ down.
 
     Args:
         weights: The adapter.
@@ -36,10 +38,11 @@ def kohya_tensors(weights: LoraWeights, component: str) -> dict[str, Tensor]:
     """
     tensors = {}
     for name, layer in weights.items():
-        key = PREFIXES[component] + name.replace(".", "_")
-        tensors[f"{key}.lora_down.weight"] = layer.down.detach().float().cpu().contiguous()
-        tensors[f"{key}.lora_up.weight"] = layer.up.detach().float().cpu().contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(layer.rank))
+        key, missing = PREFIXES[component] + name.replace(".", "_"), weights.rank - layer.rank
+        down, up = (matrix.detach().float().cpu() for matrix in layer)
+        tensors[f"{key}.lora_down.weight"] = pad(down, (0, 0, 0, missing)).contiguous()
+        tensors[f"{key}.lora_up.weight"] = pad(up, (0, missing)).contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(float(weights.rank))
     return tensors
 
 
