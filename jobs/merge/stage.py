@@ -96,7 +96,7 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
         recipe = Recipe(
             name=name,
             method=parameters.name,
-            base_model=context.run.model.path,
+            base_model=context.run.base_name,
             experts={expert: found.id for expert, found in source.experts.items()},
             dataset=source.dataset.id,
             calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,

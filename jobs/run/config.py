@@ -68,6 +68,11 @@ class RunConfig(Config):
     release: ReleaseConfig = ReleaseConfig()
     serve: EndpointConfig = EndpointConfig()
 
+    @property
+    def base_name(self) -> str:
+        """Return the base model's name on cards: its id on a hub where the run gives it, else its path."""
+        return self.release.base_model or self.model.path
+
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy.
 
