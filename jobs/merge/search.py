@@ -40,6 +40,7 @@ from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
+from safety.merge.weight_form import dense_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,17 @@ class SearchInputs(Candidates):
     @property
     def space(self) -> SearchSpace:
         """Return the search space."""
-        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search)
+        size = dense_bytes(next(iter(self.experts.values())))
+        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search, size)
+
+    @cached_property
+    def co_merge(self) -> CoMerge:
+        """The method, which keeps what candidates have in common: one in each process, never sent to another."""
+        return CoMerge(self.model.device, keep=True)
 
     def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
         """Return the merge at a point of the space."""
-        return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
+        return self.co_merge(self.experts, self.statistics, self.space.candidate(parameters)).weights
 
 
 class TrialScorer:

@@ -127,8 +127,8 @@ def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
     if task.config.gate is None:
         return None
-    gates = task.moments.read(model).gates(task.config.gate)
-    return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
+    own = [task.moments.categories.index(category) for category in task.categories]
+    return task.moments.read(model).gates(task.config.gate, own, model.device).sum(dim=0)
 
 
 def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:

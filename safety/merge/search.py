@@ -41,6 +41,13 @@ class SearchConfig(Config):
         description="range of the soft selection's temperature; shares differ by 1 at most, so 10 mixes evenly",
     )
 
+    max_weight_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="granularity 'weight' is tried where the dense fp32 matrices of one candidate, all layers together, take "
+        "at most so many bytes, or where the search starts from it; said when the merge begins",
+    )
+
 
 class Trial(Config):
     """One finished trial."""
@@ -57,8 +64,20 @@ class Trial(Config):
 class SearchSpace:
     """Translates between Optuna's parameters and Co-Merge configurations."""
 
-    def __init__(self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig) -> None:
+    def __init__(
+        self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig, weight_bytes: int = 0
+    ) -> None:
+        """Describe the space.
+
+        Args:
+            experts: The experts' names.
+            start: Where the search starts.
+            config: The ranges.
+            weight_bytes: What ``safety.merge.weight_form.dense_bytes`` says of the experts.
+        """
         self.experts, self.base, self.config = tuple(experts), start, config
+        left_out = weight_bytes > config.max_weight_bytes and start.granularity != "weight"
+        self.granularities = ("row", "input") if left_out else ("row", "weight", "input")
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -76,7 +95,7 @@ class SearchSpace:
             )
         )
         return {
-            "granularity": CategoricalDistribution(("row", "weight", "input")),
+            "granularity": CategoricalDistribution(self.granularities),
             "benign": FloatDistribution(*benign, log=True),
             "score": CategoricalDistribution(("vote", "sum")),
             "selection": CategoricalDistribution(("hard", "soft")),
@@ -125,7 +144,7 @@ class SearchSpace:
             {"strength": half},
             {"strength": full},
             {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
-            {"granularity": "weight", "strength": half},
+            *([{"granularity": "weight", "strength": half}] if "weight" in self.granularities else []),
             *(
                 {"granularity": "input", **{name: self._inside(name, size) for name in ("strength", "benign")}}
                 for size in (1.0, 1.5, 2.0, 2.5)
