@@ -105,7 +105,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
     weights = load_lora(context.folder(task.ref))
     confirmed, chosen = _choose(context, task, config, ref, weights)
     found = Consolidation(
-        base_model=context.run.model.path,
+        base_model=context.run.base_name,
         dataset=dataset.id,
         start=merged.id,
         trained=task.ref.id,

@@ -16,7 +16,8 @@ from rich.markup import escape
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
 from cluster.store.signatures import Signer
-from jobs.release.card import Measured, write_card
+from jobs.merge.files import REPORT_FILE
+from jobs.release.card import Measured, Usage, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.config import RunConfig
 from jobs.run.placement import placed
@@ -25,10 +26,12 @@ from safety.errors import ArtifactFormatError
 from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
+from safety.families.weight_files import read_index, read_json
 from safety.images import to_uint8
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.fuse import fused
+from safety.lora.kohya import KOHYA_FILE, write_kohya
 from safety.lora.weights import LoraWeights
 from safety.release import (
     RELEASE_FILE,
@@ -130,11 +133,12 @@ def build_folder(
         raise ArtifactFormatError(f"the merge holds no {LORA_FILE}", field="merged", fix="run the merge again")
     # The file that was measured is published byte for byte.
     shutil.copyfile(adapter, folder / LORA_FILE)
+    write_kohya(adapter, folder / KOHYA_FILE, {"release": run.release.name})
     base = model_folder(run.model.path)
     judge = measured.provenance.get("judge") if measured else None
     info = ReleaseInfo(
         name=run.release.name,
-        base=BaseModelIdentity(id=run.model.path, family=family_name(run.model), sha256=model_hash(base)),
+        base=BaseModelIdentity(id=run.base_name, family=family_name(run.model), sha256=model_hash(base)),
         adapter_sha256=file_hash(adapter),
         judge=JudgeIdentity.model_validate(judge) if judge else None,
         provenance={"run": run.run.name, "seed": str(run.run.seed), **{parent.kind: parent.id for parent in parents}},
@@ -144,8 +148,30 @@ def build_folder(
         shutil.copyfile(base / ATTRIBUTION_FILE, folder / ATTRIBUTION_FILE)
     settings = json.loads(run.model_dump_json(include=CARD_PARTS))
     taxonomy = run.load_taxonomy()
-    card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, attributed=attributed)
+    use = Usage(
+        pipeline=str(read_index(base).get("_class_name")),
+        hub_id=run.release.base_model,
+        sampler=_scheduler(base),
+        steps=run.evaluate.render.steps,
+        guidance=run.evaluate.render.guidance,
+        truncation=_truncation(merged),
+    )
+    card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, use, attributed=attributed)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _scheduler(base: Path) -> str | None:
+    """Return the class of the base model's own sampler; None where its folder names none."""
+    path = base / "scheduler" / "scheduler_config.json"
+    return str(read_json(path)["_class_name"]) if path.is_file() and "_class_name" in read_json(path) else None
+
+
+def _truncation(merged: Path) -> float | None:
+    """Return the relative error of the merge's truncation to its rank; None where its report has none."""
+    path = merged / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: float | None = report.get("svd_error", {}).get("overall")
+    return found
 
 
 def check_adapter(run: RunConfig, adapter: Path) -> None:

@@ -128,8 +128,8 @@ def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     config = task.config.gate_on(model)
     if config is None:
         return None
-    gates = task.moments.read(model).gates(config)
-    return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
+    own = [task.moments.categories.index(category) for category in task.categories]
+    return task.moments.read(model).gates(config, own, model.device).sum(dim=0)
 
 
 def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
