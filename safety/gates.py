@@ -151,7 +151,8 @@ def _top_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
     root = torch.linalg.cholesky(total)
     half = torch.linalg.solve_triangular(root, own, upper=False)
     _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
-    return torch.linalg.solve_triangular(root.mT, vectors[:, -count:], upper=True)
+    chosen: Tensor = torch.linalg.solve_triangular(root.mT, vectors[:, -count:], upper=True)
+    return chosen
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def run(config: RunConfig, form: Form, output: Path, release: str | None = None)
         UntrustedArtifact: Trusted keys are configured, and none has signed the release.
     """
     _require_free(form, output)
-    base = model_folder(config.model.path)
+    base = model_folder(config.model)
     with _opened(config, release) as folder:
         info, weights = read_verified(folder, base)
         adapter = folder / LORA_FILE

@@ -130,7 +130,7 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
     training = config.train(context.run.train, lora)
     settings: dict[str, Any] = {
         "train": training.recipe(CONSOLIDATED),
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "categories": list(categories),
     }
     return replace(

@@ -70,7 +70,7 @@ def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, Artif
 def _settings(source: MergeSource, name: str, config: MethodConfig) -> dict[str, Any]:
     """Return all that a merge depends on beside its parents; where the work runs is not part of it."""
     settings = {
-        "model": source.context.run.model.model_dump(mode="json"),
+        "model": source.context.model.model_dump(mode="json"),
         "name": name,
         **source.config.recipe(config),
     }

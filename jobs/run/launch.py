@@ -22,6 +22,7 @@ from cluster.lease import lease
 from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
+from jobs.run.base_model import require_known_family
 from jobs.run.config import RunConfig, load_run
 from jobs.run.notices import notices
 from jobs.run.ray_data import first_cause
@@ -49,6 +50,7 @@ def opened(config: Path) -> Iterator[StageContext]:
     with reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
+        require_known_family(run)
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
         for notice in notices(run):
             console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)

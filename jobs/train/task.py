@@ -82,7 +82,7 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
 def _task(context: StageContext, moments: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
     """Return an expert's task; ``moments`` are of all categories that are trained, whose experts will be added up."""
     run = context.run
-    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
+    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": context.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
     if run.train.gate is not None:

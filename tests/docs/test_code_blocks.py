@@ -60,7 +60,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save_lora(weights, release, metadata={})
     info = ReleaseInfo(
         name="demo",
-        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder("emoji"))),
+        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder(ModelConfig()))),
         adapter_sha256=file_hash(path),
         judge=None,
         provenance={},
@@ -120,7 +120,7 @@ def test_an_expert_cards_lines_run(checkout: Path, tmp_path: Path, monkeypatch: 
 
 def test_a_fused_models_cards_lines_run(checkout: Path, tmp_path: Path) -> None:
     weights = load_lora(checkout / "out/demo/release")
-    rounding = write_fused_folder(model_folder("emoji"), weights, tmp_path)
+    rounding = write_fused_folder(model_folder(ModelConfig()), weights, tmp_path)
     info = read_release(checkout / "out/demo/release")
     card = fused_card(info, "StableDiffusionPipeline", "Apache-2.0", rounding)
     (block,) = (block for block in blocks(card, "card") if block.language == "python")
