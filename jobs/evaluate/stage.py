@@ -64,7 +64,7 @@ def run(
     provenance = describe(context, taxonomy, {"dataset": dataset, **adapters})
     settings = {
         "evaluate": config.recipe(),
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "taxonomy": taxonomy.model_dump(mode="json"),
         "judge": provenance.judge.model_dump(mode="json"),
         "features": provenance.features,

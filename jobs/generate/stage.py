@@ -19,10 +19,8 @@ from jobs.run.places import judge_place
 from safety.dataset.layout import DatasetWriter
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary
-from safety.families.family import model_folder
 from safety.judges.judge import judge_identity
 from safety.prompts.writer import write_prompts, writers
-from safety.release import model_hash
 from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "dataset", "generate"
@@ -65,7 +63,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
     judge = placed_unless_cheap(judge_place(run), judge_identity, run.generate.judge, taxonomy)
     return DatasetProvenance(
         model=run.model.path,
-        model_hash=model_hash(model_folder(run.model.path)),
+        model_hash=context.model.sha256,
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         notice=taxonomy.notice,
         writer_version=writers.find(run.generate.writer, "generate.writer")().version,
@@ -78,9 +76,10 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
 def dataset_settings(context: StageContext, taxonomy: Taxonomy, provenance: DatasetProvenance) -> dict[str, Any]:
     """Return everything that the rows depend on; placement on the cluster is not part of it."""
     return {
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "taxonomy": taxonomy.model_dump(mode="json"),
-        "provenance": provenance.model_dump(mode="json"),
+        # Not what the model is called, or where it lies: its content is in "model".
+        "provenance": provenance.model_dump(mode="json", exclude={"model"}),
     }
 
 

@@ -31,7 +31,7 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
     """
     context, config = source.context, source.config
     settings = {
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "calibration": config.calibration.model_dump(mode="json"),
     }
     ref = artifact_ref(context, KIND, settings, source.parents)

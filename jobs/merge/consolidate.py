@@ -105,7 +105,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
     weights = load_lora(context.folder(task.ref))
     confirmed, chosen = _choose(context, task, config, ref, weights)
     found = Consolidation(
-        base_model=context.run.model.path,
+        base_model=context.run.base_name,
         dataset=dataset.id,
         start=merged.id,
         trained=task.ref.id,
@@ -130,7 +130,7 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
     training = config.train(context.run.train, lora)
     settings: dict[str, Any] = {
         "train": training.recipe(CONSOLIDATED),
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "categories": list(categories),
     }
     return replace(

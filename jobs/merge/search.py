@@ -40,6 +40,7 @@ from safety.merge.probes import Probes
 from safety.merge.rendered_score import RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
+from safety.merge.weight_form import dense_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,19 @@ class SearchInputs(Candidates):
     def space(self) -> SearchSpace:
         """Return the search space."""
         layers = next(iter(self.experts.values()))
-        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search, block_groups(layers))
+        config = self.config
+        return SearchSpace(
+            list(self.experts), config.co_merge, config.search, block_groups(layers), weight_bytes=dense_bytes(layers)
+        )
+
+    @cached_property
+    def co_merge(self) -> CoMerge:
+        """The method, which keeps what candidates have in common: one in each process, never sent to another."""
+        return CoMerge(self.model.device, keep=True)
 
     def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
         """Return the merge at a point of the space."""
-        return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
+        return self.co_merge(self.experts, self.statistics, self.space.candidate(parameters)).weights
 
 
 class TrialScorer:

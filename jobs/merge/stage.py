@@ -26,6 +26,7 @@ from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_metho
 from safety.merge.probes import gather_probes
 from safety.merge.rendered_score import SPLIT, choose_prompts
 from safety.merge.search import SearchSpace
+from safety.merge.weight_form import describe_left_out
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 KIND = "merge"
@@ -69,7 +70,7 @@ def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, Artif
 def _settings(source: MergeSource, name: str, config: MethodConfig) -> dict[str, Any]:
     """Return all that a merge depends on beside its parents; where the work runs is not part of it."""
     settings = {
-        "model": source.context.run.model.model_dump(mode="json"),
+        "model": source.context.model.model_dump(mode="json"),
         "name": name,
         **source.config.recipe(config),
     }
@@ -85,6 +86,9 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
     context = source.context
     merge_place(context.run).require()
     weights = source.weights()
+    left_out = describe_left_out(weights, source.config.search.max_weight_bytes)
+    if SEARCHED in missing and left_out and source.config.co_merge.granularity != "weight":
+        context.console.print(escape(left_out))
     needed = any(_is_calibrated(method) for method in missing.values())
     calibration, statistics = calibrated(source, weights) if needed else (None, None)
     for name, start in sorted(missing.items(), key=lambda item: item[0] == SEARCHED):
@@ -97,7 +101,7 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
         recipe = Recipe(
             name=name,
             method=parameters.name,
-            base_model=context.run.model.path,
+            base_model=context.run.base_name,
             experts={expert: found.id for expert, found in source.experts.items()},
             dataset=source.dataset.id,
             calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,

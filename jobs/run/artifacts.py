@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from cluster.store.artifacts import ArtifactStore
 
 if TYPE_CHECKING:  # Actors and workers import this module, and need no run's whole config.
     from jobs.run.config import RunConfig
+    from safety.families.identity import ModelIdentity
 
 EXPERTS_FOLDER, SEARCH_FOLDER = "tensorboard/experts", "logs"
 """Folders of the experts' curves and of the merge search's logs in a run's output folder."""
@@ -37,6 +39,13 @@ class StageContext:
     store: ArtifactStore
     work: Path
     console: Console
+
+    @cached_property
+    def model(self) -> ModelIdentity:
+        """The base model's content, as it stands in the settings that artifacts are named by; read once a process."""
+        from jobs.run.base_model import identify  # late: actors import this module, and do without its libraries
+
+        return identify(self.run)
 
     def folder(self, ref: ArtifactRef) -> Path:
         """Return a local, verified copy of an artifact, fetched when it is not there."""

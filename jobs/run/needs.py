@@ -153,7 +153,7 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
     def load() -> ModelFamily | None:
         if whole:
             return load_model(config)
-        require_folder(model_folder(config.path))
+        require_folder(model_folder(config))
         return None
 
     if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:
@@ -227,11 +227,11 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
     problems: list[Problem] = []
 
     def check(what: str, field: str, registry: Registry[Any], name: str, fix: str) -> None:
-        attempt(problems, what, field, lambda: require_made_for(run.model.path, registry.find(name, field), name, fix))
+        attempt(problems, what, field, lambda: require_made_for(run.model, registry.find(name, field), name, fix))
 
     found: list[Problem] = []
     # A model that is not there is another problem, which the loads report.
-    if is_embedded_model(run.model.path) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
+    if is_embedded_model(run.model) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:

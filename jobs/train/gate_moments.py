@@ -63,7 +63,7 @@ class GateMomentsTask:
 
 def gate_moments_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> GateMomentsTask:
     """Return the task of a run's prompt moments; call ``finished`` on its ref first, which discards a corrupt artifact."""
-    settings = {"model": context.run.model.model_dump(mode="json"), "categories": list(categories)}
+    settings = {"model": context.model.model_dump(mode="json"), "categories": list(categories)}
     ref = artifact_ref(context, KIND, settings, [dataset])
     return GateMomentsTask(
         categories=categories,

@@ -82,7 +82,7 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
 def _task(context: StageContext, moments: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
     """Return an expert's task; ``moments`` are of all categories that are trained, whose experts will be added up."""
     run = context.run
-    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
+    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": context.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
     if run.train.gate is not None:
@@ -128,8 +128,8 @@ def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     config = task.config.gate_on(model)
     if config is None:
         return None
-    gates = task.moments.read(model).gates(config)
-    return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
+    own = [task.moments.categories.index(category) for category in task.categories]
+    return task.moments.read(model).gates(config, own, model.device).sum(dim=0)
 
 
 def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:

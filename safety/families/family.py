@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from safety.base import Config
-from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
-from safety.families.model_index import model_parts
-from safety.families.weight_files import read_index
+from safety.families.model_config import ModelConfig
+from safety.families.source import model_folder, model_index
 from safety.registry import Registry
+
+__all__ = [
+    "Conditioning",
+    "FamilyLoader",
+    "ModelConfig",
+    "ModelFamily",
+    "Parts",
+    "families",
+    "family_name",
+    "load_model",
+    "model_folder",
+]
 
 Conditioning = dict[str, Tensor]
 """Encoded prompts, tensors with the batch first.
@@ -28,17 +37,6 @@ Parts = Literal["all", "denoiser", "text"]
 
 The networks that are not loaded take no memory; a method that needs one of them raises ValueError.
 """
-
-
-class ModelConfig(Config):
-    """The base model that is aligned."""
-
-    family: str | None = Field(
-        None, description="a name in the families' registry; none: the one that takes the model's own pipeline class"
-    )
-    path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class ModelFamily(Protocol):
@@ -149,21 +147,22 @@ families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 def family_name(config: ModelConfig) -> str:
     """Return the name of the configured model's family: the one that is named, or the one of its own pipeline class.
 
+    Nothing is loaded; a model that lies elsewhere is fetched.
+
     Raises:
-        ConfigError: There is no such family or folder, or no family takes the folder's class.
-        ArtifactFormatError: The folder's index is damaged.
+        ConfigError: There is no such family or model, or no family takes the model's class.
+        ArtifactFormatError: The model's index is damaged, or it is a single file of unknown layout.
     """
     if config.family is not None:
         families[config.family]  # raises for an unknown name
         return config.family
-    folder = model_folder(config.path)
-    pipeline = read_index(folder).get("_class_name")
+    pipeline = model_index(config).get("_class_name")
     for name, family in families.items():
         if pipeline in family.pipelines:
             return name
     known = sorted(each for family in families.values() for each in family.pipelines)
     raise ConfigError(
-        f"{folder} holds {'no named pipeline' if pipeline is None else f'a {pipeline}'}, which no family takes",
+        f"{config.path} holds {'no named pipeline' if pipeline is None else f'a {pipeline}'}, which no family takes",
         field="model.path",
         fix=f"use a model of one of these classes: {', '.join(known)}; or name the family that can load it (model.family)",
     )
@@ -172,18 +171,6 @@ def family_name(config: ModelConfig) -> str:
 def configured_family(config: ModelConfig) -> FamilyLoader:
     """Return the configured model's family, of which nothing is loaded; raises as ``family_name`` does."""
     return families[family_name(config)]
-
-
-def model_folder(path: str) -> Path:
-    """Return the folder of a model path.
-
-    Raises:
-        ConfigError: There is none, or it holds no diffusers-format model.
-        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
-    """
-    folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
-    model_parts(folder)
-    return folder
 
 
 def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
@@ -195,7 +182,7 @@ def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
     """
     _require_device(config.device)
     return families[family_name(config)].load(
-        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
+        model_folder(config), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
     )
 
 

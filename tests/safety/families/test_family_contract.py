@@ -167,6 +167,17 @@ def test_parts_of_a_model_do_what_the_whole_does(opened: Opened) -> None:
             lacking()
 
 
+def test_stored_states_are_read_whatever_the_models_own_type(opened: Opened) -> None:
+    half = load_model(opened.config.model_copy(update={"dtype": "bfloat16"}))
+    prompts = {name: value.float() for name, value in half.encode_text([PROMPT]).items()}
+    noisy, timesteps = torch.randn(1, *half.latent_shape(opened.side, opened.side)), torch.tensor([500])
+    with torch.no_grad():
+        found = half.predict(noisy, timesteps, prompts).float()
+        exact = opened.model.predict(noisy, timesteps, opened.model.encode_text([PROMPT]))
+    assert (found - exact).norm() < 0.05 * exact.norm(), "more than bf16's rounding"
+    assert bool(half.sample(prompts, noisy, steps=1, guidance=GUIDANCE).isfinite().all())
+
+
 def test_a_dropped_caption_is_no_prompt_in_every_part(opened: Opened) -> None:
     rows = preferences(opened.model, knife_prompts(["violence"], ["train"], ["train"]), "violence")
     config = ExpertConfig(caption_dropout=0.5, rows=4, distinct_batches=None)
