@@ -244,14 +244,18 @@ class S3Objects:
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys with a prefix, sorted, without the zero-byte folder markers that some writers leave."""
+        return sorted(self.sizes(prefix))
 
-        def listing() -> list[str]:
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes of the objects with a prefix, by key; one request tells of a thousand."""
+
+        def listing() -> dict[str, int]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.config.bucket, Prefix=self.config.full_key(prefix)
             )
-            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
             cut = len(self.config.full_key(""))
-            return sorted(key[cut:] for key in found if not key.endswith("/"))
+            items = (item for page in pages for item in page.get("Contents", ()))
+            return {item["Key"][cut:]: int(item["Size"]) for item in items if not item["Key"].endswith("/")}
 
         return self._try(listing)
 

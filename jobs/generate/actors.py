@@ -17,66 +17,19 @@ from typing import Any
 
 import ray
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
-from cluster.errors import CorruptArtifact
 from cluster.resources import require, this_node
-from cluster.store.artifacts import ArtifactStore
 from jobs.generate.config import GenerateConfig
-from jobs.run.artifacts import ArtifactRef
+from jobs.generate.groups import GroupStore
 from jobs.run.metrics import KEPT
 from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
-from jobs.run.work_area import RERUN, NumberedGroups
 from safety.dataset.plan import Group
-from safety.dataset.record import Record, dump_group, load_group
+from safety.dataset.record import dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
-from safety.errors import ArtifactFormatError
 from safety.families import ModelConfig, load_model
 from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
-
-EMPTY = "empty.safetensors"
-
-
-class GroupStore(NumberedGroups[list[Record]]):
-    """The finished groups of one dataset, and the empty prompt's text states, in the store's work area."""
-
-    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        super().__init__(store, ref, dump_group, load_group)
-
-    def verified(self) -> set[int]:
-        """Return the numbers of the finished groups that are not corrupt.
-
-        Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
-        """
-        found = super().verified()
-        if self.area.load(EMPTY, parse_states) is None:
-            found.discard(max(found, default=-1))
-        return found
-
-    def write_empty(self, states: dict[str, Tensor]) -> None:
-        """Write the empty prompt's text states, which are the same for every actor."""
-        self.area.write_once(EMPTY, save(states), parse_states)
-
-    def read_empty(self) -> dict[str, Tensor]:
-        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or corrupt."""
-        found = self.area.load(EMPTY, parse_states)
-        if found is None:
-            raise CorruptArtifact(
-                "the empty prompt's states are missing or corrupt", field=self.area.place + EMPTY, fix=RERUN
-            )
-        return found
-
-
-def parse_states(data: bytes) -> dict[str, Tensor]:
-    """Return a prompt's text states; raise ArtifactFormatError for other bytes."""
-    try:
-        return load(data)
-    except (SafetensorError, ValueError) as error:
-        raise ArtifactFormatError(f"no text states: {error}", field="generate", fix=RERUN) from error
 
 
 class DiffusionActor:
@@ -90,7 +43,7 @@ class DiffusionActor:
         """Load the model, and write the empty prompt's states for the dataset's files."""
         torch.set_num_threads(self.config.threads)
         model = load_model(self.model)
-        states = {key: value.float().cpu().contiguous() for key, value in model.encode_text([""]).items()}
+        states = {key: value.cpu().contiguous() for key, value in model.encode_text([""]).items()}
         self.groups.write_empty(states)
         return GroupRenderer(model, self.config.render)
 
@@ -110,8 +63,8 @@ class DiffusionActor:
 class JudgeActor:
     """An actor that holds the judge, keeps or rejects a group's rows and stores the finished group."""
 
-    def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
-        self.taxonomy, self.config, self.groups = taxonomy, config, groups
+    def __init__(self, model: str, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
+        self.model, self.taxonomy, self.config, self.groups = model, taxonomy, config, groups
 
     @cached_property
     def reviewer(self) -> GroupReviewer:
@@ -125,7 +78,7 @@ class JudgeActor:
         ``outcomes`` are its rows by outcome as JSON; ``moved`` is true when its images came from another node.
         """
         records = self.reviewer.review(load_group(row["records"]))
-        self.groups.write(int(row["index"]), records)
+        self.groups.store_group(int(row["index"]), records, self.model)
         outcomes = Counter(KEPT if record.reason is None else str(record.reason) for record in records)
         return {
             "index": row["index"],
@@ -164,7 +117,7 @@ def stream_groups(
         )
         .map(
             JudgeActor,
-            fn_constructor_kwargs={"taxonomy": taxonomy, "config": config, "groups": store},
+            fn_constructor_kwargs={"model": model.path, "taxonomy": taxonomy, "config": config, "groups": store},
             compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
             num_cpus=config.cpus_per_judge,
             num_gpus=config.gpus_per_judge,

@@ -27,8 +27,11 @@ class GenerateConfig(Config):
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     filter: PairFilterConfig = PairFilterConfig()
-    group_size: int = Field(16, gt=0, description="rows of one group, which are rendered, judged and stored together")
-    shard_rows: int = Field(1000, gt=0, description="rows of one published parquet file")
+    group_size: int = Field(
+        16,
+        gt=0,
+        description="rows of one group, which are rendered, judged and stored together as a shard of the dataset",
+    )
     threads: int = Field(1, gt=0, description="CPU threads of one diffusion actor; an image depends on it")
     actors: int = Field(2, gt=0, description="most diffusion actors at once")
     cpus_per_actor: float = Field(1.0, ge=0)

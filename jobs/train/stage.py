@@ -21,7 +21,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext, finished
 from jobs.run.ray_data import first_cause, fitting_actors
 from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
-from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
+from jobs.train.task import ExpertTask, check_task, checkpointer, plan, read_summary
 from safety.experts.curves import METRICS_FILE
 
 
@@ -51,9 +51,9 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     if missing:
         config = missing[0].config
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
-        sets = load_sets(missing)
+        summary = read_summary(missing[0])
         for task in missing:
-            check_task(task, sets)
+            check_task(task, summary)
         if config.gate is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
@@ -131,7 +131,7 @@ def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
         "expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts"
     )
     for task in tasks:
-        lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (context.folder(task.ref, METRICS_FILE) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         table.add_row(
             escape(task.name),
