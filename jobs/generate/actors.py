@@ -18,11 +18,11 @@ from typing import Any
 import ray
 import torch
 
-from cluster.resources import require, this_node
+from cluster.resources import PoolSize, pool_size, require, this_node
 from jobs.generate.config import GenerateConfig
 from jobs.generate.groups import GroupStore
 from jobs.run.metrics import KEPT
-from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
+from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
 from safety.dataset.plan import Group
 from safety.dataset.record import dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
@@ -111,14 +111,14 @@ def stream_groups(
         .map(
             DiffusionActor,
             fn_constructor_kwargs={"model": model, "config": config, "groups": store},
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+            compute=actor_pool(actors, config.min_actors, len(rows)),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
         )
         .map(
             JudgeActor,
             fn_constructor_kwargs={"model": model.path, "taxonomy": taxonomy, "config": config, "groups": store},
-            compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
+            compute=actor_pool(PoolSize(1, config.judge_actors), config.judge_actors, len(rows)),
             num_cpus=config.cpus_per_judge,
             num_gpus=config.gpus_per_judge,
         )
@@ -126,7 +126,7 @@ def stream_groups(
     yield from within(stream.iter_rows(), config.timeout_s, "generate.timeout_s")
 
 
-def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> int:
+def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> PoolSize:
     """Return how many diffusion actors the cluster holds beside the judges, at most ``config.actors``.
 
     Raises:
@@ -139,4 +139,4 @@ def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> int:
     require(judge, "generate.cpus_per_judge, generate.gpus_per_judge")
     require(config.pair_resources(), "generate.cpus_per_actor, generate.cpus_per_judge")
     judges = {name: config.judge_actors * amount for name, amount in judge.items()}
-    return fitting_actors(config.actors, each, judges)
+    return pool_size(config.actors, each, judges)

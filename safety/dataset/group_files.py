@@ -106,7 +106,7 @@ def sample_strip(pairs: Sequence[Sequence[bytes]]) -> bytes | None:
 def read_samples(strip: bytes) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of a strip, each image uint8 [3, S, S]; raise ImageError when it is none."""
     image = decode_image(strip)
-    tiles = image.split(image.shape[1], dim=2)
+    tiles = torch.split(image, image.shape[1], dim=2)
     return list(zip(tiles[::2], tiles[1::2], strict=False))
 
 

@@ -17,6 +17,7 @@ from safety.dataset.summary import (
     BENIGN,
     DatasetProvenance,
     DatasetSummary,
+    SplitCount,
     add_counts,
     content_digest,
     count_rows,
@@ -41,7 +42,7 @@ def summarise(plan: DatasetPlan, provenance: DatasetProvenance, groups: Mapping[
         EmptyDatasetError: None of the rows of a rendered split of a category is kept.
         RuntimeError: Rows are missing or too many.
     """
-    parts = []
+    parts: list[SplitCount] = []
     for category in plan.categories:
         parts += count_rows(plan.refused.get(category, ()))
         parts += [count for group in plan.in_category(category) for count in groups[group.index].counts]
