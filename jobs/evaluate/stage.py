@@ -139,9 +139,9 @@ def render_all(
     experts = {name for name in adapters if name in taxonomy.categories}
     plan = plan_evaluation(prompts, taxonomy.categories, list(adapters), experts, config.counts, context.run.run.seed)
     wanted = plan.groups(config.group_size)
-    done = groups.verified()
-    missing = [group for group in wanted if group.number not in done]
-    if done:
+    tables = dict(groups.all())
+    missing = [group for group in wanted if group.number not in tables]
+    if tables:
         context.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} groups are finished already")
     if missing:
         inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups)
@@ -151,9 +151,9 @@ def render_all(
                 IMAGES.add(row["images"], run=context.run.run.name, stage=STAGE)
                 GROUP_SECONDS.observe(row["seconds"], run=context.run.run.name, stage=STAGE)
                 progress.advance(int(row["images"]), str(row["model"]))
-    tables = [groups.read(group.number) for group in wanted]
-    records = tuple(record for table in tables for record in table.records)
-    return RecordTable(records=records, seconds=sum(table.seconds for table in tables))
+    tables |= {group.number: groups.read(group.number) for group in missing}
+    records = tuple(record for group in wanted for record in tables[group.number].records)
+    return RecordTable(records=records, seconds=sum(tables[group.number].seconds for group in wanted))
 
 
 def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curves) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -117,9 +118,9 @@ def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]
     folder = context.folder(ref)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names >= {"latents/empty.safetensors", "prompts.parquet", "groups.jsonl", "README.md", "summary.json"}
-    groups = {name.rpartition("/")[0] for name in names if name[-14:-8].isdigit() or name[-18:-12].isdigit()}
-    assert groups == {"rejected", "latents/violence", "latents/very-shocking", "latents/benign"}
-    assert {name[:-15] for name in names if name.startswith("data/")} == {"data/train", "data/validation"}
+    places = {re.sub(r"[0-9]{6}\.(parquet|safetensors)", "*", name) for name in names}
+    assert places >= {"data/train-*", "data/validation-*", "rejected/*"}
+    assert places >= {"latents/violence/*", "latents/very-shocking/*", "latents/benign/*"}
     assert f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected" in said(context)
     assert context.store.keys("work/") == []
     assert "another node" not in said(context), "there is one node"
