@@ -193,6 +193,7 @@ def _measure(pairs: int, group: int, full: bool, folder: Path) -> dict[str, Any]
         if done.returncode:
             raise SystemExit(done.stderr[-4000:])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps(found), flush=True)
         return found
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from cluster.progress import StageProgress
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
-from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
+from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import judge_place
 from jobs.run.work_area import RERUN
+from safety.dataset.filter import RejectionReason
 from safety.dataset.group_files import GroupFigures
 from safety.dataset.latents import EMPTY_FILE, write_empty
 from safety.dataset.layout import summarise, write_layout
 from safety.dataset.plan import DatasetPlan, Group, plan_dataset
-from safety.dataset.summary import DatasetProvenance, DatasetSummary
+from safety.dataset.summary import DatasetProvenance, DatasetSummary, SplitCount
 from safety.families.family import model_folder
 from safety.judges.judge import judge_identity
 from safety.prompts.writer import write_prompts, writers
@@ -31,6 +33,8 @@ from safety.release import model_hash
 from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "dataset", "generate"
+BARREN_GROUPS, BARREN_ROWS = 3, 48
+"""Groups of a category, and rows in them, that may keep nothing before the stage gives up."""
 LAYOUT = 2
 """Version of a dataset's files: another one is another artifact, which readers of the old one would not find."""
 
@@ -40,7 +44,7 @@ def run(context: StageContext) -> ArtifactRef:
 
     Raises:
         ConfigError: A setting does not fit the model, the judge or the taxonomy.
-        EmptyDatasetError: Filtering left a category without a row.
+        EmptyDatasetError: Filtering left a category without a row, at the end or in its first groups.
         ImpossibleResources: The cluster can never run the actors.
     """
     taxonomy = context.run.load_taxonomy()
@@ -125,14 +129,37 @@ def _render(
 ) -> None:
     rows, left = (sum(len(group.rows) for group in several) for several in (plan.groups, missing))
     kept = moved = 0
+    barren = BarrenCategories()
     with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
             _count(context.run.run.name, group)
+            barren.add(group)
             kept += int(group["kept"])
             moved += bool(group["moved"])
             progress.advance(int(group["rows"]), f"{kept} kept")
     if moved:
         context.console.print(f"{moved} of {len(missing)} groups were judged on another node than rendered them")
+
+
+class BarrenCategories:
+    """Stops a generation whose first groups of a category keep nothing: the rest would not either, and cost as much."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()
+        self._groups: Counter[str] = Counter()
+        self._outcomes: dict[str, Counter[str]] = {}
+
+    def add(self, group: Mapping[str, Any]) -> None:
+        """Count a finished group; raise EmptyDatasetError when its category has kept nothing in so many."""
+        category = str(group["category"])
+        self._groups[category] += 1
+        self._rows[category] += int(group["rows"])
+        outcomes = self._outcomes.setdefault(category, Counter())
+        outcomes.update(json.loads(group["outcomes"]))
+        if outcomes[KEPT] == 0 and self._groups[category] >= BARREN_GROUPS and self._rows[category] >= BARREN_ROWS:
+            rejected = {RejectionReason(name): count for name, count in outcomes.items() if name != KEPT}
+            rows = self._rows[category]
+            SplitCount(category=category, split="train", rows=rows, kept=0, rejected=rejected).check()
 
 
 def _count(run: str, group: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -32,7 +33,7 @@ from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
 from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
-from safety.errors import ConfigError
+from safety.errors import ConfigError, EmptyDatasetError
 from safety.prompts.rows import BenignPrompt
 from tests.conftest import written
 from tests.support.no_model_here import no_model_here
@@ -250,6 +251,25 @@ def test_where_the_work_runs_does_not_name_the_dataset(make_context: Callable[..
         )
         == 4
     )
+
+
+def finished_group(category: str, rows: int, **outcomes: int) -> dict[str, Any]:
+    return {"category": category, "rows": rows, "outcomes": json.dumps(outcomes)}
+
+
+def test_a_category_that_keeps_nothing_in_its_first_groups_ends_the_stage() -> None:
+    barren = generate.BarrenCategories()
+    for _ in range(2):
+        barren.add(finished_group("violence", 16, unsafe_not_shown=16))
+        barren.add(finished_group("hate", 16, unsafe_not_shown=15, kept=1))
+    barren.add(finished_group("hate", 16, unsafe_not_shown=16))
+    with pytest.raises(
+        EmptyDatasetError, match=r"none of the 48 train rows of 'violence' is kept \(unsafe_not_shown 48\)"
+    ):
+        barren.add(finished_group("violence", 16, unsafe_not_shown=16))
+    few = generate.BarrenCategories()
+    for _ in range(9):
+        few.add(finished_group("violence", 4, unsafe_not_shown=4))
 
 
 def rejected(prompt_id: str) -> Record:
