@@ -274,7 +274,8 @@ class ArtifactStore:
             folder: A local folder, made when it does not exist.
             trusted: Keys of which one must have signed the artifact; None: hashes are enough.
             files: Patterns of the names that are wanted, such as ``latents/hate/*``; a star stands for slashes too.
-            verified: The record of what was verified in ``folder``, so that it is not read again; None: read all.
+            verified: The record of what was verified in ``folder``, so that it is not read again; None: read all. With
+                it the folder is a copy of this artifact alone, and files of an earlier making are deleted.
 
         Raises:
             CorruptArtifact: a file is missing or does not match its size and SHA-256.
@@ -296,6 +297,8 @@ class ArtifactStore:
             partial.replace(target)
             if verified:
                 verified.note(name, entry)
+        if verified:
+            verified.drop_others(manifest.files)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         return folder
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.store.manifest import FileEntry, hash_file
+from cluster.store.manifest import MANIFEST, FileEntry, hash_file
+
+PARTIAL = ".partial"
+"""Suffix of a file that another process is fetching."""
 
 
 class VerifiedFiles:
@@ -46,6 +49,13 @@ class VerifiedFiles:
     def note(self, name: str, entry: FileEntry) -> None:
         """Remember a file that was just verified."""
         self._known[name] = [*_stamp(self.folder / name), entry.sha256]
+
+    def drop_others(self, names: Container[str]) -> None:
+        """Delete the folder's files that have other names: an artifact that was made again may lack some."""
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and name not in names and name != MANIFEST and path.suffix != PARTIAL:
+                path.unlink()
 
     def save(self) -> None:
         """Write the record, atomically; what another process wrote meanwhile is lost, and verified again."""
