@@ -73,12 +73,12 @@ class JudgeActor:
         return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store the finished group and return its figures.
+        """Store the finished group and return its figures, those of the store as JSON among them.
 
         ``outcomes`` are its rows by outcome as JSON; ``moved`` is true when its images came from another node.
         """
         records = self.reviewer.review(load_group(row["records"]))
-        self.groups.store_group(int(row["index"]), records, self.model)
+        figures = self.groups.store_group(int(row["index"]), records, self.model)
         outcomes = Counter(KEPT if record.reason is None else str(record.reason) for record in records)
         return {
             "index": row["index"],
@@ -89,6 +89,7 @@ class JudgeActor:
             "moved": row["node"] != this_node(),
             "category": records[0].group,
             "outcomes": json.dumps(outcomes),
+            "figures": figures.model_dump_json(),
         }
 
 

@@ -51,6 +51,9 @@ class GroupStore(NumberedGroups[GroupFigures]):
             number: The group's number.
             records: All of its rows.
             model: The base model's name.
+
+        Returns:
+            The figures in the store, which may be those of an earlier writer.
         """
         files = {}
         for file in group_files(number, records, model):
@@ -59,9 +62,8 @@ class GroupStore(NumberedGroups[GroupFigures]):
         samples = group_samples(records)
         if samples is not None:
             self.area.write(_samples(number), samples)
-        figures = group_figures(records, files)
-        self.write(number, figures)
-        return figures
+        self.write(number, group_figures(records, files))
+        return self.read(number)
 
     def samples(self, number: int, figures: GroupFigures) -> bytes | None:
         """Return the strip of a group's samples, or None when no training pair is kept.
@@ -82,14 +84,18 @@ class GroupStore(NumberedGroups[GroupFigures]):
 
         Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
         """
-        found = dict(self.all())
+        whole = self.whole(dict(self.all()))
+        if whole and self.area.load(EMPTY, parse_states) is None:
+            whole.pop(max(whole))
+        return whole
+
+    def whole(self, found: dict[int, GroupFigures]) -> dict[int, GroupFigures]:
+        """Return those groups whose files are all in the store, by one listing; the others' figures are deleted."""
         lost = set(self.store.lost_files(*self.ref, stored_files(found)))
         whole = {number: figures for number, figures in found.items() if lost.isdisjoint(figures.files)}
         for number in set(found) - set(whole):
             # Another worker may write other bytes than the first one did, and its figures must not be kept out.
             self.area.delete(self._name(number))
-        if whole and self.area.load(EMPTY, parse_states) is None:
-            whole.pop(max(whole))
         return whole
 
     def verified(self) -> set[int]:

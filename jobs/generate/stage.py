@@ -107,8 +107,7 @@ def render_missing(
         context.console.print(f"{len(found)} of {len(plan.groups)} groups are finished already")
     missing = [group for group in plan.groups if group.index not in found]
     if missing:
-        _render(context, plan, missing, taxonomy, groups)
-        found = _planned(plan, groups.finished())
+        found |= groups.whole(_render(context, plan, missing, taxonomy, groups))
     lost = [group.index for group in plan.groups if group.index not in found]
     if lost:
         raise CorruptArtifact(
@@ -126,7 +125,9 @@ def _planned(plan: DatasetPlan, found: Mapping[int, GroupFigures]) -> dict[int, 
 
 def _render(
     context: StageContext, plan: DatasetPlan, missing: Sequence[Group], taxonomy: Taxonomy, groups: GroupStore
-) -> None:
+) -> dict[int, GroupFigures]:
+    """Render, judge and store groups; return their figures."""
+    made = {}
     rows, left = (sum(len(group.rows) for group in several) for several in (plan.groups, missing))
     kept = moved = 0
     barren = BarrenCategories()
@@ -134,11 +135,13 @@ def _render(
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
             _count(context.run.run.name, group)
             barren.add(group)
+            made[int(group["index"])] = GroupFigures.model_validate_json(group["figures"])
             kept += int(group["kept"])
             moved += bool(group["moved"])
             progress.advance(int(group["rows"]), f"{kept} kept")
     if moved:
         context.console.print(f"{moved} of {len(missing)} groups were judged on another node than rendered them")
+    return made
 
 
 class BarrenCategories:

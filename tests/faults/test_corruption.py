@@ -16,7 +16,7 @@ from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
 from jobs.evaluate.actors import FinishedGroups
-from jobs.generate.groups import GroupStore
+from jobs.generate.groups import GroupStore, stored_files
 from jobs.run.artifacts import ArtifactRef, StageContext, fetch_artifact, finished
 from jobs.run.config import RunConfig
 from jobs.run.work_area import Records
@@ -147,6 +147,17 @@ def groups_are_right(world: World) -> bool:
     return sorted(found) == [0, 1, 2]
 
 
+def group_files_are_right(world: World) -> bool:
+    """Say whether the files of every finished group are found; what has their sizes alone is refused where it is used."""
+    found = world.groups.finished()
+    try:
+        for name, entry in stored_files(found).items():
+            world.store.read_stored(*DATASET, name, entry)
+    except CorruptArtifact:
+        return False
+    return sorted(found) == [0, 1, 2]
+
+
 def report_is_right(world: World) -> bool:
     """Say whether every finished group of images is found."""
     found = dict(world.report.all())
@@ -182,7 +193,8 @@ def pointers_are_right(world: World) -> bool:
 
 
 AREAS: Mapping[str, tuple[str, Callable[[World], bool]]] = {
-    "artifacts": ("artifacts/", artifacts_are_right),
+    "artifacts": ("artifacts/expert/", artifacts_are_right),
+    "files of groups": ("artifacts/dataset/", group_files_are_right),
     "checkpoints": ("work/expert/", checkpoints_are_right),
     "groups of rows": ("work/dataset/", groups_are_right),
     "groups of images": ("work/report/", report_is_right),
