@@ -66,6 +66,17 @@ def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[R
     Raises:
         ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.
     """
+    info, weights = read_verified(folder, base_folder)
+    check_fits(weights, model)
+    return info, weights
+
+
+def read_verified(folder: Path, base_folder: Path) -> tuple[ReleaseInfo, LoraWeights]:
+    """Read a release and its adapter, and check by their hashes that it is whole and for the base model in a folder.
+
+    Raises:
+        ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.
+    """
     info = read_release(folder)
     if (found := model_hash(base_folder)) != info.base.sha256:
         raise ArtifactFormatError(
@@ -78,6 +89,4 @@ def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[R
         raise ArtifactFormatError(
             f"{LORA_FILE} is not the one that {RELEASE_FILE} names", field="release", fix="publish the release again"
         )
-    weights = load_lora(adapter)
-    check_fits(weights, model)
-    return info, weights
+    return info, load_lora(adapter)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from jobs.run.config import RunConfig
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import generate_place
-from safety.families.family import ModelConfig, family_name, model_folder
+from safety.families.family import ModelConfig, configured_family, family_name, model_folder
 from safety.families.identity import ModelIdentity, model_identity
 from safety.families.source import known_here
+from safety.families.weight_files import read_json
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 
@@ -20,6 +21,10 @@ class DescribedModel(NamedTuple):
     identity: ModelIdentity
     attribution: bytes | None
     """What a model's licence asks to be shown beside it."""
+    pipeline: str
+    """The diffusers class that draws with it."""
+    sampler: str | None
+    """The class of its own sampler; None where it names none."""
 
 
 def identify(run: RunConfig) -> ModelIdentity:
@@ -39,8 +44,14 @@ def describe_model(run: RunConfig) -> DescribedModel:
 
 
 def _describe(config: ModelConfig) -> DescribedModel:
-    attribution = model_folder(config) / ATTRIBUTION_FILE
-    return DescribedModel(model_identity(config), attribution.read_bytes() if attribution.is_file() else None)
+    folder = model_folder(config)
+    attribution, scheduler = folder / ATTRIBUTION_FILE, folder / "scheduler" / "scheduler_config.json"
+    return DescribedModel(
+        model_identity(config),
+        attribution.read_bytes() if attribution.is_file() else None,
+        configured_family(config).pipeline_class,
+        read_json(scheduler).get("_class_name") if scheduler.is_file() else None,
+    )
 
 
 def require_known_family(run: RunConfig) -> None:

@@ -47,7 +47,7 @@ def opened(config: Path) -> Iterator[StageContext]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop_on_sigterm()
-    with _reporting_errors(console):
+    with reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
         require_known_family(run)
@@ -58,7 +58,7 @@ def opened(config: Path) -> Iterator[StageContext]:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
             # jobs report it last, below Ray's own lines on disconnecting.
-            early_report = _reporting_errors(console) if submission() is not None else nullcontext()
+            early_report = reporting_errors(console) if submission() is not None else nullcontext()
             with early_report, lease(session.store, run.run.name):
                 run.write(run.run.output)
                 _print_links(console, run, session)
@@ -66,7 +66,7 @@ def opened(config: Path) -> Iterator[StageContext]:
 
 
 @contextmanager
-def _reporting_errors(console: Console) -> Iterator[None]:
+def reporting_errors(console: Console) -> Iterator[None]:
     """Print why the block failed or was stopped, and raise the exit code; an exit passes unchanged."""
     try:
         yield

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from safety.errors import ConfigError
+from safety.families.family import Conditioning
 from safety.families.latent_model import LatentModel, PromptReader
 
 
@@ -24,6 +25,15 @@ class NoisePrediction(LatentModel):
         # DDIM clips to [-1, 1] unless told not to, which is for pixels and not for latents.
         pipeline.scheduler = DDIMScheduler.from_config(schedule, clip_sample=schedule.get("clip_sample", False))
         self.train_timesteps = int(pipeline.scheduler.config.num_train_timesteps)
+
+    def inputs(self, conditioning: Conditioning, rows: int | None = None) -> Conditioning:
+        """Return the conditioning as the UNet takes it: in its type, and of as many rows, where it is of one prompt.
+
+        Stored states are fp32, whatever the model's own type.
+        """
+        like = self.denoiser
+        found = {name: value.to(like.device, like.dtype) for name, value in conditioning.items()}
+        return found if rows is None else {name: value.expand(rows, *value.shape[1:]) for name, value in found.items()}
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noised latents at ``timesteps``."""

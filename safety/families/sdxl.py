@@ -99,13 +99,14 @@ class Sdxl(NoisePrediction):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's prediction [B, C, h, w], for images that are neither cropped nor resized."""
-        height, width = self._pixels(noisy)
-        sizes = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), SIZES)
+        inputs, (height, width) = self.inputs(conditioning), self._pixels(noisy)
+        states = inputs["states"]
+        sizes = states.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), SIZES)
         predicted: Tensor = self.denoiser(
-            noisy,
+            noisy.to(states.dtype),
             timesteps,
-            encoder_hidden_states=conditioning["states"],
-            added_cond_kwargs={"text_embeds": conditioning["pooled"], "time_ids": sizes},
+            encoder_hidden_states=states,
+            added_cond_kwargs={"text_embeds": inputs["pooled"], "time_ids": sizes},
         ).sample
         return predicted
 
@@ -120,14 +121,14 @@ class Sdxl(NoisePrediction):
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        against = self.unconditional() if negative is None else negative
-        size = self._pixels(noise)
+        inputs, size = self.inputs(conditioning), self._pixels(noise)
+        against = self.inputs(self.unconditional() if negative is None else negative, len(noise))
         latents: Tensor = self.pipeline(
-            prompt_embeds=conditioning["states"],
-            pooled_prompt_embeds=conditioning["pooled"],
-            negative_prompt_embeds=against["states"].expand(len(noise), -1, -1),
-            negative_pooled_prompt_embeds=against["pooled"].expand(len(noise), -1),
-            latents=noise.to(self.device, self.denoiser.dtype),
+            prompt_embeds=inputs["states"],
+            pooled_prompt_embeds=inputs["pooled"],
+            negative_prompt_embeds=against["states"],
+            negative_pooled_prompt_embeds=against["pooled"],
+            latents=noise.to(inputs["states"].device, inputs["states"].dtype),
             # The latents decide the size; these are what the UNet is told.
             original_size=size,
             target_size=size,

@@ -50,7 +50,8 @@ class StableDiffusion(NoisePrediction):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's prediction [B, C, h, w]."""
-        predicted: Tensor = self.denoiser(noisy, timesteps, encoder_hidden_states=conditioning["states"]).sample
+        states = self.inputs(conditioning)["states"]
+        predicted: Tensor = self.denoiser(noisy.to(states.dtype), timesteps, encoder_hidden_states=states).sample
         return predicted
 
     @torch.no_grad()
@@ -64,11 +65,12 @@ class StableDiffusion(NoisePrediction):
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        against = (self.unconditional() if negative is None else negative)["states"]
+        states = self.inputs(conditioning)["states"]
+        against = self.inputs(self.unconditional() if negative is None else negative, len(noise))["states"]
         latents: Tensor = self.pipeline(
-            prompt_embeds=conditioning["states"],
-            negative_prompt_embeds=against.expand(len(noise), -1, -1),
-            latents=noise.to(self.device, self.denoiser.dtype),
+            prompt_embeds=states,
+            negative_prompt_embeds=against,
+            latents=noise.to(states.device, states.dtype),
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="latent",

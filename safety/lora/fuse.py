@@ -41,8 +41,9 @@ def fuse(model: ModelFamily, weights: LoraWeights, scale: float = 1.0) -> None:
 def _add(model: ModelFamily, weights: LoraWeights, scale: float) -> None:
     for name, layer in weights.items():
         weight = _weight(model, name)
-        # Summed in fp32, so that a half-precision base is rounded once only.
-        weight.copy_(weight.float() + scale * layer.delta().to(weight.device))
+        # Summed in fp32, so that a half-precision base is rounded once only; the factors travel, not their product.
+        up, down = layer.up.to(weight.device), layer.down.to(weight.device)
+        weight.copy_(torch.addmm(weight.float(), up, down, alpha=scale))
 
 
 def _weight(model: ModelFamily, name: str) -> Tensor:

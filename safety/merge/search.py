@@ -41,6 +41,13 @@ class SearchConfig(Config):
         description="range of the soft selection's temperature; shares differ by 1 at most, so 10 mixes evenly",
     )
 
+    max_weight_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="granularity 'weight' is tried where the dense fp32 matrices of one candidate, all layers together, take "
+        "at most so many bytes, or where the search starts from it; said when the merge begins",
+    )
+
 
 class Trial(Config):
     """One finished trial."""
@@ -63,6 +70,7 @@ class SearchSpace:
         start: CoMergeConfig,
         config: SearchConfig,
         groups: Sequence[BlockGroup] = UNET_GROUPS,
+        weight_bytes: int = 0,
     ) -> None:
         """Span the space.
 
@@ -71,8 +79,11 @@ class SearchSpace:
             start: The configuration that the search starts from.
             config: The ranges.
             groups: The block groups whose factors are searched (``co_merge.block_groups``).
+            weight_bytes: What ``safety.merge.weight_form.dense_bytes`` says of the experts.
         """
         self.experts, self.base, self.config, self.groups = tuple(experts), start, config, tuple(groups)
+        left_out = weight_bytes > config.max_weight_bytes and start.granularity != "weight"
+        self.granularities = ("row", "input") if left_out else ("row", "weight", "input")
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -90,7 +101,7 @@ class SearchSpace:
             )
         )
         return {
-            "granularity": CategoricalDistribution(("row", "weight", "input")),
+            "granularity": CategoricalDistribution(self.granularities),
             "benign": FloatDistribution(*benign, log=True),
             "score": CategoricalDistribution(("vote", "sum")),
             "selection": CategoricalDistribution(("hard", "soft")),
@@ -139,7 +150,7 @@ class SearchSpace:
             {"strength": half},
             {"strength": full},
             {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
-            {"granularity": "weight", "strength": half},
+            *([{"granularity": "weight", "strength": half}] if "weight" in self.granularities else []),
             *(
                 {"granularity": "input", **{name: self._inside(name, size) for name in ("strength", "benign")}}
                 for size in (1.0, 1.5, 2.0, 2.5)

@@ -16,6 +16,7 @@ from torch import Tensor
 from safety.dataset.preferences import PreferenceSet
 from safety.errors import ConfigError, PromptError
 from safety.experts import ExpertConfig
+from safety.experts.batch import BatchMaker
 from safety.experts.checkpoint import Checkpointer
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
@@ -164,6 +165,31 @@ def test_parts_of_a_model_do_what_the_whole_does(opened: Opened) -> None:
     for lacking in (lambda: denoiser.encode_text([PROMPT]), lambda: text.decode_latents(noisy)):
         with pytest.raises(ValueError, match="without its"):
             lacking()
+
+
+def test_stored_states_are_read_whatever_the_models_own_type(opened: Opened) -> None:
+    half = load_model(opened.config.model_copy(update={"dtype": "bfloat16"}))
+    prompts = {name: value.float() for name, value in half.encode_text([PROMPT]).items()}
+    noisy, timesteps = torch.randn(1, *half.latent_shape(opened.side, opened.side)), torch.tensor([500])
+    with torch.no_grad():
+        found = half.predict(noisy, timesteps, prompts).float()
+        exact = opened.model.predict(noisy, timesteps, opened.model.encode_text([PROMPT]))
+    assert (found - exact).norm() < 0.05 * exact.norm(), "more than bf16's rounding"
+    assert bool(half.sample(prompts, noisy, steps=1, guidance=GUIDANCE).isfinite().all())
+
+
+def test_a_dropped_caption_is_no_prompt_in_every_part(opened: Opened) -> None:
+    rows = preferences(opened.model, knife_prompts(["violence"], ["train"], ["train"]), "violence")
+    config = ExpertConfig(caption_dropout=0.5, rows=4, distinct_batches=None)
+    maker = BatchMaker(opened.model, rows, config, seed=0)
+    empty = opened.model.unconditional()
+    drawn = [maker.step(step, 0, 1, benign=False).conditioning for step in range(4)]
+    dropped = [
+        [all(torch.equal(found[key][row], empty[key][0]) for key in found) for row in range(8)] for found in drawn
+    ]
+    some = [[any(torch.equal(found[key][row], empty[key][0]) for key in found) for row in range(8)] for found in drawn]
+    assert dropped == some, "a part is that of no prompt and another is not"
+    assert {True, False} == {row for step in dropped for row in step}
 
 
 def assert_equal(one: Conditioning, other: Conditioning) -> None:
