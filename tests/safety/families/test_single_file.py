@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import safety.exports.original_layout as exports
 from safety.errors import ArtifactFormatError, ConfigError, SafetyError
 from safety.families import ModelConfig, family_name, load_model
 from safety.families.identity import model_identity
@@ -120,6 +122,20 @@ def test_the_shipped_settings_are_those_of_the_published_models_and_their_files_
     settings = config(file, tmp_path, prediction=prediction)
     assert layout_folder(file, settings) == LAYOUTS / layout
     assert family_name(settings) == ("sdxl" if short == "xl" else "stable-diffusion")
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_the_names_that_files_are_made_of_here_are_those_that_exports_write(layout: str) -> None:
+    """Two tables of the original layout, made by two people: of this test's files, and of fused exports."""
+    short, _ = SIZES[layout]
+    pipeline, networks = full_size(layout)
+    config = {name: json.loads((LAYOUTS / layout / name / "config.json").read_text()) for name in networks}
+    weights = {name: network.state_dict() for name, network in networks.items()}
+    exported = {exports.UNET + exports.unet_name(name, config["unet"]) for name in weights.pop("unet")}
+    exported |= {exports.VAE + exports.vae_tensor(n, t, config["vae"])[0] for n, t in weights.pop("vae").items()}
+    for part, tensors in weights.items():
+        exported |= exports.text_tensors(part, tensors, config[part], xl=short == "xl").keys()
+    assert exported == original(pipeline, short).keys()
 
 
 def test_the_shipped_vocabulary_is_clip_s(pico: Any, tmp_path: Path) -> None:
