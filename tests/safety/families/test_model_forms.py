@@ -1,4 +1,7 @@
-"""Every form in which hubs hand models out, for every family, in layouts that stock diffusers writes: each loads the same."""
+"""Every form in which hubs hand models out, for every family, in layouts that stock diffusers writes: each loads the same.
+
+What does not depend on the family is in ``test_model_sources``, single files in ``test_single_file``.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from safetensors.torch import load_file
 from safety.families import ModelConfig, family_name, load_model
 from safety.families.identity import model_identity
 from safety.fetchers import Place, fetchers
-from tests.safety.families.test_model_sources import COMMIT, ID, as_cache
+from tests.safety.families.test_model_sources import ID, as_cache
 from tests.support.pico_models import PICO_MODELS
 
 NAMES = [name for name in PICO_MODELS if name not in ("sd3-without-t5", "flux-schnell", "stable-diffusion")]
-FORMS = ("hub cache", "cache folder", "snapshot", "fp16 only", "fp16 beside", "shards", ".bin beside", "address")
+FORMS = ("hub cache", "fp16 only", "fp16 beside", "shards", ".bin beside", "address")
 
 
 def as_form(form: str, folder: Path, stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -26,11 +29,10 @@ def as_form(form: str, folder: Path, stock: Any, tmp_path: Path, monkeypatch: py
     from huggingface_hub import constants
 
     made = tmp_path / "made"
-    if form in ("hub cache", "cache folder", "snapshot"):
+    if form == "hub cache":
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        repository = as_cache(folder, tmp_path / "hub")
-        places = {"hub cache": ID, "cache folder": repository, "snapshot": repository / "snapshots" / COMMIT}
-        return {"path": str(places[form])}
+        as_cache(folder, tmp_path / "hub")
+        return {"path": ID}
     if form == "fp16 only":
         stock.to(torch.float16).save_pretrained(made, variant="fp16")
         return {"path": str(made)}
