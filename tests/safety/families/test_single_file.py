@@ -131,7 +131,7 @@ def test_the_names_that_files_are_made_of_here_are_those_that_exports_write(layo
     pipeline, networks = full_size(layout)
     config = {name: json.loads((LAYOUTS / layout / name / "config.json").read_text()) for name in networks}
     weights = {name: network.state_dict() for name, network in networks.items()}
-    exported = {exports.UNET + exports.unet_name(name, config["unet"]) for name in weights.pop("unet")}
+    exported = {exports.unet_name(name, config["unet"]) for name in weights.pop("unet")}
     exported |= {exports.vae_tensor(n, t, config["vae"])[0] for n, t in weights.pop("vae").items()}
     for part, tensors in weights.items():
         exported |= exports.text_tensors(part, tensors, config[part], xl=short == "xl").keys()
