@@ -15,6 +15,7 @@ from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
 from safety.families.model_index import model_parts
 from safety.families.weight_files import read_index
+from safety.precision import DtypeName, resolve_dtype
 from safety.registry import Registry
 
 Conditioning = dict[str, Tensor]
@@ -38,7 +39,11 @@ class ModelConfig(Config):
     )
     path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DtypeName = Field(
+        "auto",
+        description="the weights' type: auto is float32 on a CPU, and bfloat16 on a GPU that computes it, else float32; "
+        "errors, losses, adapters and optimizer states are float32 in any case",
+    )
 
 
 class ModelFamily(Protocol):
@@ -101,7 +106,10 @@ class ModelFamily(Protocol):
         """Return the training target of ``predict``: noise, velocity or flow, by the model's parametrisation."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the denoiser's prediction [B, C, h, w]."""
+        """Return the denoiser's prediction [B, C, h, w], in the type that it computes in.
+
+        The latents and the conditioning, which are stored in fp32, are turned into that type first.
+        """
 
     def sample(
         self,
@@ -177,9 +185,8 @@ def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
         ArtifactFormatError: A file of the model is missing or damaged.
     """
     _require_device(config.device)
-    return families[family_name(config)].load(
-        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
-    )
+    dtype = resolve_dtype(config.dtype, torch.device(config.device))
+    return families[family_name(config)].load(model_folder(config.path), device=config.device, dtype=dtype, parts=parts)
 
 
 def _require_device(device: str) -> None:

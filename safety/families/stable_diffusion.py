@@ -16,6 +16,7 @@ from safety.families.family import Conditioning, Parts, families
 from safety.families.network import load_part, loaded
 from safety.families.stable_diffusion_folder import CLASSES, check_folder
 from safety.families.weight_files import LEFT_OUT, broken, read_json, unread_weights
+from safety.precision import compute_dtype
 from safety.quiet import no_progress_bars
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ class StableDiffusion:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's prediction [B, C, h, w]."""
-        predicted: Tensor = self.denoiser(noisy, timesteps, encoder_hidden_states=conditioning["states"]).sample
+        dtype = compute_dtype(self.denoiser)
+        states = conditioning["states"].to(dtype)
+        predicted: Tensor = self.denoiser(noisy.to(dtype), timesteps, encoder_hidden_states=states).sample
         return predicted
 
     @torch.no_grad()
@@ -151,11 +154,11 @@ class StableDiffusion:
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        against = (self.unconditional() if negative is None else negative)["states"]
+        against, dtype = (self.unconditional() if negative is None else negative)["states"], compute_dtype(self.denoiser)
         latents: Tensor = self.pipeline(
-            prompt_embeds=conditioning["states"],
-            negative_prompt_embeds=against.expand(len(noise), -1, -1),
-            latents=noise.to(self.device, self.denoiser.dtype),
+            prompt_embeds=conditioning["states"].to(dtype),
+            negative_prompt_embeds=against.to(dtype).expand(len(noise), -1, -1),
+            latents=noise.to(self.device, dtype),
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="latent",

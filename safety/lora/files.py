@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
@@ -121,9 +121,14 @@ def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
     for name, layer in weights.items():
         if name not in modules:
             raise ArtifactFormatError(f"the base model has no layer {name}", field="adapter", fix=fix)
-        weight = getattr(getattr(modules[name], "base_layer", modules[name]), "weight", None)
+        module = getattr(modules[name], "base_layer", modules[name])
+        weight = getattr(module, "weight", None)
         wanted = (layer.up.shape[0], layer.down.shape[1])
-        shape = None if weight is None else tuple(weight.shape)
+        if isinstance(module, nn.Linear):
+            # A quantised layer's weight is packed in another shape.
+            shape: tuple[int, ...] | None = (module.out_features, module.in_features)
+        else:
+            shape = None if weight is None else tuple(weight.shape)
         if shape != wanted:
             raise ArtifactFormatError(
                 f"{name} is {wanted} in the adapter and {shape} in the base model", field="adapter", fix=fix
