@@ -101,7 +101,7 @@ class Expert(nn.Module):
             gate_inputs(model, gate)
         self._passes = Passes(model, config, plan or configured_plan(config))
         self._passes.scale_gradients(list(self.parameters_by_name().values()))
-        _choose_attention(model, self._train.positions)
+        choose_attention(model, self._train.positions)
         self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
 
@@ -176,7 +176,7 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
         return None
 
 
-def _choose_attention(model: ModelFamily, positions: int) -> None:
+def choose_attention(model: ModelFamily, positions: int) -> None:
     """Take the plain attention where it is faster; else the denoiser keeps its own, which is torch's fused one.
 
     On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens. At thousands

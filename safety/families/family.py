@@ -45,6 +45,12 @@ class ModelConfig(Config):
         "errors, losses, adapters and optimizer states are float32 in any case",
     )
 
+    quantize: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="store the denoiser's linear layers in 8 or 4 bits, for a card that does not hold them; adapters are "
+        "trained and applied beside them. Needs the extra 'quantized' (bitsandbytes)",
+    )
+
 
 class ModelFamily(Protocol):
     """One loaded text-to-image model, behind the same interface for every family.
