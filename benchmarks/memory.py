@@ -81,7 +81,9 @@ def build(name: str, dtype: torch.dtype, device: str) -> Sized:
         unet = unet.to_empty(device=device)
         for parameter in unet.parameters():
             torch.nn.init.trunc_normal_(parameter, std=0.02) if parameter.ndim > 1 else parameter.data.fill_(0.5)
-    pipeline = StableDiffusionPipeline(None, None, None, unet, DDIMScheduler(clip_sample=False), None, None, None, False)
+    pipeline = StableDiffusionPipeline(
+        None, None, None, unet, DDIMScheduler(clip_sample=False), None, None, None, False
+    )
     return Sized(pipeline, 8)
 
 
@@ -112,10 +114,14 @@ def rows(name: str, pairs: int, benign: int) -> PreferenceSet:
 
 def estimate(name: str, dtype: torch.dtype, config: ExpertConfig, device: str) -> StepMemory:
     side = UNETS[name]["sample_size"]
-    return measure_skeleton(lambda: build(name, dtype, "meta"), config, (4, side, side), shapes(name), cpu=device == "cpu")
+    return measure_skeleton(
+        lambda: build(name, dtype, "meta"), config, (4, side, side), shapes(name), cpu=device == "cpu"
+    )
 
 
-def step(pipe: Any, name: str, dtype: torch.dtype, device: str, config: ExpertConfig, plan: PassPlan, steps: int) -> None:
+def step(
+    pipe: Any, name: str, dtype: torch.dtype, device: str, config: ExpertConfig, plan: PassPlan, steps: int
+) -> None:
     """Send the peak in bytes and the seconds of a step, measured in this process."""
     from diffusers import UNet2DConditionModel  # noqa: F401  (what it takes is no part of the model's memory)
 

@@ -10,7 +10,7 @@ from jobs.merge.source import MergeSource
 from jobs.run.artifacts import ArtifactRef, artifact_ref, finished, publish
 from jobs.run.placement import placed
 from jobs.run.places import merge_place
-from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task, gather_missing
 from safety.families import ModelConfig, load_model
 from safety.lora.files import check_fits
 from safety.lora.weights import LoraWeights
@@ -38,9 +38,8 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
         started = time.monotonic()
         probes = gather_probes(source.sets(), "train", config.calibration.pairs_per_category, 0)
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
-        # A corrupt copy is discarded before the worker reads it.
-        finished(context, moments.ref)
         place = merge_place(context.run, "the calibration")
+        gather_missing(context, moments, place, config.threads)
         statistics = placed(
             place,
             calibrate_task,
@@ -68,7 +67,7 @@ def calibrate_task(
 ) -> Calibration:
     """Gather the calibration's statistics in a worker; raise ArtifactFormatError when an expert is for another base."""
     torch.set_num_threads(threads)
-    loaded = load_model(model)
+    loaded = load_model(model, "denoiser")
     for expert in experts.values():
         check_fits(expert, loaded)
-    return calibrate(loaded, experts, probes, moments.read(loaded), config, seed)
+    return calibrate(loaded, experts, probes, moments.read(), config, seed)

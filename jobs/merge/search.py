@@ -82,7 +82,7 @@ class TrialScorer:
         """Load the model and compute the base's predictions."""
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
-        return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+        return Surrogate(load_model(inputs.model, "denoiser"), inputs.probes, inputs.config.surrogate, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""

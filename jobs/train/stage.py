@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ from cluster.errors import ClusterError
 from cluster.progress import StageProgress
 from cluster.resources import describe_capacity, require
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.run.placement import placed_unless_cheap
+from jobs.run.places import train_place
 from jobs.run.ray_data import first_cause, fitting_actors
 from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
+from jobs.train.gate_moments import gather_missing
 from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
+from safety.dataset.preferences import PreferenceSet
 from safety.experts.curves import METRICS_FILE
+from safety.experts.memory import StepMemory, is_small, measure_step, shapes_of
+from safety.families.family import model_folder
 
 
 def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -57,9 +65,9 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
         if config.gate is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
-            # A corrupt artifact is discarded before workers read it.
-            finished(context, missing[0].moments.ref)
-        train_all(context, missing)
+            gather_missing(context, missing[0].moments, train_place(context.run), config.expert.threads)
+        memory = step_memory(context, missing[0], sets)
+        train_all(context, [replace(task, memory=memory) for task in missing])
     context.console.print(curves_table(context, tasks))
 
 
@@ -69,22 +77,34 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     storage = (context.work / "train").resolve()
     # Ray Train's own snapshots are not used: the project's checkpoints are verified and in the store.
     shutil.rmtree(storage, ignore_errors=True)
-    waiting = [_fit_plan(task, config, storage) for task in tasks]
-    running: dict[Any, str] = {}
+    running: dict[Any, tuple[str, ...]] = {}
     deadline = time.monotonic() + config.timeout_s
     # One more than the cluster holds, so that its controller is up when the next worker can start.
     places = concurrent_experts(config, len(tasks)) + 1
+    waiting = [_fit_plan(group, config, storage) for group in grouped(tasks, config, places - 1)]
     try:
         with StageProgress(context.console, "train", len(tasks), "experts") as progress:
             while waiting or running:
                 while waiting and len(running) < places:
-                    name, fit = waiting.pop(0)
-                    running[start_fit(fit)] = name
-                for name in _take_finished(running, deadline, config.timeout_s):
-                    progress.advance(note=name)
+                    names, fit = waiting.pop(0)
+                    running[start_fit(fit)] = names
+                for names in _take_finished(running, deadline, config.timeout_s):
+                    progress.advance(len(names), note=", ".join(names))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def step_memory(context: StageContext, task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> StepMemory | None:
+    """Return what a training step needs, found where a worker will run; None for a model whose steps fit anywhere."""
+    expert, data = task.config.expert, next(iter(sets.values()))
+    channels, height, width = (int(side) for side in data.winner.shape[1:])
+    fixed = expert.micro_batch != "auto" and expert.checkpointing != "auto"
+    if fixed or is_small(model_folder(task.model.path), height * width):
+        return None
+    shapes = shapes_of(data.empty)
+    place = train_place(context.run)
+    return placed_unless_cheap(place, measure_step, task.model, expert, (channels, height, width), shapes)
 
 
 def concurrent_experts(config: TrainConfig, most: int) -> int:
@@ -95,10 +115,21 @@ def concurrent_experts(config: TrainConfig, most: int) -> int:
     return fitting_actors(most if needed else 1, needed)
 
 
-def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str, FitPlan]:
-    return task.name, FitPlan(
-        name=task.ref.id,
-        task=pickle.dumps(task),
+def grouped(tasks: Sequence[ExpertTask], config: TrainConfig, places: int) -> list[list[ExpertTask]]:
+    """Return the experts by the worker (or group of workers) that trains them, one after another over one base."""
+    if config.experts_per_worker == "auto":
+        # On one machine no worker beyond these will ever start. A cluster may grow, or lose a node with all it trains.
+        size = math.ceil(len(tasks) / places) if len(ray.nodes()) == 1 else 1
+    else:
+        size = config.experts_per_worker
+    count = math.ceil(len(tasks) / size)
+    return [list(tasks[first::count]) for first in range(count)]
+
+
+def _fit_plan(tasks: Sequence[ExpertTask], config: TrainConfig, storage: Path) -> tuple[tuple[str, ...], FitPlan]:
+    return tuple(task.name for task in tasks), FitPlan(
+        name=tasks[0].ref.id,
+        tasks=pickle.dumps(list(tasks)),
         workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
         resources=config.resources(),
         max_failures=config.max_failures,
@@ -106,12 +137,12 @@ def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str
     )
 
 
-def _take_finished(running: dict[Any, str], deadline: float, timeout_s: float) -> list[str]:
-    """Wait for the next expert and return the names of those that are done; raise the first cause of a failure."""
+def _take_finished(running: dict[Any, tuple[str, ...]], deadline: float, timeout_s: float) -> list[tuple[str, ...]]:
+    """Wait for the next experts and return the names of those that are done; raise the first cause of a failure."""
     done, left = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
     if not done:
         raise ClusterError(
-            f"{', '.join(running[reference] for reference in left)} not finished in {timeout_s:g} s; {describe_capacity()}",
+            f"{', '.join(name for reference in left for name in running[reference])} not finished in {timeout_s:g} s; {describe_capacity()}",
             field="train.timeout_s",
             fix="allow more time, or give the cluster more resources; finished steps are kept",
         )

@@ -21,7 +21,8 @@ from safety.errors import ConfigError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.checkpoint import Checkpointer
 from safety.experts.expert import configured_objective, training_rows
-from safety.families import ModelConfig, ModelFamily
+from safety.experts.memory import StepMemory
+from safety.families import ModelConfig
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 
@@ -50,6 +51,8 @@ class ExpertTask:
     """The folder of TensorBoard's events."""
     start: ArtifactRef | None = None
     """The artifact whose adapter training goes on from; None starts from no change."""
+    memory: StepMemory | None = None
+    """What a step needs; None where it is known to be small."""
 
     @property
     def parents(self) -> list[ArtifactRef]:
@@ -123,11 +126,11 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
     return combine(own, task.name) if task.name in JOINT else own[0]
 
 
-def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
+def expert_gate(task: ExpertTask) -> Tensor | None:
     """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
     if task.config.gate is None:
         return None
-    gates = task.moments.read(model).gates(task.config.gate)
+    gates = task.moments.read().gates(task.config.gate)
     return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
 
 

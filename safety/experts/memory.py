@@ -226,13 +226,15 @@ def free_bytes(device: torch.device, share: float = 1.0) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(min(free + torch.cuda.memory_reserved(device), share * total))
-    # In every environment of ours: DeepSpeed and peft need it.
-    import psutil
-
-    system = psutil.virtual_memory()
+    total, available = _meminfo("MemTotal"), _meminfo("MemAvailable")
     limit = _container_limit()
-    available = system.available if limit is None else min(system.available, limit)
-    return int(min(available, share * system.total))
+    return int(min(available if limit is None else min(available, limit), share * total))
+
+
+def _meminfo(name: str) -> int:
+    """Return a figure of Linux's memory in bytes."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _container_limit() -> int | None:

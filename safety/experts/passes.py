@@ -67,7 +67,7 @@ class Passes:
         """Prepare trained parameters for a denoiser in fp16, whose gradients would be smaller than fp16 can hold."""
         if self._dtype == torch.float16:
             for parameter in parameters:
-                parameter.register_hook(lambda gradient: gradient * 2.0**-self._exponent)
+                parameter.register_hook(self._unscaled)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the predictions, fp32 [n, C, h, w]."""
@@ -77,7 +77,7 @@ class Passes:
         found = [self._pass(batch._replace(noisy=noisy), part, again=len(parts) > 1) for part in parts]
         predicted = found[0] if len(found) == 1 else torch.cat(found)
         if self._dtype == torch.float16 and predicted.requires_grad:
-            predicted.register_hook(self._scaled)
+            predicted.register_hook(self._scaled)  # type: ignore[no-untyped-call]
         return predicted
 
     def _pass(self, batch: Batch, part: slice, *, again: bool) -> Tensor:
@@ -93,6 +93,9 @@ class Passes:
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         with autocast(noisy.device, half=self._half):
             return self.model.predict(noisy, timesteps, conditioning).float()
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        return gradient * 2.0**-self._exponent
 
     def _scaled(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the predictions with its largest number near 1, by a power of two and so exactly.

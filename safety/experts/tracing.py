@@ -7,7 +7,7 @@ estimate follows the code: the reference's pass, the loss over all predictions, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,11 +24,11 @@ from safety.experts.passes import PassPlan
 from safety.families.family import ModelFamily
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that are made inside the context while they are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}
@@ -97,12 +97,11 @@ def trace_step(
     return live.peak
 
 
-def trace_calls(model: ModelFamily, networks: list[nn.Module], call: Callable[[], Any]) -> int:
+def trace_call(networks: Sequence[nn.Module], call: Callable[[], Any]) -> int:
     """Return the most bytes that a call without gradient needs at once beside the networks' weights.
 
     Args:
-        model: A model without weights, whose networks are turned into fake ones.
-        networks: What the call runs.
+        networks: What the call runs, without weights; they are turned into fake ones.
         call: Makes its own inputs, on the CPU.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():

@@ -154,7 +154,10 @@ class StableDiffusion:
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in [-1, 1] by the stock pipeline, from initial noise [B, C, h, w]."""
-        against, dtype = (self.unconditional() if negative is None else negative)["states"], compute_dtype(self.denoiser)
+        against, dtype = (
+            (self.unconditional() if negative is None else negative)["states"],
+            compute_dtype(self.denoiser),
+        )
         latents: Tensor = self.pipeline(
             prompt_embeds=conditioning["states"].to(dtype),
             negative_prompt_embeds=against.to(dtype).expand(len(noise), -1, -1),

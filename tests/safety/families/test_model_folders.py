@@ -45,9 +45,7 @@ def rename(path: Path, name: str) -> None:
 )
 def test_a_folder_of_another_pipeline_is_refused_by_its_class(folder: Path, kind: Any) -> None:
     change(folder / "model_index.json", _class_name=kind)
-    with pytest.raises(
-        SafetyError, match="no named pipeline" if kind is None else "no family takes"
-    ):
+    with pytest.raises(SafetyError, match="no named pipeline" if kind is None else "no family takes"):
         load_model(ModelConfig(path=str(folder)))
 
 

@@ -40,7 +40,7 @@ def test_an_update_too_small_for_a_half_weight_still_acts(
     model: ModelFamily, make_weights: Callable[..., LoraWeights], dtype: torch.dtype
 ) -> None:
     model.denoiser.to(dtype)
-    name, layer = next(iter(make_weights().items()))
+    name, _ = next(iter(make_weights().items()))
     weight = model.denoiser.get_submodule(name).weight
     with torch.no_grad():
         weight.fill_(1.0)
