@@ -26,9 +26,11 @@ from jobs.run.ray_data import first_cause, fitting_actors
 from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
 from jobs.train.gate_moments import gather_missing
-from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
+from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, pairs_of, plan
 from safety.dataset.preferences import PreferenceSet
+from safety.experts.coverage import coverage
 from safety.experts.curves import METRICS_FILE
+from safety.experts.expert import configured_objective, training_rows
 from safety.experts.memory import StepMemory, is_small, measure_step, shapes_of
 from safety.families.family import model_folder
 
@@ -62,6 +64,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
         sets = load_sets(missing)
         for task in missing:
             check_task(task, sets)
+            _warn_of_unseen(context, task, sets)
         if config.gate is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
@@ -113,6 +116,17 @@ def concurrent_experts(config: TrainConfig, most: int) -> int:
     needed = {name: workers * amount for name, amount in config.resources().items()}
     # Without a request nothing would limit them.
     return fitting_actors(most if needed else 1, needed)
+
+
+def _warn_of_unseen(context: StageContext, task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
+    """Say so when a training leaves rows out."""
+    expert = task.config.expert
+    seen = coverage(expert, training_rows(pairs_of(task, sets), configured_objective(expert)))
+    if seen.share < 1:
+        context.console.print(
+            f"[yellow]expert {escape(task.name)} is trained on {seen.text}[/]: raise distinct_batches or steps of "
+            f"train.expert to {math.ceil(seen.rows / expert.rows)} for all of them"
+        )
 
 
 def grouped(tasks: Sequence[ExpertTask], config: TrainConfig, places: int) -> list[list[ExpertTask]]:

@@ -19,8 +19,9 @@ from jobs.train.task import ExpertTask, checkpointer, expert_gate, load_sets, pa
 from safety.errors import ConfigError
 from safety.experts.card import write_card
 from safety.experts.checkpoint import Checkpoint, Checkpointer, Metrics
+from safety.experts.coverage import Coverage, coverage
 from safety.experts.curves import plot_curves, write_metrics
-from safety.experts.expert import Expert
+from safety.experts.expert import Expert, training_rows
 from safety.experts.memory import choose_plan, free_bytes, latents_of
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily, load_model
@@ -75,7 +76,7 @@ def train_expert(task: ExpertTask, model: ModelFamily, room: int) -> None:
         return
     with SummaryWriter(str(task.logs / task.name)) as board:
         result = training.run(lambda step, metrics: _log(task, board, step, metrics))
-    _publish(task, expert, result)
+    _publish(task, expert, result, coverage(config, training_rows(pairs, expert.objective)))
     keeper.clear()
 
 
@@ -137,13 +138,13 @@ def _log(task: ExpertTask, board: SummaryWriter, step: int, metrics: Metrics) ->
             board.add_scalar(name, value, step)
 
 
-def _publish(task: ExpertTask, expert: Expert, result: TrainingResult) -> None:
+def _publish(task: ExpertTask, expert: Expert, result: TrainingResult, seen: Coverage) -> None:
     """Put the adapter, its card and its curves into the store."""
     provenance = {"base model": task.model.path, "dataset": task.dataset.id, "seed": task.seed, "expert": task.ref.id}
     with TemporaryDirectory(prefix="safetydpo-expert-") as scratch:
         folder = Path(scratch)
         save_lora(expert.weights(), folder, metadata={"expert": task.name, "artifact": task.ref.id})
-        write_card(folder, task.name, task.config.expert, result, provenance)
+        write_card(folder, task.name, task.config.expert, result, provenance, seen)
         write_metrics(result.history, folder)
         plot_curves(result.history, f"expert: {task.name}", folder)
         put_artifact(task.store, task.ref, folder, config=task.settings, seed=task.seed, parents=task.parents)

@@ -42,7 +42,7 @@ class ExpertConfig(Config):
         80,
         gt=0,
         description="number of distinct batches; then they repeat with the same noise, so reference losses are computed "
-        "once; None: every batch is new",
+        "once; None: every batch is new. Where they do not cover all rows, the run and the card say how many they cover",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,8 +101,8 @@ def trained(model: ModelFamily, data: PreferenceSet, config: ExpertConfig) -> to
 
 
 @pytest.fixture(params=["bfloat16", "float16"])
-def half(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def half(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_an_adapter_over_a_half_base_is_that_of_fp32_up_to_rounding(
