@@ -15,7 +15,7 @@ from safety.errors import ConfigError
 from safety.experts.config import ExpertConfig
 from safety.experts.passes import PassPlan, configured_plan
 from safety.experts.tracing import trace_step
-from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, load_model
+from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, Quantize, load_model
 from safety.families.network import without_weights
 from safety.lora.attach import attach
 from safety.precision import computes_bf16, resolve_dtype
@@ -23,7 +23,7 @@ from safety.precision import computes_bf16, resolve_dtype
 GIB = 2**30
 STATES = 5
 """fp32 copies of an adapter in training: itself, its gradient, AdamW's two moments, and one while it is updated."""
-QUANTISED_BYTES = {"none": None, "int8": 1.0, "nf4": 0.52}
+QUANTISED_BYTES: dict[Quantize, float | None] = {"none": None, "int8": 1.0, "nf4": 0.52}
 """Bytes of a quantised weight; nf4 has a scale for every 64 numbers, itself quantised."""
 RESERVE = 0.06
 """Share of a card that its allocator loses to gaps between blocks."""
@@ -100,13 +100,13 @@ def measure_skeleton(
     conditioning: Mapping[str, tuple[int, ...]],
     *,
     cpu: bool,
-    quantize: str = "none",
+    quantize: Quantize = "none",
 ) -> StepMemory:
     """Return the memory of training on a model whose denoiser ``skeleton`` makes without weights; see ``measure_step``."""
     model = skeleton()
     base = weight_bytes(model.denoiser, quantize)
     # Quantised weights are turned back one layer at a time, in both directions.
-    largest = 0 if quantize == "none" else max(_linear_bytes(model.denoiser), default=0)
+    turned = 0 if quantize == "none" else largest_linear(model.denoiser)
     attach(model, config.lora, 0)
     trained = sum(parameter.numel() for parameter in model.denoiser.parameters() if parameter.requires_grad)
     can = bool(getattr(model.denoiser, "_supports_gradient_checkpointing", False))
@@ -119,7 +119,7 @@ def measure_skeleton(
     ]
     numbers = math.prod(latent)
     return StepMemory(
-        base=base + largest,
+        base=base + turned,
         adapter=STATES * 4 * trained,
         plain=-(-peaks[0] // 2),
         checkpointed=-(-peaks[1] // 2) if can else None,
@@ -140,7 +140,7 @@ def shapes_of(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape[1:]) for key, value in conditioning.items()}
 
 
-def weight_bytes(network: nn.Module, quantize: str = "none") -> int:
+def weight_bytes(network: nn.Module, quantize: Quantize = "none") -> int:
     """Return the bytes of a network's weights, whose linear layers may be quantised."""
     each = QUANTISED_BYTES[quantize]
     total = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
@@ -151,12 +151,10 @@ def weight_bytes(network: nn.Module, quantize: str = "none") -> int:
     return total
 
 
-def _linear_bytes(network: nn.Module) -> list[int]:
-    return [
-        module.weight.numel() * module.weight.element_size()
-        for module in network.modules()
-        if isinstance(module, nn.Linear)
-    ]
+def largest_linear(network: nn.Module) -> int:
+    """Return the bytes of the largest linear layer's weight."""
+    sizes = [m.weight.numel() * m.weight.element_size() for m in network.modules() if isinstance(m, nn.Linear)]
+    return max(sizes, default=0)
 
 
 def choose_plan(memory: StepMemory | None, config: ExpertConfig, latents: int, free: int) -> PassPlan:

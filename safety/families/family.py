@@ -24,6 +24,7 @@ Conditioning = dict[str, Tensor]
 ``states`` [B, T, D] are what attention reads; some families add ``pooled`` [B, P], one vector a prompt. What a network reads
 beside the prompt and can be known from the latents, such as SDXL's sizes, is not part of it: ``predict`` adds it.
 """
+Quantize = Literal["none", "int8", "nf4"]
 Parts = Literal["all", "denoiser", "text"]
 """What of a model is loaded: everything, the denoiser (to train on cached latents and text states), or what encodes prompts.
 
@@ -45,7 +46,7 @@ class ModelConfig(Config):
         "errors, losses, adapters and optimizer states are float32 in any case",
     )
 
-    quantize: Literal["none", "int8", "nf4"] = Field(
+    quantize: Quantize = Field(
         "none",
         description="store the denoiser's linear layers in 8 or 4 bits, for a card that does not hold them; adapters are "
         "trained and applied beside them. Needs the extra 'quantized' (bitsandbytes)",

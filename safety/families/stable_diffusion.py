@@ -15,6 +15,7 @@ from safety.errors import ConfigError, PromptError
 from safety.families.family import Conditioning, Parts, families
 from safety.families.network import load_part, loaded
 from safety.families.stable_diffusion_folder import CLASSES, check_folder
+from safety.families.vae_memory import fit_memory
 from safety.families.weight_files import LEFT_OUT, broken, read_json, unread_weights
 from safety.precision import compute_dtype
 from safety.quiet import no_progress_bars
@@ -109,6 +110,7 @@ class StableDiffusion:
     def encode_images(self, images: Tensor) -> Tensor:
         """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
         vae = self.pipeline.vae
+        fit_memory(vae, *images.shape[-2:])
         latents: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
         return latents
 
@@ -116,6 +118,7 @@ class StableDiffusion:
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W], clamped to [-1, 1]."""
         vae = self.pipeline.vae
+        fit_memory(vae, *(side * self.size_multiple for side in latents.shape[-2:]))
         images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         return images.clamp(-1.0, 1.0)
 
