@@ -17,6 +17,7 @@ from safety.experts.passes import PassPlan, configured_plan
 from safety.experts.tracing import trace_step
 from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, Quantize, load_model
 from safety.families.network import without_weights
+from safety.families.quantised import quantisable
 from safety.lora.attach import attach
 from safety.precision import computes_bf16, resolve_dtype
 
@@ -145,15 +146,14 @@ def weight_bytes(network: nn.Module, quantize: Quantize = "none") -> int:
     each = QUANTISED_BYTES[quantize]
     total = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     if each is not None:
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                total += int(module.weight.numel() * (each - module.weight.element_size()))
+        for module in quantisable(network).values():
+            total += int(module.weight.numel() * (each - module.weight.element_size()))
     return total
 
 
 def largest_linear(network: nn.Module) -> int:
     """Return the bytes of the largest linear layer's weight."""
-    sizes = [m.weight.numel() * m.weight.element_size() for m in network.modules() if isinstance(m, nn.Linear)]
+    sizes = [m.weight.numel() * m.weight.element_size() for m in quantisable(network).values()]
     return max(sizes, default=0)
 
 
@@ -185,7 +185,9 @@ def choose_plan(memory: StepMemory | None, config: ExpertConfig, latents: int, f
             plans += [PassPlan(images=None if size == latents else size, checkpointing=on) for size in sizes]
         else:
             plans.append(PassPlan(images=whole, checkpointing=on))
-    for plan in sorted(plans, key=lambda plan: _slowness(plan, latents)):
+    if config.micro_batch == "auto":
+        plans.sort(key=lambda plan: _slowness(plan, latents))
+    for plan in plans:
         if memory.peak(plan, latents) <= room:
             return plan
     least = min(memory.peak(plan, latents) for plan in plans)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
 from safety.families.model_index import model_parts
+from safety.families.quantised import quantise
 from safety.families.weight_files import read_index
 from safety.precision import DtypeName, resolve_dtype
 from safety.registry import Registry
@@ -192,8 +193,17 @@ def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
         ArtifactFormatError: A file of the model is missing or damaged.
     """
     _require_device(config.device)
-    dtype = resolve_dtype(config.dtype, torch.device(config.device))
-    return families[family_name(config)].load(model_folder(config.path), device=config.device, dtype=dtype, parts=parts)
+    device = torch.device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    family, folder = families[family_name(config)], model_folder(config.path)
+    if config.quantize == "none" or parts == "text":
+        return family.load(folder, device=config.device, dtype=dtype, parts=parts)
+    # Onto the device only when it is small.
+    model: Any = family.load(folder, device="cpu", dtype=dtype, parts=parts)
+    quantise(model.denoiser, config.quantize, device, dtype)
+    model.pipeline.to(config.device)
+    loaded: ModelFamily = model
+    return loaded
 
 
 def _require_device(device: str) -> None:
