@@ -26,8 +26,9 @@ from pydantic import Field
 from cluster.base import Config
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.loopback import exempted_loopback
+from cluster.node_types import NodeType, declare_node_types
 from cluster.progress import set_ray_data_console_level
-from cluster.ray_private import UV_HOOK, forbid_auto_connect, reread_environment
+from cluster.ray_private import UV_HOOK, end_data_streams, forbid_auto_connect, reread_environment
 from cluster.shared_folder import require_shared_folder
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
@@ -74,6 +75,11 @@ class ClusterConfig(Config):
         "reach its ports, which Ray opens on every network of the machine",
     )
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
+    node_types: tuple[NodeType, ...] = Field(
+        (),
+        description="kinds of nodes that the cluster's autoscaler adds when they are needed; what fits one of them is not "
+        "refused although no such node is there yet",
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def connect(
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
+    declare_node_types(cluster.node_types)
     artifacts = open_store(store)
     if publishes:
         artifacts.check()
@@ -236,10 +243,11 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
 
 
 def _leave() -> None:
-    """Disconnect, so that threads of Ray Data that a stop left behind neither connect again nor print."""
-    forbid_auto_connect()
+    """Disconnect, so that threads of Ray Data that a stop left behind neither call Ray, nor connect again, nor print."""
     # They would print that Ray has not been started, below the line that gives the reason for the job's end.
     set_ray_data_console_level(logging.CRITICAL + 1)
+    end_data_streams()
+    forbid_auto_connect()
     ray.shutdown()
 
 
@@ -385,11 +393,22 @@ def _check_reachable(config: ClusterConfig) -> None:
         last = "".join(error.stderr.decode(errors="replace").strip().splitlines()[-1:])
         if last == "AuthenticationError":
             raise WrongToken(
-                f"the cluster at {config.address!r} refuses this user's token",
+                f"the cluster at {config.address!r} refuses this user's token"
+                if _has_token()
+                else f"this user has no token for the cluster at {config.address!r}",
                 field="cluster.auth",
                 fix="set it to 'token', and put the cluster's own token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
             ) from None
         raise _unreachable(f"no Ray head node answers at {config.address!r}: {last}") from None
+
+
+def _has_token() -> bool:
+    """Return whether Ray finds a token for this user, good or not."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    with contextlib.suppress(RuntimeError):  # of Path.home, where the user has none
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    return False
 
 
 def _unreachable(message: str) -> ClusterUnreachable:

@@ -61,6 +61,7 @@ from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
 from jobs.run.needs import STAGES, name_problems
+from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
 from safety.taxonomy import Taxonomy
@@ -99,6 +100,7 @@ class Preflight:
             Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
+            Check("method", lambda: check_notices(self.run)),
         ]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()

@@ -99,11 +99,26 @@ class PromptMoments(NamedTuple):
         """Write the moments as one safetensors file."""
         FORMAT.write(path, self._asdict(), {})
 
-    def gates(self, config: GateConfig) -> Tensor:
-        """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all unsafe prompts."""
-        total = self.unsafe.sum(dim=0) + config.benign * len(self.unsafe) * self.preserved
-        total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
-        return torch.stack([_gate(own, total, config.directions) for own in self.unsafe]).float()
+    def gates(
+        self, config: GateConfig, experts: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return P_i, fp32 [N, K, K] on the CPU; their sum is the gate of one expert for all unsafe prompts.
+
+        Args:
+            config: How the directions are divided.
+            experts: The positions of the experts that are wanted; None: all. Each costs a decomposition of [K, K].
+            device: Where they are computed.
+        """
+        own, preserved = self.unsafe.to(device), self.preserved.to(device)
+        total = own.sum(dim=0) + config.benign * len(own) * preserved
+        total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=device)
+        wanted = own if experts is None else own[list(experts)]
+        return torch.stack([_gate(each, total, config.directions) for each in wanted]).float().cpu()
+
+
+def no_moments(experts: int) -> PromptMoments:
+    """Return moments without a width, for experts that cannot be gated: none adapts a layer that reads the prompt alone."""
+    return PromptMoments(torch.zeros(experts, 0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
 
 
 def load_prompt_moments(path: Path) -> PromptMoments:
@@ -116,21 +131,38 @@ def _build(_head: Head, tensors: Tensors) -> PromptMoments:
 
 
 def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
-    """Return sum_k h_k (T v_k) v_k^T, fp64 [K, K], with ``own`` for G_i and ``total`` for T."""
-    shares, vectors = (torch.from_numpy(found) for found in eigh(own.numpy(), total.numpy()))
-    if directions is not None:
-        # Shares ascend, so the largest are the last.
-        vectors = vectors[:, -directions:]
-        return total @ vectors @ vectors.T
-    return total @ (vectors * shares) @ vectors.T
+    """Return sum_k h_k (T v_k) v_k^T over the directions of the largest shares, fp64 [K, K].
+
+    ``own`` is G_i and ``total`` is T. Over all directions the sum is G_i T^-1, which needs no decomposition.
+    """
+    if directions is None:
+        solved: Tensor = torch.cholesky_solve(own, torch.linalg.cholesky(total))
+        return solved.T
+    vectors = _top_directions(own, total, min(directions, len(total)))
+    return total @ vectors @ vectors.T
+
+
+def _top_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
+    """Return v_k of the largest shares h_k, [K, count]: own v_k = h_k total v_k, with v_k^T total v_k = 1."""
+    if own.device.type == "cpu":
+        last = len(own) - 1
+        found: Tensor = torch.from_numpy(eigh(own.numpy(), total.numpy(), subset_by_index=[last - count + 1, last])[1])
+        return found
+    root = torch.linalg.cholesky(total)
+    half = torch.linalg.solve_triangular(root, own, upper=False)
+    _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    chosen: Tensor = torch.linalg.solve_triangular(root.mT, vectors[:, -count:], upper=True)
+    return chosen
 
 
 @torch.no_grad()
 def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMoments:
     """Encode the prompts and compute their second moments.
 
-    The empty prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the
-    prompt itself, so a change to it changes every image.
+    No prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the prompt
+    itself, so a change to it changes every image. (Where it is zeros, no linear layer without a bias can change it.)
+
+    Only ``states`` are divided: a pooled prompt, which some families read too, passes every gate.
 
     Args:
         model: The model whose text encoder is used.
@@ -138,15 +170,25 @@ def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMomen
     """
     return PromptMoments(
         unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
-        preserved=_second_moment(model, texts.preserved) + _second_moment(model, [""]),
+        preserved=_second_moment(model, texts.preserved) + _moment([model.unconditional()["states"]]),
     )
 
 
 def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
     """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
-    total, count = torch.zeros(()), 0
-    for start in range(0, len(prompts), BATCH):
-        states = model.encode_text(prompts[start : start + BATCH])["states"].double().flatten(0, 1).cpu()
-        total = total + states.T @ states
+    starts = range(0, len(prompts), BATCH)
+    return _moment(model.encode_text(prompts[start : start + BATCH])["states"] for start in starts)
+
+
+def _moment(batches: Iterable[Tensor]) -> Tensor:
+    """Return the mean of x x^T over all tokens of states [B, T, K], fp64 [K, K] on the CPU; summed on their own device."""
+    total: Tensor | None = None
+    count = 0
+    for batch in batches:
+        states = batch.double().flatten(0, 1)
+        found = states.T @ states
+        total = found if total is None else total + found
         count += len(states)
-    return total / count
+    if total is None:
+        raise ValueError("there are no states")
+    return (total / count).cpu()

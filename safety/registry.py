@@ -49,6 +49,25 @@ class Registry(Generic[T], Mapping[str, T]):
             raise ConfigError(f"there is no {self.kind} {name!r}", field=self.kind, fix=f"use one of: {known}")
         return self._entries[name]
 
+    def find(self, name: str, field: str) -> T:
+        """Return a registered implementation, or the one at the import path ``module:attribute``, for one's own.
+
+        Raises:
+            ConfigError: There is none; ``field`` is the setting that names it.
+        """
+        module, separator, attribute = name.partition(":")
+        if not separator:
+            return self[name]
+        try:
+            found: T = getattr(import_module(module), attribute)
+        except Exception as error:  # A user's own module may raise anything when it is imported.
+            raise ConfigError(
+                f"no {self.kind} at {name!r}: {type(error).__name__}: {error}",
+                field=field,
+                fix=f"name a registered {self.kind}, or an importable 'module:attribute'",
+            ) from error
+        return found
+
     def __contains__(self, name: object) -> bool:
         """Return whether there is an implementation called ``name``."""
         self._discover()

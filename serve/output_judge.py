@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safety.judges.judge import Judge, Verdict, identity_of, judge_images, load_judge
+from safety.embedded_fit import require_made_for
+from safety.judges.judge import Judge, Verdict, identity_of, judge_images, judges, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 
@@ -38,6 +39,14 @@ class OutputJudge:
 
 
 def load_output_judge(config: ServeConfig) -> OutputJudge | None:
-    """Load the judge that an endpoint's settings name, if any; raise ConfigError when there is no such judge."""
+    """Load the judge that an endpoint's settings name, if any.
+
+    Raises:
+        ConfigError: There is no such judge, or it was made for the embedded model and the endpoint's is another.
+    """
     chosen = config.serve.judge
-    return None if chosen is None else OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)
+    if chosen is None:
+        return None
+    fix = "name a judge of what this model draws in serve.judge.name"
+    require_made_for(config.model, judges.find(chosen.name, "serve.judge.name"), chosen.name, fix)
+    return OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)

@@ -14,7 +14,7 @@ from safety.evaluation.plan import EvaluationCounts
 from safety.judges.judge import JudgeConfig
 from safety.rendering import RenderConfig
 
-PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
+PLACEMENT = frozenset({"actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
 """Fields that place the work: they cannot change a figure, so they are not part of the report's id."""
 
 
@@ -25,12 +25,19 @@ class EvaluateConfig(Config):
     experts: bool = Field(True, description="evaluate each expert on its own too")
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
-    features: str = Field(EMBEDDED_FEATURES, description="a name in the feature extractors' registry")
+    features: str | None = Field(
+        EMBEDDED_FEATURES,
+        description="a name in the feature extractors' registry, or 'module:loader' for one's own; null: CLIPScore and FID "
+        "are not measured",
+    )
     bootstrap: BootstrapConfig = BootstrapConfig()
     goals: GoalsConfig = GoalsConfig()
     group_size: int = Field(32, gt=0, description="images per unit of work: rendered, measured and stored together")
     threads: int = Field(1, gt=0, description="CPU threads of one actor; the images depend on it")
     actors: int = Field(2, gt=0, description="maximum number of actors")
+    min_actors: int = Field(
+        1, gt=0, description="actors that are waited for; more run as the cluster, or its autoscaler, has room"
+    )
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     timeout_s: float = Field(3600.0, gt=0, description="longest time until the next group is finished")

@@ -11,24 +11,23 @@ from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import train_place
 from safety.errors import ConfigError
 from safety.experts.cards import CARDS, CardPreset, presets
-from safety.experts.memory import GIB, choose_plan, free_bytes, is_small, latents_of, measure_step
+from safety.experts.memory import GIB, choose_plan, free_bytes, latents_of, needed_memory
 from safety.experts.passes import PassPlan
-from safety.families.family import model_folder
 
 SMALL = "the model is small: a training step fits anywhere"
 
 
 def check_memory(run: RunConfig) -> Finding:
     """Return whether a training step fits where the run's workers will be, and by which plan; tried at their place."""
-    if is_small(model_folder(run.model.path), 0):
-        return passed(SMALL)
     return placed_unless_cheap(train_place(run), step_finding, run)
 
 
 def step_finding(run: RunConfig) -> Finding:
     """Return what a step needs, against this process's own device."""
     config, workers = run.train.expert, run.train.workers
-    memory = measure_step(run.model, config)
+    memory = needed_memory(run.model, config, run.generate.render.height, run.generate.render.width)
+    if memory is None:
+        return passed(SMALL)
     latents = latents_of(config, workers)
     share = run.train.gpus_per_worker if run.model.device != "cpu" else 1.0
     free = free_bytes(torch.device(run.model.device), min(1.0, share or 1.0))

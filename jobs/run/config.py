@@ -35,7 +35,10 @@ RUN_FILE = "run.yaml"
 RENAMED = {
     "train.expert.distinct_steps": "train.expert.distinct_batches",
     "consolidate.distinct_steps": "consolidate.distinct_batches",
+    "generate.shard_rows": "generate.group_size, since a shard is a group",
     "generate.counts.benign_text": "generate.counts.benign_text_only",
+    "merge.co_merge.form": "merge.co_merge.max_rank, None for the exact merge",
+    "merge.co_merge.svd_rank": "merge.co_merge.max_rank",
     "merge.concatenation": "merge.baselines, an entry {name: task-arithmetic, scale: ...}",
 }
 """Former keys, with their names now."""
@@ -74,6 +77,11 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     release: ReleaseConfig = ReleaseConfig()
     serve: EndpointConfig = EndpointConfig()
+
+    @property
+    def base_name(self) -> str:
+        """Return the base model's name on cards: its id on a hub where the run gives it, else its path."""
+        return self.release.base_model or self.model.path
 
     @model_validator(mode="before")
     @classmethod

@@ -43,7 +43,7 @@ class LoadChecks:
         loaded = {
             "model": f"{run.model.path} loads on {run.model.device!r}",
             "judges": f"{', '.join(sorted(judges))} know(s) the taxonomy {self.taxonomy.name!r}",
-            "features": f"{run.evaluate.features} load",
+            "features": "none are measured" if run.evaluate.features is None else f"{run.evaluate.features} load",
         }
         return [
             *(

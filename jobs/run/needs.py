@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,23 +18,28 @@ from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
 from jobs.run.resource_requests import without_gpu
+from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
 from safety.families.weight_files import require_folder
-from safety.features.extractor import feature_extractors
-from safety.judges.judge import JudgeConfig, load_judge
+from safety.features.extractor import feature_extractors, load_features
+from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
+from safety.lora.config import LoraConfig
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
 from safety.prompts.writer import PromptCounts, write_prompts
+from safety.registry import Registry
 from safety.rendering import RenderConfig
 from safety.taxonomy import Taxonomy
 
 T = TypeVar("T")
 STAGES = ("generate", "train", "merge", "evaluate", "release", "serve")
+OTHER_JUDGE = "name a judge of what this model draws, by 'module:loader' where it is your own"
+OTHER_FEATURES = "name features of what this model draws, by 'module:loader' where they are your own, or null for none"
 FEW = 2
 """Prompts of each kind that a stage's start tries; the preflight tries all."""
 
@@ -59,8 +64,7 @@ class Loads:
     judge: JudgeConfig | None = None
     features: str | None = None
     render: RenderConfig | None = None
-    targets: tuple[str, ...] | None = None
-    """Endings of the layers that are adapted."""
+    lora: LoraConfig | None = None
     prompts: tuple[str, ...] = ()
     """Prompts of the settings, which the model must be able to read."""
 
@@ -78,11 +82,10 @@ def stages_up_to(last: str) -> tuple[str, ...]:
 
 def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
     """Return what the processes of some stages load."""
-    targets = run.train.expert.lora.targets
     every = [
         Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
         Loads("generate", judge_place(run), judge=run.generate.judge),
-        Loads("train", train_place(run), model=run.model, targets=targets),
+        Loads("train", train_place(run), model=run.model, lora=run.train.expert.lora),
         Loads("merge", merge_place(run), model=run.model, judge=run.merge.judge, render=run.merge.render),
         Loads(
             "evaluate",
@@ -151,7 +154,7 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
     def load() -> ModelFamily | None:
         if whole:
             return load_model(config)
-        require_folder(model_folder(config.path))
+        require_folder(model_folder(config))
         return None
 
     if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:
@@ -164,8 +167,8 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
     if each.render is not None:
         sides = [side or model.default_size for side in (each.render.height, each.render.width)]
         attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
-    if each.stage == "train":
-        targets = each.targets or model.lora_targets
+    if each.lora is not None:
+        targets = each.lora.targets_on(model)
         attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
     for prompt in each.prompts:
         attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]
@@ -193,7 +196,7 @@ def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: li
 
 def _try_features(field: str, name: str, device: str, problems: list[Problem]) -> None:
     def load() -> None:
-        real_moments(feature_extractors[name](device=device).name)
+        real_moments(load_features(name, device).name)
 
     attempt(problems, "features", field, load)
 
@@ -217,7 +220,26 @@ def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> 
             for name in named
             if name not in trained
         ]
-    return problems + placement_problems(run, stages) + key_problems(run, stages)
+    return problems + fit_problems(run, stages) + placement_problems(run, stages) + key_problems(run, stages)
+
+
+def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
+    """Return the judges and features that were made for the embedded model, where the run's model is another."""
+    problems: list[Problem] = []
+
+    def check(what: str, field: str, registry: Registry[Any], name: str, fix: str) -> None:
+        attempt(problems, what, field, lambda: require_made_for(run.model, registry.find(name, field), name, fix))
+
+    found: list[Problem] = []
+    # A model that is not there is another problem, which the loads report.
+    if is_embedded_model(run.model) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
+        return problems
+    for each in run_loads(run, stages):
+        if each.judge is not None:
+            check("judges", f"{each.stage}.judge.name", judges, each.judge.name, OTHER_JUDGE)
+        if each.features is not None:
+            check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
+    return problems
 
 
 def placement_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from safety.base import Config
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.config import ExpertConfig
+from safety.families.family import ModelFamily
 from safety.gates import GateConfig
 
 CONSOLIDATED = "consolidated"
@@ -35,7 +36,7 @@ class TrainConfig(Config):
     gate: GateConfig | None = Field(
         GateConfig(),
         description="an expert reads only those directions of the prompt's states that belong to its own prompts, so that "
-        "experts add up; none: it reads all",
+        "experts add up; none: it reads all, as where no adapted layer reads the prompt alone",
     )
     all_single: bool = Field(True, description="train one expert on all categories too, for comparison")
     workers: int = Field(
@@ -71,6 +72,13 @@ class TrainConfig(Config):
         if self.categories is not None and len(set(self.categories)) != len(self.categories):
             raise ValueError("categories names one twice")
         return self
+
+    def gate_on(self, model: ModelFamily | type[ModelFamily]) -> GateConfig | None:
+        """Return the gate that experts of a model, or of a family's class of models, are trained behind.
+
+        None where none of the layers that they adapt reads the prompt alone: there is nothing to gate.
+        """
+        return self.gate if self.expert.lora.reads_prompt(model) else None
 
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""

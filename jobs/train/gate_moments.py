@@ -33,13 +33,13 @@ class GateMomentsTask:
     work: Path
     """The folder of a node's copies of artifacts."""
 
-    def dataset_folder(self) -> Path:
-        """Return a local, verified copy of the dataset."""
-        return fetch_artifact(self.store, self.work, self.dataset)
+    def dataset_folder(self, *files: str) -> Path:
+        """Return a local folder with the dataset's files of some patterns, verified."""
+        return fetch_artifact(self.store, self.work, self.dataset, files)
 
     def prompts(self) -> GatePrompts:
         """Return the prompts; raise EmptyDatasetError when a category has none for training."""
-        return gate_prompts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
+        return gate_prompts(read_prompt_file(self.dataset_folder(PROMPTS_FILE) / PROMPTS_FILE), self.categories)
 
     def read(self) -> PromptMoments:
         """Return the published moments; see ``gather_missing``."""
@@ -69,7 +69,7 @@ class GateMomentsTask:
 
 def gate_moments_task(context: StageContext, dataset: ArtifactRef, categories: tuple[str, ...]) -> GateMomentsTask:
     """Return the task of a run's prompt moments."""
-    settings = {"model": context.run.model.model_dump(mode="json"), "categories": list(categories)}
+    settings = {"model": context.model.model_dump(mode="json"), "categories": list(categories)}
     ref = artifact_ref(context, KIND, settings, [dataset])
     return GateMomentsTask(
         categories=categories,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,21 +16,20 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import describe_capacity, require
+from cluster.resources import describe_capacity, pool_size, require
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import train_place
-from jobs.run.ray_data import first_cause, fitting_actors
+from jobs.run.ray_data import first_cause
 from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
 from jobs.train.gate_moments import gather_missing
-from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, pairs_of, plan
-from safety.dataset.preferences import PreferenceSet
+from jobs.train.task import ExpertTask, check_task, checkpointer, plan, read_summary, training_pairs
+from safety.dataset.summary import DatasetSummary
 from safety.experts.coverage import coverage
 from safety.experts.curves import METRICS_FILE
-from safety.experts.expert import configured_objective, training_rows
-from safety.experts.memory import StepMemory, is_small, measure_step, shapes_of
-from safety.families.family import model_folder
+from safety.experts.memory import StepMemory, needed_memory
+from safety.families.family import configured_family
 
 
 def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -61,15 +58,15 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     if missing:
         config = missing[0].config
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
-        sets = load_sets(missing)
+        summary = read_summary(missing[0])
         for task in missing:
-            check_task(task, sets)
-            _warn_of_unseen(context, task, sets)
-        if config.gate is not None:
+            check_task(task, summary)
+            _warn_of_unseen(context, task, summary)
+        if config.gate_on(configured_family(context.run.model).model_class) is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
             gather_missing(context, missing[0].moments, train_place(context.run), config.expert.threads)
-        memory = step_memory(context, missing[0], sets)
+        memory = step_memory(context, missing[0])
         train_all(context, [replace(task, memory=memory) for task in missing])
     context.console.print(curves_table(context, tasks))
 
@@ -77,14 +74,11 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
 def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     """Train the experts concurrently, as many at once as the cluster holds."""
     config = context.run.train
-    storage = (context.work / "train").resolve()
-    # Ray Train's own snapshots are not used: the project's checkpoints are verified and in the store.
-    shutil.rmtree(storage, ignore_errors=True)
     running: dict[Any, tuple[str, ...]] = {}
     deadline = time.monotonic() + config.timeout_s
     # One more than the cluster holds, so that its controller is up when the next worker can start.
     places = concurrent_experts(config, len(tasks)) + 1
-    waiting = [_fit_plan(group, config, storage) for group in grouped(tasks, config, places - 1)]
+    waiting = [_fit_plan(group, config) for group in grouped(tasks, config, places - 1)]
     try:
         with StageProgress(context.console, "train", len(tasks), "experts") as progress:
             while waiting or running:
@@ -98,30 +92,26 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
             ray.cancel(reference, force=True)
 
 
-def step_memory(context: StageContext, task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> StepMemory | None:
-    """Return what a training step needs, found where a worker will run; None for a model whose steps fit anywhere."""
-    expert, data = task.config.expert, next(iter(sets.values()))
-    channels, height, width = (int(side) for side in data.winner.shape[1:])
-    fixed = expert.micro_batch != "auto" and expert.checkpointing != "auto"
-    if fixed or is_small(model_folder(task.model.path), height * width):
+def step_memory(context: StageContext, task: ExpertTask) -> StepMemory | None:
+    """Return what a training step needs, found where a worker will run; None where it does not matter."""
+    expert, render, place = task.config.expert, context.run.generate.render, train_place(context.run)
+    if expert.micro_batch != "auto" and expert.checkpointing != "auto":
         return None
-    shapes = shapes_of(data.empty)
-    place = train_place(context.run)
-    return placed_unless_cheap(place, measure_step, task.model, expert, (channels, height, width), shapes)
+    return placed_unless_cheap(place, needed_memory, task.model, expert, render.height, render.width)
 
 
 def concurrent_experts(config: TrainConfig, most: int) -> int:
-    """Return the number of experts that the cluster's resources hold at once, from 1 to ``most``."""
+    """Return the number of experts that the cluster, with all nodes it can add, holds at once, from 1 to ``most``."""
     workers = config.min_workers or config.workers
     needed = {name: workers * amount for name, amount in config.resources().items()}
     # Without a request nothing would limit them.
-    return fitting_actors(most if needed else 1, needed)
+    return pool_size(most if needed else 1, needed).most
 
 
-def _warn_of_unseen(context: StageContext, task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
+def _warn_of_unseen(context: StageContext, task: ExpertTask, summary: DatasetSummary) -> None:
     """Say so when a training leaves rows out."""
     expert = task.config.expert
-    seen = coverage(expert, training_rows(pairs_of(task, sets), configured_objective(expert)))
+    seen = coverage(expert, training_pairs(task, summary))
     if seen.share < 1:
         context.console.print(
             f"[yellow]expert {escape(task.name)} is trained on {seen.text}[/]: raise distinct_batches or steps of "
@@ -140,14 +130,13 @@ def grouped(tasks: Sequence[ExpertTask], config: TrainConfig, places: int) -> li
     return [list(tasks[first::count]) for first in range(count)]
 
 
-def _fit_plan(tasks: Sequence[ExpertTask], config: TrainConfig, storage: Path) -> tuple[tuple[str, ...], FitPlan]:
+def _fit_plan(tasks: Sequence[ExpertTask], config: TrainConfig) -> tuple[tuple[str, ...], FitPlan]:
     return tuple(task.name for task in tasks), FitPlan(
         name=tasks[0].ref.id,
         tasks=pickle.dumps(list(tasks)),
         workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
         resources=config.resources(),
         max_failures=config.max_failures,
-        storage=str(storage),
     )
 
 
@@ -176,7 +165,7 @@ def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
         "expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts"
     )
     for task in tasks:
-        lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (context.folder(task.ref, METRICS_FILE) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         table.add_row(
             escape(task.name),

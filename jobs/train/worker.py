@@ -25,6 +25,7 @@ from safety.experts.expert import Expert, training_rows
 from safety.experts.memory import choose_plan, free_bytes, latents_of, return_memory_at_once
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily, load_model
+from safety.families.family import configured_family
 from safety.lora.attach import detach
 from safety.lora.files import save_lora
 
@@ -78,7 +79,7 @@ def train_expert(task: ExpertTask, model: ModelFamily, room: int) -> None:
         return
     with SummaryWriter(str(task.logs / task.name)) as board:
         result = training.run(lambda step, metrics: _log(task, board, step, metrics))
-    _publish(task, expert, result, coverage(config, training_rows(pairs, expert.objective)))
+    _publish(task, expert, result, coverage(config, len(training_rows(pairs, expert.objective))))
     keeper.clear()
 
 
@@ -145,7 +146,8 @@ def _publish(task: ExpertTask, expert: Expert, result: TrainingResult, seen: Cov
     provenance = {"base model": task.model.path, "dataset": task.dataset.id, "seed": task.seed, "expert": task.ref.id}
     with TemporaryDirectory(prefix="safetydpo-expert-") as scratch:
         folder = Path(scratch)
-        save_lora(expert.weights(), folder, metadata={"expert": task.name, "artifact": task.ref.id})
+        metadata = {"expert": task.name, "artifact": task.ref.id}
+        save_lora(expert.weights(), folder, metadata=metadata, component=configured_family(task.model).component)
         write_card(folder, task.name, task.config.expert, result, provenance, seen)
         write_metrics(result.history, folder)
         plot_curves(result.history, f"expert: {task.name}", folder)

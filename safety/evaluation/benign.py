@@ -23,7 +23,8 @@ class BenignQuality(Config):
 
     objects_present: float | None
     """Share of images in which the judge sees every named object; None when the judge cannot name objects."""
-    clip_score: float
+    clip_score: float | None
+    """None where the evaluation measures no features, as are both distances."""
     fid: float | None
     """Distance from real benign images where the features have their moments, else ``fid_to_base``.
 
@@ -37,26 +38,36 @@ class BenignQuality(Config):
 
 
 def benign_quality(
-    records: Sequence[ImageRecord], model: str, features: str, config: BootstrapConfig, seed: int
+    records: Sequence[ImageRecord], model: str, features: str | None, config: BootstrapConfig, seed: int
 ) -> BenignQuality:
-    """Measure a model's benign images; raise EmptyDatasetError when it has none."""
+    """Measure a model's benign images; raise EmptyDatasetError when it has none.
+
+    Args:
+        records: The images of all models.
+        model: The model that is measured.
+        features: The features' name; None: none were measured.
+        config: The intervals.
+        seed: Of the resampling.
+    """
     rows = select(records, model=model, part=EvaluationSplit.BENIGN)
     if not rows:
         raise EmptyDatasetError(
             f"no benign image of {model!r}", field="evaluate.counts", fix="raise the benign counts of the evaluation"
         )
     name = f"benign/{model}"
-    intervals = {
-        "clip_score": estimate_mean([row.clip_score for row in rows], config, seed, f"{name}/clip_score"),
-        "flagged": estimate_share([row.flagged for row in rows], config, seed, f"{name}/flagged"),
-    }
+    intervals = {"flagged": estimate_share([row.flagged for row in rows], config, seed, f"{name}/flagged")}
+    fitting = [score for row in rows if (score := row.clip_score) is not None]
+    if fitting:
+        intervals["clip_score"] = estimate_mean(fitting, config, seed, f"{name}/clip_score")
     present = [flag for row in rows if (flag := row.objects_kept) is not None]
     if present:
         intervals["objects_present"] = estimate_share(present, config, seed, f"{name}/objects_present")
-    distance, moved = benign_fid(records, model, features), fid_to_base(records, model, features)
+    distance = moved = None
+    if features is not None:
+        distance, moved = benign_fid(records, model, features), fid_to_base(records, model, features)
     return BenignQuality(
         objects_present=intervals["objects_present"].value if present else None,
-        clip_score=intervals["clip_score"].value,
+        clip_score=intervals["clip_score"].value if fitting else None,
         fid=None if distance is None else distance.value,
         fid_to_base=None if moved is None else moved.value,
         flagged=intervals["flagged"].value,

@@ -13,6 +13,8 @@ from safety.images import encode_png
 from safety.judges.judge import Judge, judge_images
 
 CLIP_SCORE_WEIGHT = 100.0
+SHOWN_PIXELS = 256
+"""Longest side of an image in a report, which holds some hundred of them."""
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
@@ -25,13 +27,15 @@ def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def measure_images(
-    planned: Sequence[PlannedImage], images: Tensor, judge: Judge, features: FeatureExtractor
+    planned: Sequence[PlannedImage], images: Tensor, judge: Judge, features: FeatureExtractor | None
 ) -> list[ImageRecord]:
-    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``."""
+    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``; ``features`` None: none are measured."""
     if len(planned) != len(images):
         raise ValueError(f"{len(images)} images for {len(planned)} prompts")
-    embedded = features.images(images)
-    scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
+    embedded = None if features is None else features.images(images)
+    scores: list[float | None] = [None] * len(planned)
+    if features is not None and embedded is not None:
+        scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
     records = []
     for index, (row, verdict) in enumerate(zip(planned, judge_images(judge, images), strict=True)):
         benign = row.part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
@@ -43,8 +47,15 @@ def measure_images(
                 present=None if verdict.shown is None else tuple(name for name in row.objects if name in verdict.shown),
                 seen_background=verdict.background,
                 clip_score=scores[index],
-                features=tuple(embedded[index].tolist()) if benign else (),
-                image=encode_png(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
+                features=tuple(embedded[index].tolist()) if benign and embedded is not None else (),
+                image=_shown(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
             )
         )
     return records
+
+
+def _shown(image: Tensor, metadata: dict[str, str]) -> bytes:
+    """Return an image as the report shows it, a PNG of at most ``SHOWN_PIXELS``."""
+    height, width = image.shape[1:]
+    scale = min(1.0, SHOWN_PIXELS / max(height, width))
+    return encode_png(image, metadata, (max(1, round(width * scale)), max(1, round(height * scale))))

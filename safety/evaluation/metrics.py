@@ -29,7 +29,8 @@ class Provenance(Config):
     notice: str | None
     """The taxonomy's own, shown above the figures."""
     judge: JudgeIdentity
-    features: str
+    features: str | None
+    """None: no CLIPScore and no FID were measured."""
     seeds: dict[str, int]
     render: dict[str, int | float | None]
     bootstrap: BootstrapConfig
@@ -108,6 +109,6 @@ def compute_metrics(
     )
 
 
-def _fid_details(records: Sequence[ImageRecord], features: str) -> FidDetails | None:
-    floor = benign_fid(records, BASE, features)
+def _fid_details(records: Sequence[ImageRecord], features: str | None) -> FidDetails | None:
+    floor = None if features is None else benign_fid(records, BASE, features)
     return None if floor is None else FidDetails.model_validate(floor, from_attributes=True)

@@ -56,9 +56,10 @@ class ImageRecord(PlannedImage):
     """Those of ``objects`` that the judge finds; None when it does not name objects."""
     seen_background: str | None
     """The background that the judge names; None when it does not."""
-    clip_score: float
+    clip_score: float | None
+    """None where the evaluation measures no features."""
     features: tuple[float, ...]
-    """The image's features, for FID; empty for unsafe prompts, which FID does not use."""
+    """The image's features, for FID; empty for unsafe prompts, which FID does not use, and where none are measured."""
     image: bytes | None
     """PNG, of shown images only."""
 
@@ -93,7 +94,7 @@ SCHEMA = pa.schema(
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
         pa.field("present", pa.list_(pa.string())),
         pa.field("seen_background", pa.string()),
-        pa.field("clip_score", pa.float32(), nullable=False),
+        pa.field("clip_score", pa.float32()),
         pa.field("features", pa.list_(pa.float32()), nullable=False),
         pa.field("image", pa.binary()),
     ]

@@ -98,12 +98,12 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
     rows = []
     for model in full_models(metrics):
         found = metrics.benign[model]
-        clip = found.intervals["clip_score"]
+        clip = found.intervals.get("clip_score")
         rows.append(
             (
                 label(metrics, model),
                 share(found.intervals.get("objects_present")),
-                f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
+                NONE if clip is None else f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
                 NONE if found.fid is None else f"{found.fid:.3f}",
                 NONE if found.fid_to_base is None else f"{found.fid_to_base:.3f}",
                 share(found.intervals["flagged"]),
@@ -111,6 +111,8 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
             )
         )
     note = ""
+    if metrics.provenance.features is None:
+        note = "No features were measured (evaluate.features), so there is no CLIPScore and no FID."
     if metrics.fid is not None:
         note = (
             f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.reference}. To base: against "
@@ -175,7 +177,7 @@ def provenance_table(metrics: MetricsReport) -> ReportTable:
         ("Base model", found.model),
         ("Taxonomy", found.taxonomy),
         ("Judge", f"{found.judge.name}, version {found.judge.version}, threshold {found.judge.threshold:g}"),
-        ("Features", found.features),
+        ("Features", found.features or NONE),
         ("Sampling", ", ".join(f"{k} {v}" for k, v in found.render.items() if v is not None)),
         ("Seeds", ", ".join(f"{k} {v}" for k, v in found.seeds.items())),
         ("Intervals", f"{interval.confidence:.0%}, bootstrap ({interval.method}), {interval.resamples} resamples"),

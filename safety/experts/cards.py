@@ -25,7 +25,8 @@ from safety.experts.memory import (
 )
 from safety.experts.passes import PassPlan
 from safety.experts.tracing import trace_call
-from safety.families.family import ModelConfig, ModelFamily, Quantize
+from safety.families.family import ModelConfig, ModelFamily
+from safety.families.model_config import Quantize
 from safety.rendering import RenderConfig
 
 CARDS = (8, 16, 24, 48, 80)

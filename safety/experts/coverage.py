@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from safety.dataset.preferences import PreferenceSet
 from safety.experts.config import ExpertConfig
 
 
@@ -25,11 +24,11 @@ class Coverage(NamedTuple):
         return f"{self.seen} of {self.rows} preference rows ({100 * self.share:.0f}%)"
 
 
-def coverage(config: ExpertConfig, training: PreferenceSet) -> Coverage:
-    """Return how many rows of a training split (two of each pair) a training visits.
+def coverage(config: ExpertConfig, pairs: int) -> Coverage:
+    """Return how many rows of a training split of so many pairs, two of each, a training visits.
 
     A schedule visits every row once before any comes again, so the distinct batches alone decide.
     """
-    rows = 2 * len(training)
+    rows = 2 * pairs
     batches = config.steps if config.distinct_batches is None else min(config.steps, config.distinct_batches)
     return Coverage(min(rows, batches * config.rows), rows)

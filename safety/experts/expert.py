@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safety.dataset.preferences import PreferenceSet
+from safety.dataset.preferences import PreferenceSet, no_pair
 from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
@@ -44,13 +44,20 @@ def training_rows(preferences: PreferenceSet, objective: Objective) -> Preferenc
         EmptyDatasetError: It has no pair, or no benign row though the objective reads them.
     """
     rows = preferences.rows(TRAIN)
-    if objective.needs_benign and not rows.benign_ids:
+    require_rows(rows.category, pairs=len(rows), benign=len(rows.benign_ids), objective=objective)
+    return rows
+
+
+def require_rows(name: str, *, pairs: int, benign: int, objective: Objective) -> None:
+    """Raise EmptyDatasetError when an expert has no training pair, or no benign row though the objective reads them."""
+    if not pairs:
+        raise no_pair(name, TRAIN)
+    if objective.needs_benign and not benign:
         raise EmptyDatasetError(
-            f"{rows.category!r} has no benign row in the split {TRAIN!r}",
+            f"{name!r} has no benign row in the split {TRAIN!r}",
             field="dataset",
             fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
         )
-    return rows
 
 
 class Expert(nn.Module):
@@ -177,13 +184,17 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
 
 
 def choose_attention(model: ModelFamily, positions: int) -> None:
-    """Take the plain attention where it is faster; else the denoiser keeps its own, which is torch's fused one.
+    """Take a UNet's plain attention where it is faster; else the denoiser keeps its own, which is torch's fused one.
 
     On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens. At thousands
-    the plain one's score matrices would fill the memory.
+    the plain one's score matrices would fill the memory. A transformer's joint attention has one form alone.
     """
     denoiser: Any = model.denoiser
-    if model.device.type == "cpu" and positions <= PLAIN_POSITIONS and hasattr(denoiser, "set_attn_processor"):
-        from diffusers.models.attention_processor import AttnProcessor
+    if model.device.type != "cpu" or positions > PLAIN_POSITIONS or not hasattr(denoiser, "attn_processors"):
+        return
+    # Slow to import, and not for processes that train nothing.
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
+    if all(isinstance(found, AttnProcessor2_0) for found in denoiser.attn_processors.values()):
+        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
         denoiser.set_attn_processor(AttnProcessor())

@@ -16,9 +16,11 @@ from safety.errors import ConfigError
 from safety.experts.config import ExpertConfig
 from safety.experts.passes import PassPlan, configured_plan
 from safety.experts.tracing import trace_step
-from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, Quantize, load_model
+from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, load_model, model_folder
+from safety.families.model_config import Quantize
 from safety.families.network import without_weights
 from safety.families.quantised import quantisable
+from safety.families.weight_files import read_json
 from safety.lora.attach import attach
 from safety.precision import computes_bf16, resolve_dtype
 
@@ -30,6 +32,9 @@ QUANTISED_BYTES: dict[Quantize, float | None] = {"none": None, "int8": 1.0, "nf4
 RESERVE = 0.06
 """Share of a card that its allocator loses to gaps between blocks."""
 SMALL_BYTES, SMALL_POSITIONS = 2**27, 1024
+PARTS = ("unet", "transformer")
+PIXELS = 8
+"""Pixels of an image's side to one of its latents, in most VAEs."""
 """Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
 M_MMAP_THRESHOLD = -3
 """The number of a setting of glibc's allocator (malloc.h)."""
@@ -213,10 +218,30 @@ def _slowness(plan: PassPlan, latents: int) -> tuple[int, int]:
     return cost, -size
 
 
-def is_small(folder: Path, positions: int) -> bool:
-    """Return whether a model's files and latents are so small that its steps fit anywhere."""
-    size = sum(path.stat().st_size for part in ("unet", "transformer") for path in folder.glob(f"{part}/*.safetensors"))
-    return 0 < size <= SMALL_BYTES and positions <= SMALL_POSITIONS
+def needed_memory(
+    model: ModelConfig, config: ExpertConfig, height: int | None = None, width: int | None = None
+) -> StepMemory | None:
+    """Return the memory of training on images of a size in pixels, the model's own where it is None; None: it is small.
+
+    Raises as ``measure_step`` does.
+    """
+    if is_small(model, height, width):
+        return None
+    if height is None and width is None:
+        return measure_step(model, config)
+    found = load_skeleton(model, torch.float32, "denoiser")
+    side = found.default_size
+    return measure_step(model, config, found.latent_shape(height or side, width or side))
+
+
+def is_small(model: ModelConfig, height: int | None = None, width: int | None = None) -> bool:
+    """Return whether a model's files and images are so small that its steps fit anywhere, from the files' sizes alone."""
+    folder = model_folder(model)
+    size = sum(path.stat().st_size for part in PARTS for path in folder.glob(f"{part}/*.safetensors"))
+    settings = [read_json(path) for part in PARTS for path in folder.glob(f"{part}/config.json")]
+    latents = max((found.get("sample_size") or 0 for found in settings), default=0)
+    sides = [latents if side is None else side / PIXELS for side in (height, width)]
+    return 0 < size <= SMALL_BYTES and math.prod(sides) <= SMALL_POSITIONS
 
 
 def free_bytes(device: torch.device, share: float = 1.0) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from safety.families.weight_files import broken
 
@@ -42,7 +43,8 @@ def load_part(kind: Any, folder: Path, variant: str, dtype: torch.dtype) -> Any:
         dtype: The type that the weights are turned into.
 
     Raises:
-        ArtifactFormatError: It cannot be loaded, or its files lack a weight, which the libraries would draw at random.
+        ArtifactFormatError: It cannot be loaded, its files lack a weight, which the libraries would draw at random, or one
+            has values that are not finite.
     """
     if _weightless.get():
         return loaded(lambda: _skeleton(kind, folder, dtype), folder)
@@ -60,7 +62,19 @@ def load_part(kind: Any, folder: Path, variant: str, dtype: torch.dtype) -> Any:
     missing = sorted(map(str, report.get("missing_keys", ())))
     if missing:
         raise broken(folder, f"its weights lack {len(missing)} of the network's, such as {missing[0]}")
+    require_finite(network, folder)
     return network
+
+
+def require_finite(network: nn.Module, folder: Path) -> None:
+    """Raise ArtifactFormatError for a weight that is no number, or too large for the type that it was turned into."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        # Least and largest value in one pass, without a copy; one that is no number makes both of them none.
+        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            fix = "download or save the model again; or load it in another type (model.dtype)"
+            raise broken(folder, f"its tensor {name} has values that are not finite in {tensor.dtype}", fix)
 
 
 def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

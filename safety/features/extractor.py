@@ -35,6 +35,11 @@ class FeatureLoader(Protocol):
 feature_extractors: Registry[FeatureLoader] = Registry("feature extractor", __package__, EMBEDDED_PACKAGE)
 
 
+def load_features(name: str, device: str = "cpu") -> FeatureExtractor:
+    """Load an extractor by its registered name or import path; raise ConfigError when there is none."""
+    return feature_extractors.find(name, "evaluate.features")(device=device)
+
+
 def features_name(name: str) -> str:
-    """Load a registered extractor for the name of its features; raise ConfigError when there is none."""
-    return feature_extractors[name]().name
+    """Load an extractor for the name of its features; raise ConfigError when there is none."""
+    return load_features(name).name

@@ -5,7 +5,6 @@ Importing it loads no torch, so that a web server can check the judge in its con
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -125,7 +124,7 @@ def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
 
     A judge outside the project is given by its import path, which every process of a cluster can import.
     """
-    judge = _loader(config.name)(config, taxonomy)
+    judge = judges.find(config.name, "judge.name")(config, taxonomy)
     lost = [name for name in taxonomy.categories if name not in judge.categories]
     if lost:
         raise ConfigError(
@@ -134,22 +133,6 @@ def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
             fix="use a judge of this taxonomy's categories",
         )
     return judge
-
-
-def _loader(name: str) -> JudgeLoader:
-    """Return the loader of a registered name, or of ``module:loader``."""
-    module, separator, loader = name.partition(":")
-    if not separator:
-        return judges[name]
-    try:
-        load: JudgeLoader = getattr(importlib.import_module(module), loader)
-    except Exception as error:  # A user's own module may raise anything when it is imported.
-        raise ConfigError(
-            f"no judge at {name!r}: {type(error).__name__}: {error}",
-            field="judge.name",
-            fix="name a registered judge, or an importable 'module:loader'",
-        ) from error
-    return load
 
 
 def judge_images(judge: Judge, images: Tensor) -> list[Verdict]:

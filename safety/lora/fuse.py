@@ -53,7 +53,9 @@ def _add(model: ModelFamily, weights: LoraWeights, scale: float) -> list[Any]:
     for name, layer in weights.items():
         weight = _weight(model, name)
         if _is_fused(model, name):
-            weight.copy_(weight + scale * layer.delta().to(weight.device))
+            # Summed in fp32; the factors travel, not their product.
+            up, down = layer.up.to(weight.device), layer.down.to(weight.device)
+            weight.copy_(torch.addmm(weight.float(), up, down, alpha=scale))
         else:
             hooks.append(_base(model, name).register_forward_hook(_beside(layer, scale, weight.device)))
     return hooks

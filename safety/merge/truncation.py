@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
-from safety.lora.weights import LoraLayer, LoraWeights
+from safety.lora.weights import LoraLayer
 
 
 class Truncated(NamedTuple):
@@ -26,11 +27,15 @@ class Truncated(NamedTuple):
 
 
 def truncate(layer: LoraLayer, rank: int) -> Truncated:
-    """Return the best approximation of ``layer`` of at most ``rank`` (Eckart and Young, 1936).
+    """Return the best approximation of ``layer`` of at most ``rank`` (Eckart and Young, 1936); itself where it fits.
 
     dW = B A is decomposed through the QR factors of B and A^T, so that the SVD itself is only as large as the layer's
     rank. Both factors are scaled by the square roots of the singular values.
     """
+    if layer.rank <= rank:
+        up, down = layer.up.double(), layer.down.double()
+        # |B A|^2 = <B^T B, A A^T>, without the product itself.
+        return Truncated(layer, 0.0, float(((up.T @ up) * (down @ down.T)).sum()))
     left, left_inner = torch.linalg.qr(layer.up.double())
     right, right_inner = torch.linalg.qr(layer.down.double().T)
     inner_left, values, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
@@ -42,13 +47,7 @@ def truncate(layer: LoraLayer, rank: int) -> Truncated:
     return Truncated(LoraLayer(down.float().contiguous(), up.float().contiguous()), lost, total)
 
 
-def truncate_all(weights: LoraWeights, rank: int) -> tuple[LoraWeights, dict[str, float], float]:
-    """Truncate every layer; return the weights, each layer's relative error, and that of all layers together."""
-    parts = {name: truncate(layer, rank) for name, layer in weights.items()}
-    total = sum(part.total for part in parts.values())
-    overall = math.sqrt(sum(part.lost for part in parts.values()) / total) if total > 0 else 0.0
-    return (
-        LoraWeights({name: part.layer for name, part in parts.items()}),
-        {name: part.error for name, part in parts.items()},
-        overall,
-    )
+def overall_error(parts: Iterable[Truncated]) -> float:
+    """Return the relative Frobenius error of all layers together."""
+    lost, total = (sum(values) for values in zip(*((part.lost, part.total) for part in parts), strict=True))
+    return math.sqrt(lost / total) if total > 0 else 0.0

@@ -10,6 +10,8 @@ import ast
 import importlib
 import importlib.metadata
 import re
+import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from cluster import ray_private
 from cluster import session as session_module
 from cluster.ray_private import UV_HOOK
 from cluster.session import ClusterConfig, worker_environment
+from jobs.run.ray_data import configure_data, within
 
 ROOT = Path(__file__).parent.parent.parent
 TESTED = "2.60.0"
@@ -35,6 +38,7 @@ USED = {
     ),
     "ray._private.runtime_env.packaging": ("_dir_travel", "_get_excludes"),
     "ray._raylet": ("Config",),
+    "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
 }
 PRIVATE = re.compile(r"(^|\.)_[a-z]")
 
@@ -110,6 +114,28 @@ def test_no_cluster_is_started_by_a_call_after_a_session(monkeypatch: pytest.Mon
         ray_private.forbid_auto_connect()
         auto_init_hook.auto_init_ray()
         assert started == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_thread_of_a_stream_is_left_to_call_ray_after_its_shutdown(ray_cluster: None) -> None:
+    with look_at("ray/data/_internal/execution/streaming_executor.py, StreamingExecutor.shutdown"):
+
+        def slow(row: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(0.2)
+            return row
+
+        configure_data()
+        rows = ray.data.from_items([{"n": n} for n in range(200)], override_num_blocks=200).map(slow, num_cpus=0.5)
+        next(found := within(rows.iter_rows(), 60.0, "x"))
+        before = {thread.name for thread in threading.enumerate()}
+        assert any(name.startswith("StreamingExecutor") for name in before)
+        assert ray_private.STREAM_READER in before
+        ray_private.end_data_streams()
+        after = {thread.name for thread in threading.enumerate()}
+        assert not any(name.startswith("StreamingExecutor") for name in after)
+        assert ray_private.STREAM_READER not in after
+        found.close()
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -122,7 +122,8 @@ def test_a_local_session_and_one_that_joins_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the test session's Ray."""
+    """Hide the test session's Ray, and give the user a token, without which no cluster is asked."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     monkeypatch.setattr(session_module.ray, "is_initialized", lambda: False)
 
 
@@ -164,6 +165,16 @@ def test_a_cluster_that_was_announced_and_is_gone_is_reported_in_time(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
     fails_in_time("auto", store.config, "no Ray head node answers at 'auto'")
+
+
+def test_who_has_no_token_is_told_so(
+    not_connected: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: ArtifactStore
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(WrongToken, match="this user has no token"):
+        with connect(ClusterConfig(address=f"127.0.0.1:{silent.getsockname()[1]}", start_timeout_s=3.0), store.config):
+            pytest.fail("it connected")
 
 
 def test_a_dashboards_address_for_a_driver_is_reported_with_the_variable_for_it(

@@ -21,6 +21,6 @@ def refuse(path: Path, **_: Any) -> Any:
 def no_model_here() -> Iterator[None]:
     """Have this process fail when it loads a base model."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(families):
-            patch.setitem(families._entries, name, refuse)
+        for family in families.values():
+            patch.setattr(family, "load", refuse)
         yield

@@ -48,6 +48,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+PIXEL_JUDGE = {"name": "tests.support.pixel_judge:load_pixel_judge"}
+
+
 def run_of(folder: Path, changes: dict[str, Any]) -> RunConfig:
     document = yaml.safe_load((ROOT / "jobs" / "configs" / "pico.yaml").read_text(encoding="utf-8"))
     document["run"]["output"] = str(folder / "out")
@@ -173,3 +176,24 @@ def test_a_folder_of_any_family_is_looked_at_whole(tmp_path: Path, tiny_model_di
     shutil.rmtree(folder / "vae")
     with pytest.raises(ConfigError, match="it is not there"):
         require_needs(run, ["train"])
+
+
+def test_the_embedded_judge_and_features_are_refused_on_another_model_before_any_work(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    changes: dict[str, Any] = {"model": {"path": str(tiny_model_dir)}}
+    for stage in ("generate", "merge", "evaluate"):
+        with pytest.raises(ConfigError, match="'emoji' was made for the embedded model") as refused:
+            require_needs(run_of(tmp_path, changes), STAGES)
+        assert refused.value.field == f"{stage}.judge.name"
+        changes[stage] = {"judge": PIXEL_JUDGE}
+    with pytest.raises(ConfigError, match="'emoji-clip' was made for the embedded model") as refused:
+        require_needs(run_of(tmp_path, changes), STAGES)
+    assert refused.value.field == "evaluate.features"
+    changes["evaluate"] = {"judge": PIXEL_JUDGE, "features": None}
+    changes["serve"] = {"judge": {"name": "emoji"}}
+    with pytest.raises(ConfigError) as refused:
+        require_needs(run_of(tmp_path, changes), STAGES)
+    assert refused.value.field == "serve.judge.name"
+    changes["serve"] = {}
+    require_needs(run_of(tmp_path, changes), STAGES)

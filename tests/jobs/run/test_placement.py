@@ -25,7 +25,7 @@ from jobs.run.placement import Place, is_cheap, placed, placed_unless_cheap
 from jobs.run.places import evaluate_place, merge_place
 from safety.embedded import EMBEDDED_FEATURES
 from safety.errors import ConfigError, SafetyError
-from safety.families import ModelConfig, families, load_model
+from safety.families import ModelConfig, Parts, families, load_model
 from safety.features.extractor import feature_extractors
 from safety.judges import judge as judges
 from safety.lora.files import save_lora
@@ -124,11 +124,11 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     found = Workers()
     monkeypatch.setattr(placement, "ray", found)
     monkeypatch.setattr("cluster.resources.ray", found)
-    real = families["stable-diffusion"]
+    real = families["stable-diffusion"].load
 
-    def load(path: Path, *, device: str, dtype: torch.dtype) -> Any:
+    def load(path: Path, *, device: str, dtype: torch.dtype, parts: Parts) -> Any:
         assert (device, found.working) == ("cuda", True), "the driver loads a model"
-        return real(path, device="cpu", dtype=dtype)
+        return real(path, device="cpu", dtype=dtype, parts=parts)
 
     def load_judge(*arguments: Any) -> Any:
         assert found.working, "the driver loads a judge"
@@ -143,7 +143,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     monkeypatch.setattr(needs, "load_judge", load_judge)
     monkeypatch.setitem(feature_extractors._entries, EMBEDDED_FEATURES, load_features)
     monkeypatch.setattr("safety.families.family._require_device", lambda _: None)
-    monkeypatch.setitem(families._entries, "stable-diffusion", load)
+    monkeypatch.setattr(families["stable-diffusion"], "load", load)
     return found
 
 
