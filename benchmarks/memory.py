@@ -26,7 +26,15 @@ from safety.dataset.preferences import PreferenceSet
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
-from safety.experts.memory import GIB, StepMemory, choose_plan, free_bytes, latents_of, measure_skeleton
+from safety.experts.memory import (
+    GIB,
+    StepMemory,
+    choose_plan,
+    free_bytes,
+    latents_of,
+    measure_skeleton,
+    return_memory_at_once,
+)
 from safety.experts.passes import PassPlan
 from safety.families.family import Conditioning
 from safety.families.stable_diffusion import StableDiffusion
@@ -126,6 +134,8 @@ def step(
     from diffusers import UNet2DConditionModel  # noqa: F401  (what it takes is no part of the model's memory)
 
     torch.set_num_threads(config.threads)
+    if device == "cpu":
+        return_memory_at_once()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model = build(name, dtype, device)
     expert = Expert(model, rows(name, config.rows, config.benign_rows), config, 0, plan=plan)

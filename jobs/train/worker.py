@@ -22,7 +22,7 @@ from safety.experts.checkpoint import Checkpoint, Checkpointer, Metrics
 from safety.experts.coverage import Coverage, coverage
 from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.expert import Expert, training_rows
-from safety.experts.memory import choose_plan, free_bytes, latents_of
+from safety.experts.memory import choose_plan, free_bytes, latents_of, return_memory_at_once
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily, load_model
 from safety.families.family import configured_family
@@ -45,6 +45,8 @@ def train_experts(tasks: Sequence[ExpertTask]) -> None:
     # Memory that one expert's passes leave is used by the next one's, whatever their sizes.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.set_num_threads(tasks[0].config.expert.threads)
+    if tasks[0].memory is not None and tasks[0].model.device == "cpu":
+        return_memory_at_once()
     room = _room(tasks[0])
     model = load_model(tasks[0].model, "denoiser")
     for task in tasks:

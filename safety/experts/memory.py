@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ PARTS = ("unet", "transformer")
 PIXELS = 8
 """Pixels of an image's side to one of its latents, in most VAEs."""
 """Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
+M_MMAP_THRESHOLD = -3
+"""The number of a setting of glibc's allocator (malloc.h)."""
 FEWEST = 4
 """Latents of one pass below which recomputation inside the denoiser is faster than more passes."""
 
@@ -254,6 +257,19 @@ def free_bytes(device: torch.device, share: float = 1.0) -> int:
     total, available = _meminfo("MemTotal"), _meminfo("MemAvailable")
     limit = _container_limit()
     return int(min(available if limit is None else min(available, limit), share * total))
+
+
+def return_memory_at_once() -> None:
+    """Have glibc give memory of more than 64 KiB back when it is freed, as a CUDA allocator would use it again.
+
+    By itself it keeps blocks of up to 32 MiB for later, in gaps that the next tensors do not fit into: a checkpointed step of
+    Stable Diffusion 1.5 then takes 1.4 GiB more than it needs.
+    """
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
+    except (OSError, AttributeError):
+        # Another libc, which has no such setting.
+        return
 
 
 def _meminfo(name: str) -> int:
