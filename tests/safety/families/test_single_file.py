@@ -118,6 +118,12 @@ def test_an_xl_file_is_unpacked_to_what_the_stock_pipeline_saves(pico_xl: Path, 
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         assert same(getattr(found, part), getattr(expected, part)), part
     assert model_index(config(file, tmp_path, settings=str(pico_xl)))["_class_name"] == "StableDiffusionXLPipeline"
+    assert family_name(config(file, tmp_path, settings=str(pico_xl))) == "sdxl"
+    one, other = load_model(config(file, tmp_path, settings=str(pico_xl))), load_model(ModelConfig(path=str(pico_xl)))
+    prompts, noise = one.encode_text(["a knife"]), torch.randn(1, *one.latent_shape(one.default_size, one.default_size))
+    assert torch.equal(
+        one.sample(prompts, noise, steps=1, guidance=2.0), other.sample(prompts, noise, steps=1, guidance=2.0)
+    )
 
 
 @pytest.mark.parametrize("kinds", [{"": torch.float16}, {"": torch.float16, "first_stage_model": torch.float32}])
