@@ -254,6 +254,10 @@ class S3Objects:
         """Return the keys with a prefix, sorted, without the zero-byte folder markers that some writers leave."""
         return sorted(self.listing(prefix))
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes of the objects with a prefix, by key; one request tells of a thousand."""
+        return {key: found.size for key, found in self.listing(prefix).items()}
+
     def listing(self, prefix: str) -> dict[str, Stored]:
         """Return the objects with a prefix by their keys, as ``keys`` does."""
 

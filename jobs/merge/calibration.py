@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from jobs.merge.source import MergeSource
+from jobs.merge.source import MergeSource, ProbeSource
 from jobs.run.artifacts import ArtifactRef, artifact_ref, finished, publish
 from jobs.run.placement import placed
 from jobs.run.places import merge_place
@@ -16,7 +16,6 @@ from safety.gates import no_moments
 from safety.lora.files import check_fits
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration, CalibrationConfig, calibrate, load_calibration
-from safety.merge.probes import Probes, gather_probes
 
 KIND = "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
@@ -37,7 +36,6 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
     ref = artifact_ref(context, KIND, settings, source.parents)
     if not finished(context, ref):
         started = time.monotonic()
-        probes = gather_probes(source.sets(), "train", config.calibration.pairs_per_category, 0)
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
         # A corrupt copy is discarded before the worker reads it.
         finished(context, moments.ref)
@@ -47,7 +45,7 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
             calibrate_task,
             context.run.model,
             weights,
-            probes,
+            source.probe_source,
             moments,
             config.calibration,
             context.run.run.seed,
@@ -61,7 +59,7 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
 def calibrate_task(
     model: ModelConfig,
     experts: dict[str, LoraWeights],
-    probes: Probes,
+    source: ProbeSource,
     moments: GateMomentsTask,
     config: CalibrationConfig,
     seed: int,
@@ -69,6 +67,7 @@ def calibrate_task(
 ) -> Calibration:
     """Gather the calibration's statistics in a worker; raise ArtifactFormatError when an expert is for another base."""
     torch.set_num_threads(threads)
+    probes = source.gather("train", config.pairs_per_category, 0)
     loaded = load_model(model)
     for expert in experts.values():
         check_fits(expert, loaded)

@@ -30,7 +30,7 @@ from safety.base import Config
 from safety.families.family import configured_family
 from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
-from safety.lora.files import load_lora, save_lora
+from safety.lora.files import LORA_FILE, load_lora, save_lora
 from safety.lora.weights import LoraWeights
 from safety.markdown import head
 from safety.merge.plots import plot_scales
@@ -102,7 +102,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
         context.console.print(f"consolidation {ref.id}: already published and verified")
         return ref
     train.train_missing(context, [task])
-    weights = load_lora(context.folder(task.ref))
+    weights = load_lora(context.folder(task.ref, LORA_FILE))
     confirmed, chosen = _choose(context, task, config, ref, weights)
     found = Consolidation(
         base_model=context.run.base_name,
@@ -125,7 +125,7 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
     """Return the training as an expert's task that learns all trained categories, starting from the merge's adapter."""
     tasks = plan_experts(context, dataset)
     categories = tuple(dict.fromkeys(name for task in tasks for name in task.categories))
-    weights = load_lora(context.folder(merged))
+    weights = load_lora(context.folder(merged, LORA_FILE))
     lora = LoraConfig(rank=weights.rank, alpha=weights.rank, targets=tuple(weights))
     training = config.train(context.run.train, lora)
     settings: dict[str, Any] = {
@@ -162,7 +162,7 @@ def _choose(
     """Return the rendered score of each scale by its index in the config, and the best scale's index."""
     run, taxonomy = context.run, context.run.load_taxonomy()
     merge_place(run).require()
-    prompts = read_prompt_file(context.folder(task.dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(task.dataset, PROMPTS_FILE) / PROMPTS_FILE)
     candidates = ScaleCandidates(
         model=run.model,
         taxonomy=taxonomy,

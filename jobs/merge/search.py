@@ -28,6 +28,7 @@ from rich.markup import escape
 from cluster.progress import StageProgress
 from cluster.resources import timeout_error
 from jobs.merge.rendered_scores import Candidates, score_all
+from jobs.merge.source import ProbeSource
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
 from jobs.run.retries import Retries, is_lasting
@@ -36,8 +37,7 @@ from safety.families import load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.methods.co_merge import CoMerge, block_groups
-from safety.merge.probes import Probes
-from safety.merge.rendered_score import RenderedScore
+from safety.merge.rendered_score import SPLIT, RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
 from safety.merge.weight_form import dense_bytes
@@ -55,8 +55,8 @@ class SearchInputs(Candidates):
     """The run's name."""
     experts: dict[str, LoraWeights]
     statistics: Calibration
-    probes: Probes
-    """Of the validation split."""
+    probes: ProbeSource
+    """Where a worker gathers the probes of the validation split."""
 
     @property
     def space(self) -> SearchSpace:
@@ -92,7 +92,9 @@ class TrialScorer:
         """Load the model and compute the base's predictions."""
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
-        return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+        config = inputs.config.surrogate
+        probes = inputs.probes.gather(SPLIT, config.pairs_per_category, config.benign)
+        return Surrogate(load_model(inputs.model), probes, config, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""

@@ -23,8 +23,7 @@ from safety.judges.judge import judge_identity
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_methods
-from safety.merge.probes import gather_probes
-from safety.merge.rendered_score import SPLIT, choose_prompts
+from safety.merge.rendered_score import choose_prompts
 from safety.merge.search import SearchSpace
 from safety.merge.weight_form import describe_left_out
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
@@ -123,7 +122,7 @@ def _search(
 ) -> tuple[Searched, MethodConfig]:
     """Search Co-Merge's coefficients; return the search's record and the chosen configuration."""
     context, config = source.context, source.config
-    prompts = read_prompt_file(context.folder(source.dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(source.dataset, PROMPTS_FILE) / PROMPTS_FILE)
     inputs = SearchInputs(
         run=context.run.run.name,
         model=context.run.model,
@@ -132,7 +131,7 @@ def _search(
         seed=context.run.run.seed,
         experts=weights,
         statistics=statistics,
-        probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
+        probes=source.probe_source,
         prompts=choose_prompts(prompts, list(source.experts), config.confirm),
     )
     records = Records(context.store, ref)

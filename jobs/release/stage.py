@@ -70,7 +70,7 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
     parents = [merged] if report is None else [merged, report]
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
         folder = Path(scratch)
-        measured = None if report is None else read_metrics(context.folder(report))
+        measured = None if report is None else read_metrics(context.folder(report, METRICS_FILE))
         build_folder(context.run, describe_model(context.run), context.folder(merged), parents, measured, folder)
         files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
         settings = {"release": context.run.release.recipe(), "files": files}

@@ -34,6 +34,7 @@ RUN_FILE = "run.yaml"
 RENAMED = {
     "train.expert.distinct_steps": "train.expert.distinct_batches",
     "consolidate.distinct_steps": "consolidate.distinct_batches",
+    "generate.shard_rows": "generate.group_size, since a shard is a group",
     "generate.counts.benign_text": "generate.counts.benign_text_only",
     "merge.co_merge.form": "merge.co_merge.max_rank, None for the exact merge",
     "merge.co_merge.svd_rank": "merge.co_merge.max_rank",

@@ -27,6 +27,7 @@ from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors, load_features
 from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
+from safety.lora.config import LoraConfig
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
 from safety.prompts.writer import PromptCounts, write_prompts
@@ -62,8 +63,7 @@ class Loads:
     judge: JudgeConfig | None = None
     features: str | None = None
     render: RenderConfig | None = None
-    targets: tuple[str, ...] | None = None
-    """Endings of the layers that are adapted."""
+    lora: LoraConfig | None = None
     prompts: tuple[str, ...] = ()
     """Prompts of the settings, which the model must be able to read."""
 
@@ -81,11 +81,10 @@ def stages_up_to(last: str) -> tuple[str, ...]:
 
 def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
     """Return what the processes of some stages load."""
-    targets = run.train.expert.lora.targets
     every = [
         Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
         Loads("generate", judge_place(run), judge=run.generate.judge),
-        Loads("train", train_place(run), model=run.model, targets=targets),
+        Loads("train", train_place(run), model=run.model, lora=run.train.expert.lora),
         Loads("merge", merge_place(run), model=run.model, judge=run.merge.judge, render=run.merge.render),
         Loads(
             "evaluate",
@@ -167,8 +166,8 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
     if each.render is not None:
         sides = [side or model.default_size for side in (each.render.height, each.render.width)]
         attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
-    if each.stage == "train":
-        targets = each.targets or model.lora_targets
+    if each.lora is not None:
+        targets = each.lora.targets_on(model)
         attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
     for prompt in each.prompts:
         attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]

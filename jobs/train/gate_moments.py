@@ -30,13 +30,13 @@ class GateMomentsTask:
     work: Path
     """The folder of a node's copies of artifacts."""
 
-    def dataset_folder(self) -> Path:
-        """Return a local, verified copy of the dataset."""
-        return fetch_artifact(self.store, self.work, self.dataset)
+    def dataset_folder(self, *files: str) -> Path:
+        """Return a local folder with the dataset's files of some patterns, verified."""
+        return fetch_artifact(self.store, self.work, self.dataset, files)
 
     def prompts(self) -> GatePrompts:
         """Return the prompts; raise EmptyDatasetError when a category has none for training."""
-        return gate_prompts(read_prompt_file(self.dataset_folder() / PROMPTS_FILE), self.categories)
+        return gate_prompts(read_prompt_file(self.dataset_folder(PROMPTS_FILE) / PROMPTS_FILE), self.categories)
 
     def read(self, model: ModelFamily) -> PromptMoments:
         """Return the moments, gathered and published when they are not in the store yet."""

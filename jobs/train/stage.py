@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,12 +14,12 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from cluster.progress import StageProgress
-from cluster.resources import describe_capacity, require
+from cluster.resources import describe_capacity, pool_size, require
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
-from jobs.run.ray_data import first_cause, fitting_actors
+from jobs.run.ray_data import first_cause
 from jobs.train.config import TrainConfig
 from jobs.train.fit import FitPlan, start_fit
-from jobs.train.task import ExpertTask, check_task, checkpointer, load_sets, plan
+from jobs.train.task import ExpertTask, check_task, checkpointer, plan, read_summary
 from safety.experts.curves import METRICS_FILE
 from safety.families.family import configured_family
 
@@ -52,9 +50,9 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     if missing:
         config = missing[0].config
         require(config.resources(), "train.cpus_per_worker, train.gpus_per_worker")
-        sets = load_sets(missing)
+        summary = read_summary(missing[0])
         for task in missing:
-            check_task(task, sets)
+            check_task(task, summary)
         if config.gate_on(configured_family(context.run.model).model_class) is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
@@ -67,10 +65,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
 def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     """Train the experts concurrently, as many at once as the cluster holds."""
     config = context.run.train
-    storage = (context.work / "train").resolve()
-    # Ray Train's own snapshots are not used: the project's checkpoints are verified and in the store.
-    shutil.rmtree(storage, ignore_errors=True)
-    waiting = [_fit_plan(task, config, storage) for task in tasks]
+    waiting = [_fit_plan(task, config) for task in tasks]
     running: dict[Any, str] = {}
     deadline = time.monotonic() + config.timeout_s
     # One more than the cluster holds, so that its controller is up when the next worker can start.
@@ -89,21 +84,20 @@ def train_all(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
 
 
 def concurrent_experts(config: TrainConfig, most: int) -> int:
-    """Return the number of experts that the cluster's resources hold at once, from 1 to ``most``."""
+    """Return the number of experts that the cluster, with all nodes it can add, holds at once, from 1 to ``most``."""
     workers = config.min_workers or config.workers
     needed = {name: workers * amount for name, amount in config.resources().items()}
     # Without a request nothing would limit them.
-    return fitting_actors(most if needed else 1, needed)
+    return pool_size(most if needed else 1, needed).most
 
 
-def _fit_plan(task: ExpertTask, config: TrainConfig, storage: Path) -> tuple[str, FitPlan]:
+def _fit_plan(task: ExpertTask, config: TrainConfig) -> tuple[str, FitPlan]:
     return task.name, FitPlan(
         name=task.ref.id,
         task=pickle.dumps(task),
         workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
         resources=config.resources(),
         max_failures=config.max_failures,
-        storage=str(storage),
     )
 
 
@@ -132,7 +126,7 @@ def curves_table(context: StageContext, tasks: Sequence[ExpertTask]) -> Table:
         "expert", "implicit accuracy", "on validation", "winner error / base", "loser error / base", title="Experts"
     )
     for task in tasks:
-        lines = (context.folder(task.ref) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (context.folder(task.ref, METRICS_FILE) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         table.add_row(
             escape(task.name),

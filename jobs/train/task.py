@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from cluster.store.artifacts import ArtifactStore
@@ -15,12 +16,14 @@ from jobs.run.ray_data import require_gpu
 from jobs.run.work_area import WorkArea
 from jobs.train.config import JOINT, TrainConfig
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import PreferenceSet, combine, load_preferences
-from safety.errors import ConfigError
+from safety.dataset.latents import load_preferences, training_files
+from safety.dataset.layout import SUMMARY_FILE
+from safety.dataset.preferences import PreferenceSet, combine
+from safety.dataset.summary import BENIGN, DatasetSummary
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.checkpoint import Checkpointer
-from safety.experts.expert import configured_objective, training_rows
+from safety.experts.expert import TRAIN, configured_objective, require_rows
 from safety.families import ModelConfig, ModelFamily
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
@@ -111,10 +114,13 @@ def checkpointer(
 
 
 def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
-    """Return the pairs of every category that one of the tasks learns; all are of one dataset."""
-    folder = tasks[0].moments.dataset_folder()
-    categories = dict.fromkeys(category for task in tasks for category in task.categories)
-    return {category: load_preferences(folder / latents_file(category)) for category in categories}
+    """Return the pairs of every category that one of the tasks learns; all are of one dataset.
+
+    Their latents, those of benign rows and nothing else are fetched, once for all processes of a machine.
+    """
+    categories = tuple(dict.fromkeys(category for task in tasks for category in task.categories))
+    folder = tasks[0].moments.dataset_folder(*training_files(categories))
+    return {category: load_preferences(folder, category) for category in categories}
 
 
 def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
@@ -132,7 +138,7 @@ def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
     return task.moments.read(model).gates(config, own, model.device).sum(dim=0)
 
 
-def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
+def check_task(task: ExpertTask, summary: DatasetSummary) -> None:
     """Refuse a task that can never be trained before any worker starts: a restart would only fail again.
 
     Raises:
@@ -140,4 +146,21 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
         EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
     """
     require_gpu(task.model.device, task.config.gpus_per_worker, "train.gpus_per_worker", "a worker")
-    training_rows(pairs_of(task, sets), configured_objective(task.config.expert))
+    kept = {count.category: count.kept for count in summary.counts if count.split == TRAIN}
+    require_rows(
+        task.name,
+        pairs=sum(kept.get(category, 0) for category in task.categories),
+        benign=kept.get(BENIGN, 0),
+        objective=configured_objective(task.config.expert),
+    )
+
+
+def read_summary(task: ExpertTask) -> DatasetSummary:
+    """Return the summary of a task's dataset; raise ArtifactFormatError when it holds none."""
+    path = task.moments.dataset_folder(SUMMARY_FILE) / SUMMARY_FILE
+    try:
+        return DatasetSummary.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArtifactFormatError(
+            f"the dataset has no readable {SUMMARY_FILE}: {error}", field="dataset", fix="run jobs.generate again"
+        ) from error

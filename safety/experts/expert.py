@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safety.dataset.preferences import PreferenceSet
+from safety.dataset.preferences import PreferenceSet, no_pair
 from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
@@ -42,13 +42,20 @@ def training_rows(preferences: PreferenceSet, objective: Objective) -> Preferenc
         EmptyDatasetError: It has no pair, or no benign row though the objective reads them.
     """
     rows = preferences.rows(TRAIN)
-    if objective.needs_benign and not rows.benign_ids:
+    require_rows(rows.category, pairs=len(rows), benign=len(rows.benign_ids), objective=objective)
+    return rows
+
+
+def require_rows(name: str, *, pairs: int, benign: int, objective: Objective) -> None:
+    """Raise EmptyDatasetError when an expert has no training pair, or no benign row though the objective reads them."""
+    if not pairs:
+        raise no_pair(name, TRAIN)
+    if objective.needs_benign and not benign:
         raise EmptyDatasetError(
-            f"{rows.category!r} has no benign row in the split {TRAIN!r}",
+            f"{name!r} has no benign row in the split {TRAIN!r}",
             field="dataset",
             fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
         )
-    return rows
 
 
 class Expert(nn.Module):

@@ -32,8 +32,7 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
     import peft
 
     denoiser: Any = model.denoiser
-    targets = config.targets or model.lora_targets
-    layers = target_layers(model, targets)
+    layers = target_layers(model, config.targets_on(model))
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers, init_lora_weights=True)
     denoiser.add_adapter(settings, adapter_name=name)
     with torch.no_grad():

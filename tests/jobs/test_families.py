@@ -111,11 +111,12 @@ def test_a_familys_release_draws_the_same_in_its_stock_pipeline(
     stock = PICO_MODELS[name].stock(model)
     prompts = first_test_prompts()
     base, aligned = served(tmp_path / "out" / "endpoint.png", len(prompts))
-    drawn = [draw(stock, prompt) for prompt in prompts]
+    size = base[0].shape[:2]
+    drawn = [draw(stock, prompt, size) for prompt in prompts]
     assert difference(base, drawn) <= 1
     assert difference(aligned, drawn) > 1, "the release changes no image"
     stock.load_lora_weights(tmp_path / "out" / "release")
-    assert difference(aligned, [draw(stock, prompt) for prompt in prompts]) <= 1
+    assert difference(aligned, [draw(stock, prompt, size) for prompt in prompts]) <= 1
 
 
 def first_test_prompts() -> list[str]:
@@ -127,10 +128,12 @@ def first_test_prompts() -> list[str]:
     return list(first.values())
 
 
-def draw(stock: Any, prompt: str) -> np.ndarray[Any, Any]:
-    """Return a stock pipeline's image, int16 [H, W, 3]."""
+def draw(stock: Any, prompt: str, size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return a stock pipeline's image, int16 [H, W, 3]; not every pipeline takes the model's own size by default."""
     [image] = stock(
         prompt,
+        height=size[0],
+        width=size[1],
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(SEED),

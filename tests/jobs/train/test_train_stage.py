@@ -22,9 +22,8 @@ from jobs.train import stage as train
 from jobs.train.config import TrainConfig
 from jobs.train.gate_moments import gate_moments_task
 from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import PreferenceSet, write_preference_file
-from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
+from safety.dataset.preferences import PreferenceSet
+from safety.errors import ConfigError, EmptyDatasetError, TrainingHealthError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
@@ -36,6 +35,7 @@ from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import exported, wait_for
+from tests.support.small_sets import write_sets
 from tests.support.small_world import GATE, RECIPE, knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -106,8 +106,7 @@ def changed(context: StageContext, *, expert: dict[str, Any] | None = None, **se
 
 
 def put_dataset(context: StageContext, sets: dict[str, PreferenceSet], name: str, folder: Path) -> ArtifactRef:
-    for category, found in sets.items():
-        write_preference_file(folder / latents_file(category), found)
+    write_sets(folder, *sets.values())
     write_prompt_file(PROMPTS, folder / PROMPTS_FILE)
     context.store.put("dataset", name, folder, config={}, seed=0)
     return ArtifactRef("dataset", name)
@@ -263,7 +262,7 @@ def test_a_dataset_without_the_category_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"hate": preferences(model, "hate")}, "dataset-of-hate", tmp_path)
-    with pytest.raises(ArtifactFormatError, match=r"violence\.safetensors"):
+    with pytest.raises(EmptyDatasetError, match=r"'violence' has no pair"):
         train.run(context, dataset)
 
 

@@ -22,6 +22,14 @@ MakeConfig = Callable[..., ExpertConfig]
 BETA = 50.0
 
 
+def shake(expert: Expert) -> None:
+    """Move the LoRA away from the zero it starts at."""
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in expert.parameters_by_name().values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux-dev"])
 def test_the_loss_is_that_of_the_velocitys_errors(
     name: str, pico_model_dir: Callable[[str], Path], make_config: MakeConfig
@@ -30,10 +38,7 @@ def test_the_loss_is_that_of_the_velocitys_errors(
     rows = preferences(model, knife_prompts(["hate"], ["train"], ["train"]), "hate")
     config = make_config(precision="fp32", objective={"name": "diffusion-dpo", "beta": BETA}, timesteps=(0.0, 1.0))
     expert = Expert(model, rows, config, 0)
-    draw = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in expert.parameters_by_name().values():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
+    shake(expert)
     batch = BatchMaker(model, rows.rows("train"), config, 0).step(3, 0, 1, benign=False)
     pairs = [row.pair for row in rows.rows("train").schedule(0, 3, config.rows)]
     clean = torch.cat([rows.winner[pairs], rows.loser[pairs]])
@@ -61,3 +66,35 @@ def test_the_loss_is_that_of_the_velocitys_errors(
         moved.append(abs(gap - base))
     assert max(moved) > 1e-3, "an expert that changes nothing would do as well"
     assert float(expert(3, 0).loss.detach()) == pytest.approx(sum(terms) / len(terms), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd35", "flux-dev"])
+def test_by_default_the_layer_that_reads_the_prompt_is_adapted_behind_its_gate(
+    name: str, pico_model_dir: Callable[[str], Path], make_config: MakeConfig
+) -> None:
+    model = load_model(ModelConfig(path=str(pico_model_dir(name))))
+    rows = preferences(model, knife_prompts(["hate"], ["train"], ["train"]), "hate")
+    config = make_config(precision="fp32", lora={"rank": 2})
+    assert config.lora.reads_prompt(model)
+    # The first half of the states' directions passes.
+    gate = torch.diag((torch.arange(32) < 16).float())
+    expert = Expert(model, rows, config, 0, gate=gate)
+    expert(0, 0).loss.backward()
+    assert set(expert.parameters_by_name()) == {"context_embedder.down", "context_embedder.up"}
+    shake(expert)
+    shape = (1, *model.latent_shape(16, 16))
+    noisy, timesteps = torch.randn(shape), torch.tensor([800])
+    states = model.encode_text(["a knife"])
+    with torch.no_grad():
+        whole = model.predict(noisy, timesteps, states)
+        with reference(model):
+            base = model.predict(noisy, timesteps, states)
+        # What the gate holds back changes nothing, whether it is there or not: states of the other half alone.
+        other = {**states, "states": states["states"] @ (torch.eye(32) - gate)}
+        held = model.predict(noisy, timesteps, other)
+        with reference(model):
+            held_base = model.predict(noisy, timesteps, other)
+    assert not torch.allclose(whole, base, atol=1e-4)
+    assert torch.allclose(held, held_base, atol=1e-6)
+    [layer] = expert.weights().values()
+    assert torch.equal(layer.down[:, 16:], torch.zeros(2, 16))

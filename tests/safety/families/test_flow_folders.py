@@ -131,12 +131,3 @@ def test_folders_of_the_same_parts_are_taken(copy: Callable[[str], Path]) -> Non
         change(folder / "model_index.json", _class_name=kind)
         model = load_model(ModelConfig(path=str(folder)))
         assert torch.isfinite(model.encode_text(["a knife"])["states"]).all()
-
-
-@pytest.mark.parametrize("kind", ["StableDiffusion3Pipeline", "FluxPipeline"])
-def test_a_stable_diffusion_under_their_name_is_refused(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    change(folder / "model_index.json", _class_name=kind)
-    with pytest.raises(SafetyError, match="text_encoder is a CLIPTextModel|has a part unet") as refused:
-        load_model(ModelConfig(path=str(folder)))
-    assert refused.value.field == "model.path"
