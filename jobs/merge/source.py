@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.merge.config import MergeConfig
 from jobs.run.artifacts import ArtifactRef, StageContext
 from safety.dataset.layout import latents_file
 from safety.dataset.preferences import PreferenceSet, load_preferences
-from safety.errors import ConfigError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 from safety.taxonomy import Taxonomy
@@ -36,8 +37,25 @@ class MergeSource:
         return [self.dataset, *self.experts.values()]
 
     def weights(self) -> dict[str, LoraWeights]:
-        """Load the experts' adapters."""
+        """Load the experts' adapters; raise ArtifactFormatError when two were trained on different base models."""
+        self._require_one_base()
         return {name: load_lora(self.context.folder(ref)) for name, ref in self.experts.items()}
+
+    def _require_one_base(self) -> None:
+        """Compare the base models that the experts' own manifests name: shapes alone do not tell two models of a kind apart."""
+        bases: dict[str, Any] = {}
+        for name, ref in self.experts.items():
+            manifest = self.context.store.manifest(ref.kind, ref.id)
+            if manifest is not None:
+                bases[name] = manifest.config.get("model")
+        for name, base in bases.items():
+            first = next(iter(bases))
+            if base != bases[first]:
+                raise ArtifactFormatError(
+                    f"{first!r} and {name!r} were trained on different base models ({bases[first]} and {base})",
+                    field=f"experts.{name}",
+                    fix="train all experts on the same base model",
+                )
 
     def sets(self) -> dict[str, PreferenceSet]:
         """Load the preference pairs of the experts' categories."""
