@@ -183,7 +183,7 @@ def test_a_merge_over_the_highest_rank_is_cut_to_it_and_the_error_is_reported() 
 def test_the_error_of_all_layers_counts_those_that_were_not_cut() -> None:
     """Experts of two ranks: one layer is over the highest rank, the other is not."""
     experts = {
-        name: LoraWeights({**random_weights(seed, SHAPES, 1), LAYER: random_weights(seed, SHAPES, 2)[LAYER]})
+        name: LoraWeights({**random_weights(seed, SHAPES, 1), LAYER: random_weights(seed, SHAPES, 4)[LAYER]})
         for seed, name in enumerate(("a", "b"))
     }
     statistics, _ = calibration_of(experts, 1)
