@@ -94,7 +94,7 @@ class TrialScorer:
         inputs = self.inputs
         config = inputs.config.surrogate
         probes = inputs.probes.gather(SPLIT, config.pairs_per_category, config.benign)
-        return Surrogate(load_model(inputs.model), probes, config, inputs.seed)
+        return Surrogate(load_model(inputs.model, "denoiser"), probes, config, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""

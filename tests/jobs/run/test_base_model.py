@@ -21,6 +21,8 @@ from jobs.run.base_model import describe_model, require_known_family
 from jobs.run.config import RunConfig, load_run
 from jobs.train.task import plan
 from safety.errors import SafetyError
+from safety.families.identity import model_identity
+from safety.families.model_config import ModelConfig
 from tests.support.small_world import TAXONOMY
 
 ROOT = Path(__file__).parents[3]
@@ -61,10 +63,11 @@ def test_artifacts_are_named_by_what_a_model_is_and_not_by_where_it_lies_or_who_
     assert len(set(expected)) == len(expected)
     for same in (
         {"path": str(moved)},
-        {"path": str(moved), "device": "cuda"},
         {"path": str(moved), "cache": str(tmp_path / "cache"), "family": "stable-diffusion"},
     ):
         assert names(make_context(**same)) == expected, same
+    on_gpu = ModelConfig(path=str(moved), device="cuda", dtype="float32")
+    assert model_identity(on_gpu) == model_identity(ModelConfig(path=str(tiny_model_dir))), "of the device"
     assert not set(names(make_context(path=str(moved), dtype="float16"))) & set(expected)
     scheduler = moved / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "beta_end": 0.013}))
