@@ -29,7 +29,7 @@ from safety.dataset.summary import DatasetSummary
 from safety.experts.coverage import coverage
 from safety.experts.curves import METRICS_FILE
 from safety.experts.memory import StepMemory, needed_memory
-from safety.families.family import configured_family
+from safety.families.family import families
 
 
 def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -62,7 +62,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
         for task in missing:
             check_task(task, summary)
             _warn_of_unseen(context, task, summary)
-        if config.gate_on(configured_family(context.run.model).model_class) is not None:
+        if config.gate_on(families[context.model.family].model_class) is not None:
             # The same prompts for all of them; read here so that missing ones are reported before any worker starts.
             missing[0].moments.prompts()
             gather_missing(context, missing[0].moments, train_place(context.run), config.expert.threads)

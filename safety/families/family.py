@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelFamily",
     "Parts",
+    "configured_family",
     "families",
     "family_name",
     "load_model",

@@ -118,12 +118,12 @@ def test_free_bytes_stay_below_the_share_and_the_machine() -> None:
 def test_few_distinct_batches_see_few_rows(data: PreferenceSet, make_config: MakeConfig) -> None:
     training = data.rows("train")  # 6 pairs, 12 rows
     config = make_config(rows=2, benign_rows=2, steps=100, distinct_batches=3)
-    assert coverage(config, training) == (6, 12)
-    assert "6 of 12 preference rows (50%)" in coverage(config, training).text
+    assert coverage(config, len(training)) == (6, 12)
+    assert "6 of 12 preference rows (50%)" in coverage(config, len(training)).text
     seen = {training.row_id(row) for step in range(100) for row in training.schedule(0, step % 3, config.rows)}
     assert len(seen) == 6
-    assert coverage(config.model_copy(update={"distinct_batches": None}), training).share == 1
-    assert coverage(config.model_copy(update={"distinct_batches": None, "steps": 2}), training).seen == 4
+    assert coverage(config.model_copy(update={"distinct_batches": None}), len(training)).share == 1
+    assert coverage(config.model_copy(update={"distinct_batches": None, "steps": 2}), len(training)).seen == 4
 
 
 def test_a_model_without_weights_has_its_shapes(tiny_model_dir: Path) -> None:
