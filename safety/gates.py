@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field
-from scipy.linalg import eigh
 from torch import Tensor
 
 from safety.base import Config
+from safety.eigen import generalised_eigh
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
@@ -137,22 +137,9 @@ def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
     """
     if directions is None:
         solved: Tensor = torch.cholesky_solve(own, torch.linalg.cholesky(total))
-        return solved.T
-    vectors = _top_directions(own, total, min(directions, len(total)))
+        return solved.transpose(0, 1)
+    _, vectors = generalised_eigh(own, total, min(directions, len(total)))
     return total @ vectors @ vectors.T
-
-
-def _top_directions(own: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return v_k of the largest shares h_k, [K, count]: own v_k = h_k total v_k, with v_k^T total v_k = 1."""
-    if own.device.type == "cpu":
-        last = len(own) - 1
-        found: Tensor = torch.from_numpy(eigh(own.numpy(), total.numpy(), subset_by_index=[last - count + 1, last])[1])
-        return found
-    root = torch.linalg.cholesky(total)
-    half = torch.linalg.solve_triangular(root, own, upper=False)
-    _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
-    chosen: Tensor = torch.linalg.solve_triangular(root.mT, vectors[:, -count:], upper=True)
-    return chosen
 
 
 @torch.no_grad()

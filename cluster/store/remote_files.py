@@ -118,6 +118,12 @@ def _wanted(source: Source, choose: Callable[[Sequence[str]], list[str]]) -> dic
         if (held := below.get(f"files/{entry.sha256[:16]}/{name}") or below.get(name)) is not None:
             below[name] = held._replace(entry=entry)
     chosen = choose(sorted(below))
+    if not chosen:
+        raise ClusterError(
+            f"none of the {len(below)} files at {source.address} is read",
+            field="model.path",
+            fix="name the prefix that holds model_index.json, or a .safetensors file",
+        )
     odd = next((name for name in chosen if ".." in PurePosixPath(name).parts or name.startswith("/")), None)
     if odd is not None:
         raise CorruptArtifact(

@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from jobs.convert.command import MemoryOption, ModelOption
+from jobs.convert.command import OutputOption as ConvertedOption
+from jobs.convert.command import main as convert_model
 from jobs.export.form import FormOption, OutputOption, ReleaseOption
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
@@ -29,6 +32,12 @@ def preflight(config: ConfigOption) -> None:
     from jobs.preflight import main  # slow to import
 
     main(config)
+
+
+@app.command()
+def convert(model: ModelOption, output: ConvertedOption, memory_gib: MemoryOption = None) -> None:
+    """Turn a pickled model that you trust into safetensors."""
+    convert_model(model, output, memory_gib)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from jobs.merge.source import MergeSource, ProbeSource
 from jobs.run.artifacts import ArtifactRef, artifact_ref, finished, publish
 from jobs.run.placement import placed
 from jobs.run.places import merge_place
-from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task, gather_missing
 from safety.families import ModelConfig, load_model
 from safety.gates import no_moments
 from safety.lora.files import check_fits
@@ -37,9 +37,8 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
     if not finished(context, ref):
         started = time.monotonic()
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
-        # A corrupt copy is discarded before the worker reads it.
-        finished(context, moments.ref)
         place = merge_place(context.run, "the calibration")
+        gather_missing(context, moments, place, config.threads)
         statistics = placed(
             place,
             calibrate_task,
@@ -68,9 +67,9 @@ def calibrate_task(
     """Gather the calibration's statistics in a worker; raise ArtifactFormatError when an expert is for another base."""
     torch.set_num_threads(threads)
     probes = source.gather("train", config.pairs_per_category, 0)
-    loaded = load_model(model)
+    loaded = load_model(model, "denoiser")
     for expert in experts.values():
         check_fits(expert, loaded)
     gated = any(name.endswith(loaded.text_targets) for expert in experts.values() for name in expert)
-    found = moments.read(loaded) if gated else no_moments(len(experts))
+    found = moments.read() if gated else no_moments(len(experts))
     return calibrate(loaded, experts, probes, found, config, seed)

@@ -27,7 +27,7 @@ from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
 from safety.base import Config
-from safety.families.family import configured_family
+from safety.families.family import families
 from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
 from safety.lora.files import LORA_FILE, load_lora, save_lora
@@ -113,9 +113,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
         chosen=chosen,
         confirmed=confirmed,
     )
-    fill = partial(
-        fill_consolidation, found=found, weights=weights, component=configured_family(context.run.model).component
-    )
+    fill = partial(fill_consolidation, found=found, weights=weights, component=families[context.model.family].component)
     publish(context, ref, settings, [dataset, task.ref], fill)
     context.console.print(scale_table(found))
     return ref

@@ -93,7 +93,7 @@ class TrialScorer:
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
         config = inputs.config.surrogate
-        model = load_model(inputs.model)
+        model = load_model(inputs.model, "denoiser")
         probes = inputs.probes.gather(SPLIT, config.pairs_per_category, config.benign)
         return Surrogate(model, probes, config, inputs.seed)
 

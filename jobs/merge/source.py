@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.merge.config import MergeConfig
 from jobs.run.artifacts import ArtifactRef, StageContext, fetch_artifact
 from safety.dataset.latents import load_preferences, training_files
-from safety.errors import ConfigError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.weights import LoraWeights
 from safety.merge.probes import Probes, gather_probes
@@ -43,8 +44,25 @@ class MergeSource:
         return ProbeSource(self.context.store, self.context.work.resolve(), self.dataset, tuple(self.experts))
 
     def weights(self) -> dict[str, LoraWeights]:
-        """Load the experts' adapters."""
+        """Load the experts' adapters; raise ArtifactFormatError when two were trained on different base models."""
+        self._require_one_base()
         return {name: load_lora(self.context.folder(ref, LORA_FILE)) for name, ref in self.experts.items()}
+
+    def _require_one_base(self) -> None:
+        """Compare the base models that the experts' own manifests name: shapes alone do not tell two models of a kind apart."""
+        bases: dict[str, Any] = {}
+        for name, ref in self.experts.items():
+            manifest = self.context.store.manifest(ref.kind, ref.id)
+            if manifest is not None:
+                bases[name] = manifest.config.get("model")
+        for name, base in bases.items():
+            first = next(iter(bases))
+            if base != bases[first]:
+                raise ArtifactFormatError(
+                    f"{first!r} and {name!r} were trained on different base models ({bases[first]} and {base})",
+                    field=f"experts.{name}",
+                    fix="train all experts on the same base model",
+                )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifac
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import merge_place
 from jobs.run.work_area import Records
-from safety.families.family import configured_family
+from safety.families.family import families
 from safety.judges.judge import judge_identity
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
@@ -106,7 +106,7 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
             calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,
             parameters=parameters.model_dump(mode="json", exclude={"name"}),
         )
-        component = configured_family(context.run.model).component
+        component = families[context.model.family].component
         fill = partial(fill_merge, recipe=recipe, result=result, searched=searched, component=component)
         publish(context, refs[name], _settings(source, name, start), source.parents, fill)
         context.console.print(f"merge {name} {refs[name].id}: published")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from jobs.run.config import RunConfig
-from jobs.run.placement import placed_unless_cheap
+from jobs.run.placement import Place, placed_unless_cheap
 from jobs.run.places import generate_place
 from safety.families.family import ModelConfig, configured_family, family_name, model_folder
 from safety.families.identity import ModelIdentity, model_identity
@@ -35,12 +36,20 @@ def identify(run: RunConfig) -> ModelIdentity:
         ArtifactFormatError: One of its files is damaged.
         ClusterError: It cannot be fetched, or no node could read it in time.
     """
-    return placed_unless_cheap(generate_place(run), model_identity, run.model)
+    return placed_unless_cheap(_place(run), model_identity, run.model)
 
 
 def describe_model(run: RunConfig) -> DescribedModel:
     """Return what a release says of the model; raises as ``identify`` does."""
-    return placed_unless_cheap(generate_place(run), _describe, run.model)
+    return placed_unless_cheap(_place(run), _describe, run.model)
+
+
+def _place(run: RunConfig) -> Place:
+    """Return where the model's files are read: on the nodes that draw with it, and without a GPU where it needs none."""
+    place = generate_place(run)
+    if run.model.device != "cpu":
+        return place
+    return replace(place, resources={name: amount for name, amount in place.resources.items() if name != "GPU"})
 
 
 def _describe(config: ModelConfig) -> DescribedModel:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
@@ -15,6 +15,7 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
 from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
+from jobs.run.auto_placement import with_gpus
 from jobs.train.config import CONSOLIDATED, TrainConfig
 from safety.base import Config
 from safety.dataset.summary import BENIGN
@@ -60,6 +61,12 @@ class RunConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     store: StoreConfig = StoreConfig()
     model: ModelConfig = ModelConfig()
+    placement: Literal["auto", "fixed"] = Field(
+        "auto",
+        description="auto: with the model on a GPU, a GPU for each process that holds it, as many processes as the cluster "
+        "has GPUs, and more workers per expert where GPUs are left; what is set is kept. fixed: all as set. On a CPU both "
+        "are the same",
+    )
     taxonomy: str = Field(EMBEDDED_TAXONOMY, description=f"{EMBEDDED_TAXONOMY!r}, or a YAML file")
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
@@ -75,6 +82,11 @@ class RunConfig(Config):
     def base_name(self) -> str:
         """Return the base model's name on cards: its id on a hub where the run gives it, else its path."""
         return self.release.base_model or self.model.path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_gpus(cls, document: Any) -> Any:
+        return with_gpus(document)
 
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy.

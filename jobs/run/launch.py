@@ -22,6 +22,7 @@ from cluster.lease import lease
 from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
+from jobs.run.auto_placement import settled
 from jobs.run.base_model import require_known_family
 from jobs.run.config import RunConfig, load_run
 from jobs.run.notices import notices
@@ -56,6 +57,7 @@ def opened(config: Path) -> Iterator[StageContext]:
             console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
+            run = settled(run, ray.cluster_resources())
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
             # jobs report it last, below Ray's own lines on disconnecting.
             early_report = reporting_errors(console) if submission() is not None else nullcontext()

@@ -17,6 +17,7 @@ from cluster.store.signatures import Signer, TrustedKeys
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
+from jobs.run.resource_requests import without_gpu
 from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
@@ -219,7 +220,7 @@ def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> 
             for name in named
             if name not in trained
         ]
-    return problems + fit_problems(run, stages) + key_problems(run, stages)
+    return problems + fit_problems(run, stages) + placement_problems(run, stages) + key_problems(run, stages)
 
 
 def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
@@ -238,6 +239,42 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
             check("judges", f"{each.stage}.judge.name", judges, each.judge.name, OTHER_JUDGE)
         if each.features is not None:
             check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
+    return problems
+
+
+def placement_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
+    """Return what no cluster could run: a model on a GPU without one, workers that share one GPU, an impossible arithmetic."""
+    problems: list[Problem] = []
+    lacking = [field for field in without_gpu(run) if field.partition(".")[0] in stages]
+    if lacking:
+        problems.append(
+            Problem(
+                "names",
+                ", ".join(lacking),
+                f"the model is on {run.model.device!r} and these give its processes no GPU",
+                "set them to 1 or a share of 1, leave them out, or set model.device to 'cpu'",
+            )
+        )
+    train, dtype = run.train, run.model.dtype
+    if "train" in stages and train.workers > 1 and 0 < train.gpus_per_worker < 1:
+        problems.append(
+            Problem(
+                "names",
+                "train.gpus_per_worker",
+                f"{train.workers} workers of an expert would share a GPU ({train.gpus_per_worker:g} each), which NCCL refuses",
+                "set it to 1, or train.workers to 1: experts, each of one worker, can share a GPU",
+            )
+        )
+    arithmetic = {"fp32": "float32", "bf16": "bfloat16"}.get(train.expert.precision)
+    if "train" in stages and dtype in ("bfloat16", "float16") and arithmetic not in (None, dtype):
+        problems.append(
+            Problem(
+                "names",
+                "train.expert.precision",
+                f"weights of {dtype} (model.dtype) cannot compute in {train.expert.precision!r}",
+                "set it to 'auto', or model.dtype to float32",
+            )
+        )
     return problems
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cluster.errors import ClusterError
 from cluster.preflight.check import Finding, passed, warned
 from jobs.run.config import RunConfig
 from safety.errors import SafetyError
@@ -28,7 +29,7 @@ def notices(run: RunConfig) -> list[Notice]:
     """Return the settings without effect; none for a model that cannot be found, which is another check's to report."""
     try:
         family, model_class = family_name(run.model), configured_family(run.model).model_class
-    except SafetyError:
+    except (SafetyError, ClusterError):
         return []
     lora = run.train.expert.lora
     if lora.reads_prompt(model_class):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,11 @@ class TrainConfig(Config):
     )
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
+    experts_per_worker: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="experts that one worker trains one after another over one loaded base, each as if it were alone; auto: "
+        "on one machine as many as share each of its places, on a cluster of several 1",
+    )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     max_failures: int = Field(
         5,
@@ -84,7 +89,7 @@ class TrainConfig(Config):
         """Return the settings that the expert called ``name`` depends on."""
         return {
             "name": name,
-            "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "expert": self.expert.model_dump(mode="json", exclude={"checkpoint_every", "checkpointing", "micro_batch"}),
             "gate": None if self.gate is None else self.gate.model_dump(mode="json"),
             "workers": self.workers,
             # A training whose number of workers may change is not the same, to the last bit, as one with a fixed number.

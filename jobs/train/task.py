@@ -24,7 +24,9 @@ from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.checkpoint import Checkpointer
 from safety.experts.expert import TRAIN, configured_objective, require_rows
-from safety.families import ModelConfig, ModelFamily
+from safety.experts.memory import StepMemory
+from safety.families import ModelConfig
+from safety.families.family import configured_family
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 
@@ -53,6 +55,8 @@ class ExpertTask:
     """The folder of TensorBoard's events."""
     start: ArtifactRef | None = None
     """The artifact whose adapter training goes on from; None starts from no change."""
+    memory: StepMemory | None = None
+    """What a step needs; None where it is known to be small."""
 
     @property
     def parents(self) -> list[ArtifactRef]:
@@ -129,13 +133,13 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
     return combine(own, task.name) if task.name in JOINT else own[0]
 
 
-def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
+def expert_gate(task: ExpertTask) -> Tensor | None:
     """Return the gate that an expert is trained behind, [K, K], if any; an expert of several categories has their sum."""
-    config = task.config.gate_on(model)
+    config = task.config.gate_on(configured_family(task.model).model_class)
     if config is None:
         return None
     own = [task.moments.categories.index(category) for category in task.categories]
-    return task.moments.read(model).gates(config, own, model.device).sum(dim=0)
+    return task.moments.read().gates(config, own, task.model.device).sum(dim=0)
 
 
 def check_task(task: ExpertTask, summary: DatasetSummary) -> None:
@@ -146,13 +150,22 @@ def check_task(task: ExpertTask, summary: DatasetSummary) -> None:
         EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
     """
     require_gpu(task.model.device, task.config.gpus_per_worker, "train.gpus_per_worker", "a worker")
-    kept = {count.category: count.kept for count in summary.counts if count.split == TRAIN}
     require_rows(
         task.name,
-        pairs=sum(kept.get(category, 0) for category in task.categories),
-        benign=kept.get(BENIGN, 0),
+        pairs=training_pairs(task, summary),
+        benign=_kept_for_training(summary).get(BENIGN, 0),
         objective=configured_objective(task.config.expert),
     )
+
+
+def training_pairs(task: ExpertTask, summary: DatasetSummary) -> int:
+    """Return the number of pairs that an expert is trained on."""
+    kept = _kept_for_training(summary)
+    return sum(kept.get(category, 0) for category in task.categories)
+
+
+def _kept_for_training(summary: DatasetSummary) -> dict[str, int]:
+    return {count.category: count.kept for count in summary.counts if count.split == TRAIN}
 
 
 def read_summary(task: ExpertTask) -> DatasetSummary:

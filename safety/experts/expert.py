@@ -11,14 +11,16 @@ from safety.dataset.preferences import PreferenceSet, no_pair
 from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
+from safety.experts.passes import Passes, PassPlan, configured_plan
 from safety.families.family import ModelFamily
 from safety.lora.attach import attach, extract, reference, set_weights, trainable
 from safety.lora.gate import fold_gate, gate_inputs
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
-from safety.precision import autocast, computes_bf16
 
 TRAIN, VALIDATION = "train", "validation"
+PLAIN_POSITIONS = 1024
+"""Positions of a latent up to which a CPU computes attention without fusing it."""
 
 
 class Reference(NamedTuple):
@@ -70,6 +72,7 @@ class Expert(nn.Module):
         workers: int = 1,
         gate: Tensor | None = None,
         start: LoraWeights | None = None,
+        plan: PassPlan | None = None,
     ) -> None:
         """Attach a LoRA to the model's denoiser, and lay out its weights for training.
 
@@ -81,8 +84,10 @@ class Expert(nn.Module):
             workers: Number of workers that share a step; times the accumulation, the number of a step's equal parts.
             gate: P of ``safety.gates``, [K, K], which the inputs of the layers that read the prompt are multiplied by.
             start: The adapter that training starts from; None starts from no change.
+            plan: How a batch goes through the denoiser; None: by the config, and where that says "auto" the fastest.
 
         Raises:
+            ConfigError: The model's weights cannot be computed with as configured.
             ArtifactFormatError: ``start`` is of other layers, or of a higher rank than the config's.
             EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
         """
@@ -92,7 +97,6 @@ class Expert(nn.Module):
         # A submodule, so that an engine finds the parameters.
         self.denoiser = model.denoiser
         self.parts = workers * config.accumulation
-        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(model.device))
         self.objective = configured_objective(config)
         self._train = BatchMaker(model, training_rows(preferences, self.objective), config, seed)
         self._validation = _validation(model, preferences, config, seed)
@@ -102,7 +106,9 @@ class Expert(nn.Module):
         self.gate = gate
         if gate is not None:
             gate_inputs(model, gate)
-        _use_plain_attention(model)
+        self._passes = Passes(model, config, plan or configured_plan(config))
+        self._passes.scale_gradients(list(self.parameters_by_name().values()))
+        choose_attention(model, self._train.positions)
         self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
 
@@ -149,12 +155,12 @@ class Expert(nn.Module):
     def _base(self, batch: Batch) -> Reference:
         count = 2 * batch.rows
         with reference(self.model):
-            predicted = self._predict(batch)
+            predicted = self._passes(batch)
         return Reference(_errors(predicted[:count], batch.target[:count]), predicted[count:])
 
     def _measure(self, batch: Batch, base: Reference) -> PreferenceErrors:
         rows, count = batch.rows, 2 * batch.rows
-        predicted = self._predict(batch)
+        predicted = self._passes(batch)
         policy = _errors(predicted[:count], batch.target[:count])
         return PreferenceErrors(
             winner=policy[:rows],
@@ -163,12 +169,6 @@ class Expert(nn.Module):
             reference_loser=base.errors[rows:],
             drift=_errors(predicted[count:], base.benign),
         )
-
-    def _predict(self, batch: Batch) -> Tensor:
-        """Return the denoiser's predictions in fp32."""
-        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        with autocast(noisy.device, half=self._half):
-            return self.model.predict(noisy, batch.timesteps, batch.conditioning).float()
 
 
 def _errors(predicted: Tensor, target: Tensor) -> Tensor:
@@ -183,10 +183,14 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
         return None
 
 
-def _use_plain_attention(model: ModelFamily) -> None:
-    """Use the plain attention of a UNet on a CPU; a transformer's joint attention has one form alone."""
+def choose_attention(model: ModelFamily, positions: int) -> None:
+    """Take a UNet's plain attention where it is faster; else the denoiser keeps its own, which is torch's fused one.
+
+    On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens. At thousands
+    the plain one's score matrices would fill the memory. A transformer's joint attention has one form alone.
+    """
     denoiser: Any = model.denoiser
-    if model.device.type != "cpu" or not hasattr(denoiser, "attn_processors"):
+    if model.device.type != "cpu" or positions > PLAIN_POSITIONS or not hasattr(denoiser, "attn_processors"):
         return
     # Slow to import, and not for processes that train nothing.
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0

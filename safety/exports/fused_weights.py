@@ -97,7 +97,5 @@ def fused_tensor(name: str, stored: Tensor, weights: LoraWeights, rounding: Roun
     result = exact.to(stored.dtype)
     rounding.dtypes.add(str(stored.dtype).removeprefix("torch."))
     rounding.lost += float((result.float() - exact).double().square().sum())
-    # |B A|^2 = <B^T B, A A^T>, without the product itself.
-    up, down = layer.up.double(), layer.down.double()
-    rounding.change += float(((up.T @ up) * (down @ down.T)).sum())
+    rounding.change += layer.squared_norm()
     return result

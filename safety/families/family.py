@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from safety.errors import ConfigError
 from safety.families.model_config import ModelConfig
+from safety.families.quantised import quantise
 from safety.families.source import model_folder, model_index
+from safety.precision import resolve_dtype
 from safety.registry import Registry
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelFamily",
     "Parts",
+    "configured_family",
     "families",
     "family_name",
     "load_model",
@@ -32,6 +35,7 @@ Conditioning = dict[str, Tensor]
 ``states`` [B, T, D] are what attention reads; some families add ``pooled`` [B, P], one vector a prompt. What a network reads
 beside the prompt and can be known from the latents, such as SDXL's sizes, is not part of it: ``predict`` adds it.
 """
+Quantize = Literal["none", "int8", "nf4"]
 Parts = Literal["all", "denoiser", "text"]
 """What of a model is loaded: everything, the denoiser (to train on cached latents and text states), or what encodes prompts.
 
@@ -99,7 +103,10 @@ class ModelFamily(Protocol):
         """Return the training target of ``predict``: noise, velocity or flow, by the model's parametrisation."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the denoiser's prediction [B, C, h, w]."""
+        """Return the denoiser's prediction [B, C, h, w], in the type that it computes in.
+
+        The latents and the conditioning, which are stored in fp32, are turned into that type first.
+        """
 
     def sample(
         self,
@@ -181,9 +188,17 @@ def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
         ArtifactFormatError: A file of the model is missing or damaged.
     """
     _require_device(config.device)
-    return families[family_name(config)].load(
-        model_folder(config), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
-    )
+    device = torch.device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    family, folder = families[family_name(config)], model_folder(config)
+    if config.quantize == "none" or parts == "text":
+        return family.load(folder, device=config.device, dtype=dtype, parts=parts)
+    # Onto the device only when it is small.
+    model: Any = family.load(folder, device="cpu", dtype=dtype, parts=parts)
+    quantise(model.denoiser, config.quantize, device, dtype)
+    model.pipeline.to(config.device)
+    loaded: ModelFamily = model
+    return loaded
 
 
 def _require_device(device: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safety.errors import ConfigError
 from safety.families.selection import files_read
+from safety.families.weight_files import INDEX_FILE
 from safety.quiet import no_progress_bars
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -78,15 +79,35 @@ def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
         raise _refused(hub_id, revision, error) from error
 
 
+def download_index(hub_id: str, revision: str | None) -> Path:
+    """Download a model's ``model_index.json`` alone, and return the folder that holds it; raises as ``download`` does."""
+    # Slow to import, and only for models of a hub.
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, INDEX_FILE, revision=revision)).parent
+    except OSError as error:
+        raise _refused(hub_id, revision, error) from error
+
+
 def _refused(hub_id: str, revision: str | None, error: OSError) -> ConfigError:
     """Return the error that says why a hub did not give a model."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     known = {
         GatedRepoError: ("its licence must be accepted first", "accept it on the model's page, then set HF_TOKEN"),
         RepositoryNotFoundError: (
             "the hub knows no such model, or does not show it to you",
             "correct model.path, or set HF_TOKEN for a private one; a folder of that name is not here either",
+        ),
+        RemoteEntryNotFoundError: (
+            f"it holds no {INDEX_FILE}, so it is no diffusers model",
+            "name a model in diffusers' format; or download its single file, and name that",
         ),
         RevisionNotFoundError: (f"it has no revision {revision!r}", "correct model.revision"),
     }

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from safety.base import Config
@@ -17,6 +18,7 @@ from safety.families.model_config import CACHE, ModelConfig
 from safety.families.model_index import model_parts
 from safety.families.source import model_folder
 from safety.families.weight_files import INDEX_FILE, LEFT_OUT, broken, part_files
+from safety.precision import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +33,11 @@ class ModelIdentity(Config):
     family: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the model's files, by ``model_hash``")
     dtype: str = Field(description="the numbers that the networks compute in, which changes results")
+    quantize: str = Field(description="how the denoiser's layers are stored")
 
 
 def model_identity(config: ModelConfig) -> ModelIdentity:
-    """Return the identity of a configured model, which is fetched if need be; of the config only ``dtype`` is part of it.
+    """Return the identity of a configured model, which is fetched if need be; of the config only the numbers' type is part of it.
 
     Another VAE, another variant and what a single file predicts are in the hash, as files of the folder that is loaded.
 
@@ -43,7 +46,8 @@ def model_identity(config: ModelConfig) -> ModelIdentity:
         ArtifactFormatError: One of its files is damaged.
     """
     family = family_name(config)
-    return ModelIdentity(family=family, sha256=model_hash(model_folder(config)), dtype=config.dtype)
+    dtype = str(resolve_dtype(config.dtype, torch.device(config.device))).removeprefix("torch.")
+    return ModelIdentity(family=family, sha256=model_hash(model_folder(config)), dtype=dtype, quantize=config.quantize)
 
 
 def model_hash(folder: Path) -> str:

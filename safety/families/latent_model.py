@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safety.errors import ConfigError, PromptError
+from safety.families.vae_memory import fit_memory
 
 
 class PromptReader(NamedTuple):
@@ -106,6 +107,7 @@ class LatentModel:
     def encode_images(self, images: Tensor) -> Tensor:
         """Return scaled latents [B, C, h, w] of images [B, 3, H, W] in [-1, 1]."""
         vae = self.part("vae")
+        fit_memory(vae, *images.shape[-2:])
         encoded: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
         shift, spread = self._latent_range(encoded)
         latents: Tensor = (encoded - shift) * vae.config.scaling_factor / spread
@@ -115,6 +117,7 @@ class LatentModel:
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W], clamped to [-1, 1]."""
         vae = self.part("vae")
+        fit_memory(vae, *(side * 2 ** (len(vae.config.block_out_channels) - 1) for side in latents.shape[-2:]))
         latents = latents.to(vae.device, vae.dtype)
         shift, spread = self._latent_range(latents)
         images: Tensor = vae.decode(latents * spread / vae.config.scaling_factor + shift).sample

@@ -9,8 +9,10 @@ from pydantic import Field
 
 from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL
+from safety.precision import DtypeName
 
 Prediction = Literal["epsilon", "v_prediction"]
+Quantize = Literal["none", "int8", "nf4"]
 CACHE = Path("~/.cache/safetydpo")
 
 
@@ -58,7 +60,16 @@ class ModelConfig(Config):
     )
     region: str | None = Field(None, description="of the bucket of `s3://` paths; none: the store's")
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DtypeName = Field(
+        "auto",
+        description="the weights' type: auto is float32 on a CPU, and bfloat16 on a GPU that computes it, else float32; "
+        "errors, losses, adapters and optimizer states are float32 in any case",
+    )
+    quantize: Quantize = Field(
+        "none",
+        description="store the denoiser's linear layers in 8 or 4 bits, for a card that does not hold them; adapters are "
+        "trained and applied beside them. Needs the extra 'quantized' (bitsandbytes)",
+    )
 
     def cache_folder(self, kind: str) -> Path:
         """Return the folder of a kind of things in the cache, made when it is not there."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from safety.errors import ConfigError
 from safety.families.family import Conditioning
 from safety.families.latent_model import LatentModel, PromptReader
+from safety.precision import compute_dtype
 
 
 class NoisePrediction(LatentModel):
@@ -31,8 +32,8 @@ class NoisePrediction(LatentModel):
 
         Stored states are fp32, whatever the model's own type.
         """
-        like = self.denoiser
-        found = {name: value.to(like.device, like.dtype) for name, value in conditioning.items()}
+        device, dtype = self.denoiser.device, compute_dtype(self.denoiser)
+        found = {name: value.to(device, dtype) for name, value in conditioning.items()}
         return found if rows is None else {name: value.expand(rows, *value.shape[1:]) for name, value in found.items()}
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Single files in original layout, such as web pages hand out: which model one is, by its keys, its shapes and its own words.
 
-Stable Diffusion 1.x, 2.x and XL are known; what diffusers would download for them lies in ``layouts/`` (see its README).
+Stable Diffusion 1.x, 2.x and XL are known; what diffusers would download for them lies in ``original_layouts/`` (see its README).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safety.errors import ConfigError
 from safety.families.model_config import ModelConfig
 from safety.families.weight_files import broken, read_index, require_whole
 
-LAYOUTS = Path(__file__).parent / "layouts"
+LAYOUTS = Path(__file__).parent / "original_layouts"
 KNOWN = {"v1": "stable-diffusion-1", "v2": "stable-diffusion-2", "xl_base": "stable-diffusion-xl"}
 """diffusers' names of the layouts whose settings are shipped."""
 DENOISER, DECODER = "model.diffusion_model.", "first_stage_model.decoder.conv_in.weight"

@@ -52,12 +52,12 @@ def model_folder(config: ModelConfig) -> Path:
 def model_index(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_index.json`` of the configured model, or of the layout that a single file has.
 
-    A single file is not unpacked for it. Raises as ``model_folder`` does.
+    A single file is not unpacked for it, and of a folder that lies elsewhere its index alone is fetched. Raises as
+    ``model_folder`` does.
     """
-    place = located(config.path, config)
+    place = _index_place(config)
     if place.is_file():
         return layout_index(place, config)
-    model_parts(place)
     return read_index(place)
 
 
@@ -120,10 +120,32 @@ def known_here(config: ModelConfig) -> bool:
     return hub.HUB_ID.fullmatch(config.path) is not None and _cached(config.path, config.revision) is not None
 
 
+def _index_place(config: ModelConfig) -> Path:
+    """Return a folder with the model's index, or its single file."""
+    path = config.path
+    if is_address(path):
+        return _fetched_index(Place(path, config.endpoint, config.region, config.cache_folder("fetched")))
+    found = here(path, config.revision)
+    if found is None and hub.HUB_ID.fullmatch(path):
+        found = _cached(path, config.revision)
+        if found is None or not (found / INDEX_FILE).is_file():
+            return hub.download_index(path, config.revision)
+    if found is None:
+        return located(path, config)  # which says that there is nothing
+    if found.is_dir():
+        model_parts(found)
+    return found
+
+
 # A process asks for its model several times, and each look at an address costs a request.
 @lru_cache(maxsize=8)
 def _fetched(place: Place, variant: str | None) -> Path:
     return fetch(place, lambda names: files_read(names, variant))
+
+
+@lru_cache(maxsize=8)
+def _fetched_index(place: Place) -> Path:
+    return fetch(place, lambda names: [name for name in names if name == INDEX_FILE])
 
 
 def _of_hub(hub_id: str, revision: str | None, variant: str | None) -> Path:

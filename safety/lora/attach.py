@@ -43,6 +43,12 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
             up.data = torch.zeros(up.shape, device=up.device)
 
 
+def detach(model: ModelFamily) -> None:
+    """Take all attached LoRAs off: the denoiser is the base's again, and the next expert starts as from a fresh one."""
+    denoiser: Any = model.denoiser
+    denoiser.unload_lora()
+
+
 def set_weights(model: ModelFamily, weights: LoraWeights, name: str = EXPERT) -> None:
     """Set the attached LoRA to ``weights``, balanced. Components beyond a layer's rank become zero and stay zero.
 

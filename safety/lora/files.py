@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
@@ -127,8 +127,13 @@ def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
     modules = dict(model.denoiser.named_modules())
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name in weights.keys() & modules.keys():
-        weight = getattr(getattr(modules[name], "base_layer", modules[name]), "weight", None)
-        shapes[name] = None if weight is None else tuple(weight.shape)
+        module = getattr(modules[name], "base_layer", modules[name])
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear):
+            # A quantised layer's weight is packed in another shape.
+            shapes[name] = (module.out_features, module.in_features)
+        else:
+            shapes[name] = None if weight is None else tuple(weight.shape)
     check_shapes(weights, shapes)
 
 

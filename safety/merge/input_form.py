@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
+from safety.eigen import generalised_eigh
 from safety.gates import PromptMoments
 from safety.lora.weights import LoraWeights
 
@@ -44,8 +44,8 @@ class InputForm:
         """
         own, preserved = moments.unsafe.to(device), moments.preserved.to(device)
         unsafe = _with_ridge(own.sum(dim=0), ridge)
-        shares, basis = _common_basis(unsafe, unsafe + _with_ridge(len(own) * preserved, ridge))
-        self.shares, self.turned = shares, basis.T.float().contiguous()
+        shares, basis = generalised_eigh(unsafe, unsafe + _with_ridge(len(own) * preserved, ridge))
+        self.shares, self.turned = shares.clamp(0.0, 1.0), basis.T.float().contiguous()
         self.activity = torch.stack([(basis * (moment @ basis)).sum(dim=0) for moment in own])
         ranks = [[expert[name].rank for expert in experts.values()] for name in text_layers]
         self.places = dict(zip(text_layers, _slices([sum(part) for part in ranks]), strict=True))
@@ -73,18 +73,6 @@ class InputForm:
 
 def _with_ridge(moment: Tensor, ridge: float) -> Tensor:
     return moment + ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-
-
-def _common_basis(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s [K] and U [K, K] with U^T whole U = 1 and U^T part U = diag(s); both fp64, on the part's device."""
-    if part.device.type == "cpu":
-        shares, basis = (torch.from_numpy(found) for found in eigh(part.numpy(), whole.numpy()))
-    else:
-        root = torch.linalg.cholesky(whole)
-        half = torch.linalg.solve_triangular(root, part, upper=False)
-        shares, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
-        basis = torch.linalg.solve_triangular(root.mT, vectors, upper=True)
-    return shares.clamp(0.0, 1.0), basis
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

@@ -17,13 +17,13 @@ class Truncated(NamedTuple):
     layer: LoraLayer
     lost: float
     """Squared Frobenius norm of the difference."""
-    total: float
-    """Squared Frobenius norm of the original dW."""
+    total: float | None
+    """Squared Frobenius norm of the original dW; None where nothing is lost: a search asks for it of no candidate."""
 
     @property
     def error(self) -> float:
         """Return the relative Frobenius error, in [0, 1]."""
-        return math.sqrt(self.lost / self.total) if self.total > 0 else 0.0
+        return math.sqrt(self.lost / self.total) if self.total else 0.0
 
 
 def truncate(layer: LoraLayer, rank: int) -> Truncated:
@@ -33,9 +33,7 @@ def truncate(layer: LoraLayer, rank: int) -> Truncated:
     rank. Both factors are scaled by the square roots of the singular values.
     """
     if layer.rank <= rank:
-        up, down = layer.up.double(), layer.down.double()
-        # |B A|^2 = <B^T B, A A^T>, without the product itself.
-        return Truncated(layer, 0.0, float(((up.T @ up) * (down @ down.T)).sum()))
+        return Truncated(layer, 0.0, None)
     left, left_inner = torch.linalg.qr(layer.up.double())
     right, right_inner = torch.linalg.qr(layer.down.double().T)
     inner_left, values, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
@@ -49,5 +47,9 @@ def truncate(layer: LoraLayer, rank: int) -> Truncated:
 
 def overall_error(parts: Iterable[Truncated]) -> float:
     """Return the relative Frobenius error of all layers together."""
-    lost, total = (sum(values) for values in zip(*((part.lost, part.total) for part in parts), strict=True))
+    every = list(parts)
+    lost = sum(part.lost for part in every)
+    if lost == 0:
+        return 0.0
+    total = sum(part.layer.squared_norm() if part.total is None else part.total for part in every)
     return math.sqrt(lost / total) if total > 0 else 0.0

@@ -72,11 +72,11 @@ def merge_by_weights(
 def factorised(dense: Tensor, max_rank: int | None, name: str) -> Truncated:
     """Return dW [outputs, inputs] as a layer of at most ``max_rank``; exact where its smaller side is no larger."""
     outputs, inputs = dense.shape
-    total = float(dense.double().square().sum())
     if max_rank is None or min(outputs, inputs) <= max_rank:
         identity = torch.eye(min(outputs, inputs))
         exact = LoraLayer(identity, dense) if inputs <= outputs else LoraLayer(dense, identity)
-        return Truncated(exact, 0.0, total)
+        return Truncated(exact, 0.0, None)
+    total = float(dense.double().square().sum())
     columns = min(max_rank + OVERSAMPLED, outputs, inputs)
     sketch = dense @ normal((inputs, columns), 0, f"weight-form/{name}")
     for _ in range(PASSES):

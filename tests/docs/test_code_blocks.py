@@ -215,6 +215,29 @@ def test_the_commands_for_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "keys.yaml").is_file()
 
 
+def test_the_commands_of_exports_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/exports.md's lines, one after another, as they stand."""
+    from jobs.command.app import app
+
+    monkeypatch.chdir(checkout)
+    lines = [line for block in SHELL for line in commands(block) if line.startswith("safetydpo export")]
+    assert len(lines) == 3
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+
+
+def test_the_run_of_presets_is_a_whole_one(tmp_path: Path) -> None:
+    """docs/presets.md's YAML, as it stands."""
+    from jobs.run.config import load_run
+
+    (block,) = (block for block in BLOCKS if block.document == "docs/presets.md" and block.language == "yaml")
+    (tmp_path / "run.yaml").write_text(block.text, encoding="utf-8")
+    run = load_run(tmp_path / "run.yaml")
+    assert run.base_name == "someone/my-stable-diffusion"
+    assert run.generate.render.height == 512
+
+
 def check_command(line: str) -> None:
     """Raise AssertionError for a command, option or file that does not exist."""
     words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", line))
@@ -229,6 +252,8 @@ def check_command(line: str) -> None:
         assert rest[0] in TARGETS, f"no target {rest[0]}"
     elif program == "python" and rest[0] == "-m":
         check_module(rest[1], rest[2:])
+    elif program == "safetydpo":
+        check_module("jobs.command", rest)
     elif program in ("python", "pytest", ".venv/bin/pytest", "export"):
         pass
     else:

@@ -5,6 +5,7 @@ Written after that code (``ldm/modules/diffusionmodules``), and not after diffus
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from safety.families.single_file import LAYOUTS
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 RESNET = {
@@ -147,4 +150,39 @@ def save_original(
     save_file(
         {**weights, "alphas_cumprod": torch.rand(9), **(extra or {})}, file, metadata={"format": "pt", **metadata}
     )
+    return file
+
+
+def full_size(layout: str) -> tuple[Any, dict[str, nn.Module]]:
+    """Return full-size networks without memory, made of the shipped settings by the stock classes."""
+    import diffusers
+    import transformers
+
+    folder, networks = LAYOUTS / layout, {}
+    index = json.loads((folder / "model_index.json").read_text())
+    with torch.device("meta"):
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            if name not in index:
+                continue
+            library, kind = index[name]
+            cls = getattr(diffusers if library == "diffusers" else transformers, kind)
+            if library == "diffusers":
+                networks[name] = cls.from_config(cls.load_config(folder / name))
+            else:
+                networks[name] = cls(transformers.CLIPTextConfig.from_pretrained(folder / name))
+    return type("Networks", (), networks), networks
+
+
+def sparse_file(tensors: dict[str, Tensor], file: Path, **metadata: str) -> Path:
+    """Write a safetensors file of zeros in fp16 that takes no room on the disk."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 2 * tensor.numel()
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
     return file

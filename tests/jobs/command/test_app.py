@@ -16,7 +16,7 @@ from jobs.command.app import app
 
 ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "ray", "diffusers", "transformers", "boto3", "pyarrow")
-COMMANDS = {"preflight", "run", "generate", "train", "merge", "evaluate", "release", "serve", "export"}
+COMMANDS = {"preflight", "run", "generate", "train", "merge", "evaluate", "release", "serve", "export", "convert"}
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     script = (
         "import sys\n"
         "from jobs.command.app import app\n"
-        "for words in ([], ['run'], ['export']):\n"
+        "for words in ([], ['run'], ['export'], ['convert']):\n"
         "    try: app([*words, '--help'], prog_name='safetydpo')\n"
         "    except SystemExit as end: assert not end.code\n"
         f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules])\n"

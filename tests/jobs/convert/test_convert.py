@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.convert.command import convert
+from jobs.convert.conversion import convert
 from jobs.convert.plan import plan
 from safety.errors import ArtifactFormatError, ConfigError, SafetyError
 from safety.families import ModelConfig, load_model

@@ -129,7 +129,7 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
     [task] = [task for task in plan(context, dataset) if task.name == name]
     torch.set_num_threads(1)
     model = load_model(task.model)
-    gate = expert_gate(task, model)
+    gate = expert_gate(task)
     expert = Expert(model, pairs_of(task, load_sets([task])), task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref) if stop_after else None
 
@@ -214,7 +214,7 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
     [task] = plan(two, dataset)
     model = load_model(task.model)
-    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
+    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task)
     one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
     ExpertTraining(one, TorchEngine(one), keeper).run()
@@ -294,12 +294,12 @@ def test_a_category_without_training_prompts_is_reported_before_any_worker(
 def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily
 ) -> None:
-    gates = {task.name: expert_gate(task, model) for task in plan(context, dataset)}
+    gates = {task.name: expert_gate(task) for task in plan(context, dataset)}
     together = gates.pop(ALL_SINGLE)
     assert together is not None
     torch.testing.assert_close(sum(gates.values()), together)
     ungated = changed(context, gate=None)
-    assert [expert_gate(task, model) for task in plan(ungated, dataset)] == [None] * 3
+    assert [expert_gate(task) for task in plan(ungated, dataset)] == [None] * 3
     names = {task.ref.id for context in (context, ungated) for task in plan(context, dataset)}
     assert len(names) == 6
 
@@ -316,19 +316,22 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     assert context.store.manifest(*moments.ref) is not None
     expected = gather_prompt_moments(model, moments.prompts())
     monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
-    torch.testing.assert_close(moments.read(model), expected)
+    moments.gather(model)
+    torch.testing.assert_close(moments.read(), expected)
 
 
 def test_moments_that_are_gathered_too_late_give_way_to_the_published_ones(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = gate_moments_task(context, dataset, ("hate",))
-    first = gate_moments_task(context, dataset, ("hate",)).read(model)
+    late.gather(model)
+    first = late.read()
     monkeypatch.setattr(type(context.store), "manifest", _blind_once(type(context.store).manifest))
     monkeypatch.setattr(
         "jobs.train.gate_moments.gather_prompt_moments", lambda *_: PromptMoments(first.unsafe + 1.0, first.preserved)
     )
-    assert torch.equal(late.read(model).unsafe, first.unsafe)
+    late.gather(model)
+    assert torch.equal(late.read().unsafe, first.unsafe)
 
 
 def _blind_once(manifest: Any) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PIXELS, Draw, make_pipeline, random_adapter
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from safety.exports.original_layout import unet_name
 from safety.families.weight_files import read_index
 from safety.lora.files import save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
+from tests.support.tiny_pipelines import PIXELS, draw, make_pipeline, random_adapter
 
 
 def pipeline_class(base: Path) -> type[DiffusionPipeline]:
@@ -30,7 +30,7 @@ def pipeline_class(base: Path) -> type[DiffusionPipeline]:
 
 
 @pytest.fixture
-def expected(base: Path, adapter: LoraWeights, draw: Draw, tmp_path: Path) -> np.ndarray:
+def expected(base: Path, adapter: LoraWeights, tmp_path: Path) -> np.ndarray:
     """Return the image of the stock pipeline with the adapter, which differs from the base's own."""
     pipeline = DiffusionPipeline.from_pretrained(base)
     plain = draw(pipeline)
@@ -41,7 +41,7 @@ def expected(base: Path, adapter: LoraWeights, draw: Draw, tmp_path: Path) -> np
 
 
 def test_a_fused_folder_draws_the_adapters_image(
-    base: Path, adapter: LoraWeights, expected: np.ndarray, draw: Draw, tmp_path: Path
+    base: Path, adapter: LoraWeights, expected: np.ndarray, tmp_path: Path
 ) -> None:
     rounding = write_fused_folder(base, adapter, tmp_path / "fused")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "fused")
@@ -52,7 +52,7 @@ def test_a_fused_folder_draws_the_adapters_image(
 
 
 def test_a_fused_file_in_original_layout_draws_the_adapters_image(
-    base: Path, adapter: LoraWeights, expected: np.ndarray, draw: Draw, tmp_path: Path
+    base: Path, adapter: LoraWeights, expected: np.ndarray, tmp_path: Path
 ) -> None:
     file = tmp_path / "fused.safetensors"
     rounding = write_fused_file(base, adapter, file, {"title": "fused"})
@@ -129,7 +129,7 @@ def test_a_model_without_an_original_layout_is_refused(tmp_path: Path) -> None:
             unet_name(odd, {"layers_per_block": 2})
 
 
-def test_the_names_of_an_older_vae_are_read(tmp_path: Path, draw: Draw) -> None:
+def test_the_names_of_an_older_vae_are_read(tmp_path: Path) -> None:
     """Folders on hubs often hold a VAE that diffusers before 0.18 wrote."""
     pipeline = make_pipeline("1")
     base, old = tmp_path / "base", tmp_path / "old"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safety.errors import ArtifactFormatError, ConfigError, SafetyError
-from safety.families import ModelConfig, ModelFamily, load_model
+from safety.families import ModelConfig, ModelFamily, family_name, load_model
 from safety.families.identity import content_hash, model_hash, model_identity
 from safety.families.selection import files_read
 from safety.families.source import known_here, model_folder
@@ -114,8 +114,8 @@ class FakeHub(BaseHTTPRequestHandler):
             data = json.dumps(tree).encode()
         elif path.startswith(f"/api/models/{ID}"):
             data = json.dumps({"id": ID, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}).encode()
-        elif path.startswith(f"/{ID}/resolve/{COMMIT}/"):
-            name = path.removeprefix(f"/{ID}/resolve/{COMMIT}/")
+        elif path.startswith((f"/{ID}/resolve/{COMMIT}/", f"/{ID}/resolve/main/")):
+            name = path.removeprefix(f"/{ID}/resolve/").partition("/")[2]
             data = (self.folder / name).read_bytes()
             headers["ETag"] = f'"{self._hash(name)}"'
             if body:
@@ -386,18 +386,23 @@ def test_a_large_file_s_hash_is_kept_until_the_file_changes(tmp_path: Path, monk
 def test_an_address_is_fetched_by_its_scheme_s_fetcher(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Place] = []
+    asked: list[tuple[Place, list[str]]] = []
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     def fetch(place: Place, choose: Any) -> Path:
-        asked.append(place)
-        assert UNET in choose([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        asked.append((place, choose(names)))
         return folder
 
     monkeypatch.setitem(fetchers, "mem", fetch)
     settings = config("mem://bucket/prefix", tmp_path, endpoint="http://somewhere")
     assert not known_here(settings)
+    assert family_name(settings) == "stable-diffusion"
+    place = Place("mem://bucket/prefix", "http://somewhere", None, tmp_path / "cache" / "fetched")
+    assert asked == [(place, ["model_index.json"])], "of its files the index alone says what it is"
     assert model_identity(settings) == model_identity(config(folder, tmp_path))
-    assert asked == [Place("mem://bucket/prefix", "http://somewhere", None, tmp_path / "cache" / "fetched")]
+    [_, (again, chosen)] = asked
+    assert again == place
+    assert set(chosen) == set(names)
     with pytest.raises(ConfigError, match="nothing here fetches gopher://"):
         model_folder(config("gopher://x/y", tmp_path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import safety.exports.original_layout as exports
 from safety.errors import ArtifactFormatError, ConfigError, SafetyError
 from safety.families import ModelConfig, family_name, load_model
 from safety.families.identity import model_identity
 from safety.families.single_file import LAYOUTS, layout_folder
 from safety.families.source import model_folder, model_index
-from tests.support.original_layout import original, save_original
+from tests.support.original_layout import full_size, original, save_original, sparse_file
+from tests.support.pico_models import PICO_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -25,45 +28,6 @@ def pico(tiny_model_dir: Path) -> Any:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(tiny_model_dir, safety_checker=None)
-
-
-@pytest.fixture(scope="module")
-def pico_xl(pico: Any, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of a pico SDXL, with the shape of the real one: no attention in the first block, two encoders."""
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    torch.manual_seed(1)
-    text = pico.text_encoder.config
-    sizes = {
-        "vocab_size": text.vocab_size,
-        "max_position_embeddings": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    second = CLIPTextModelWithProjection(
-        CLIPTextConfig(hidden_size=48, intermediate_size=64, projection_dim=48, hidden_act="gelu", **sizes)
-    )
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        layers_per_block=2,
-        block_out_channels=(16, 32, 32),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 4, 4),
-        use_linear_projection=True,
-        cross_attention_dim=80,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=48 + 6 * 8,
-    )
-    folder = tmp_path_factory.mktemp("pico-xl")
-    StableDiffusionXLPipeline(
-        pico.vae, pico.text_encoder, second, pico.tokenizer, pico.tokenizer, unet, pico.scheduler, add_watermarker=False
-    ).save_pretrained(folder)
-    return folder
 
 
 def config(path: Path, tmp_path: Path, **settings: Any) -> ModelConfig:
@@ -75,20 +39,13 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("layout", ["1", "2"])
-def test_a_single_file_loads_as_the_folder_that_it_was_made_of(
-    pico: Any, tiny_model_dir: Path, tmp_path: Path, layout: str
-) -> None:
-    file = save_original(pico, layout, tmp_path / "model.safetensors")
+def test_a_single_file_is_unpacked_once(pico: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = save_original(pico, "1", tmp_path / "model.safetensors")
     settings = config(file, tmp_path, settings=str(tiny_model_dir))
-    found, expected = load_model(settings), load_model(ModelConfig(path=str(tiny_model_dir)))
-    for part in ("unet", "vae", "text_encoder"):
-        assert same(getattr(found.pipeline, part), getattr(expected.pipeline, part)), part  # type: ignore[attr-defined]
-    assert torch.equal(*(model.encode_text(["a house"])["states"] for model in (found, expected)))
     folder = model_folder(settings)
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert model_folder(settings) == folder
-    assert {path: path.stat().st_mtime_ns for path in made} == made, "it is unpacked once"
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_an_unpacked_folder_depends_on_the_file_s_content_and_not_on_its_place(
@@ -106,18 +63,24 @@ def test_an_unpacked_folder_depends_on_the_file_s_content_and_not_on_its_place(
     assert model_identity(config(moved, tmp_path, **settings)) not in identities
 
 
-def test_an_xl_file_is_unpacked_to_what_the_stock_pipeline_saves(pico_xl: Path, tmp_path: Path) -> None:
-    from diffusers import StableDiffusionXLPipeline
-
-    expected = StableDiffusionXLPipeline.from_pretrained(pico_xl)
-    file = save_original(
-        expected, "xl", tmp_path / "xl.safetensors", {"conditioner.embedders.1.model.logit_scale": torch.ones(())}
-    )
-    folder = model_folder(config(file, tmp_path, settings=str(pico_xl)))
-    found = StableDiffusionXLPipeline.from_pretrained(folder)
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        assert same(getattr(found, part), getattr(expected, part)), part
-    assert model_index(config(file, tmp_path, settings=str(pico_xl)))["_class_name"] == "StableDiffusionXLPipeline"
+@pytest.mark.parametrize(("name", "layout"), [("stable-diffusion-1", "1"), ("stable-diffusion-2", "2"), ("sdxl", "xl")])
+def test_a_single_file_of_each_layout_is_unpacked_to_what_the_stock_pipeline_saves(
+    pico_model_dir: Callable[[str], Path], tmp_path: Path, name: str, layout: str
+) -> None:
+    folder = pico_model_dir(name)
+    stock = PICO_MODELS[name].stock(folder)
+    extra = {"conditioner.embedders.1.model.logit_scale": torch.ones(())} if layout == "xl" else {}
+    file = save_original(stock, layout, tmp_path / "model.safetensors", extra)
+    settings = config(file, tmp_path, settings=str(folder), prediction=stock.scheduler.config.prediction_type)
+    again = PICO_MODELS[name].stock(model_folder(settings))
+    parts = [part for part, network in stock.components.items() if isinstance(network, nn.Module)]
+    for part in parts:
+        assert same(getattr(again, part), getattr(stock, part)), part
+    assert model_index(settings)["_class_name"] == type(stock).__name__
+    ours, expected = load_model(settings), load_model(ModelConfig(path=str(folder)))
+    noise = torch.randn((1, *ours.latent_shape(16, 16)), generator=torch.Generator().manual_seed(5))
+    images = [m.sample(m.encode_text(["a house"]), noise, steps=2, guidance=3.0) for m in (ours, expected)]
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("kinds", [{"": torch.float16}, {"": torch.float16, "first_stage_model": torch.float32}])
@@ -136,26 +99,6 @@ def test_numbers_keep_their_type_or_are_widened(
         assert {t.dtype for t in load_file(stored).values() if t.is_floating_point()} == {list(kinds.values())[-1]}
 
 
-def meta_model(layout: str) -> tuple[Any, dict[str, nn.Module]]:
-    """Return full-size networks without memory, made of the shipped settings by the stock classes."""
-    import diffusers
-    import transformers
-
-    folder, networks = LAYOUTS / layout, {}
-    index = json.loads((folder / "model_index.json").read_text())
-    with torch.device("meta"):
-        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            if name not in index:
-                continue
-            library, kind = index[name]
-            cls = getattr(diffusers if library == "diffusers" else transformers, kind)
-            if library == "diffusers":
-                networks[name] = cls.from_config(cls.load_config(folder / name))
-            else:
-                networks[name] = cls(transformers.CLIPTextConfig.from_pretrained(folder / name))
-    return type("Networks", (), networks), networks
-
-
 SIZES = {
     "stable-diffusion-1": ("1", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
     "stable-diffusion-2": ("2", {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840}),
@@ -167,34 +110,32 @@ SIZES = {
 """The published models' numbers of parameters."""
 
 
-def sparse_file(tensors: dict[str, Tensor], file: Path, **metadata: str) -> Path:
-    """Write a safetensors file of zeros in fp16 that takes no room on the disk."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + end)
-    return file
-
-
 @pytest.mark.parametrize("layout", SIZES)
 def test_the_shipped_settings_are_those_of_the_published_models_and_their_files_are_known(
     tmp_path: Path, layout: str
 ) -> None:
     short, sizes = SIZES[layout]
-    pipeline, networks = meta_model(layout)
+    pipeline, networks = full_size(layout)
     assert {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()} == sizes
     file = sparse_file(original(pipeline, short), tmp_path / "full.safetensors")
     prediction = "v_prediction" if short == "2" else None
     settings = config(file, tmp_path, prediction=prediction)
     assert layout_folder(file, settings) == LAYOUTS / layout
-    if short != "xl":
-        assert family_name(settings) == "stable-diffusion"
+    assert family_name(settings) == ("sdxl" if short == "xl" else "stable-diffusion")
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_the_names_that_files_are_made_of_here_are_those_that_exports_write(layout: str) -> None:
+    """Two tables of the original layout, made by two people: of this test's files, and of fused exports."""
+    short, _ = SIZES[layout]
+    pipeline, networks = full_size(layout)
+    config = {name: json.loads((LAYOUTS / layout / name / "config.json").read_text()) for name in networks}
+    weights = {name: network.state_dict() for name, network in networks.items()}
+    exported = {exports.unet_name(name, config["unet"]) for name in weights.pop("unet")}
+    exported |= {exports.vae_tensor(n, t, config["vae"])[0] for n, t in weights.pop("vae").items()}
+    for part, tensors in weights.items():
+        exported |= exports.text_tensors(part, tensors, config[part], xl=short == "xl").keys()
+    assert exported == original(pipeline, short).keys()
 
 
 def test_the_shipped_vocabulary_is_clip_s(pico: Any, tmp_path: Path) -> None:
@@ -215,7 +156,7 @@ def test_the_shipped_vocabulary_is_clip_s(pico: Any, tmp_path: Path) -> None:
 
 def full(short: str, **changes: Any) -> dict[str, Tensor]:
     layout = {"1": "stable-diffusion-1", "2": "stable-diffusion-2", "xl": "stable-diffusion-xl"}[short]
-    return {**original(meta_model(layout)[0], short), **changes}
+    return {**original(full_size(layout)[0], short), **changes}
 
 
 def meta(*shape: int) -> Tensor:

@@ -25,27 +25,10 @@ from safety.lora.files import load_lora, save_lora
 from safety.lora.kohya import KOHYA_FILE, component_of, kohya_tensors, write_kohya
 from safety.lora.weights import LoraLayer, LoraWeights
 from tests.support import comfyui_keys
+from tests.support.real_unets import UNETS
 
 MakeWeights = Callable[..., LoraWeights]
 PIXEL = 1.0 / 255.0
-SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
-SD21: dict[str, Any] = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
-SDXL: dict[str, Any] = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
@@ -71,11 +54,11 @@ def stems(weights: LoraWeights, component: str) -> dict[str, str]:
     return by_stem
 
 
-@pytest.mark.parametrize(("config", "layers"), [(SD15, 128), (SD21, 128), (SDXL, 560)], ids=["1.5", "2.1", "xl"])
-def test_comfyui_maps_every_name_of_a_unet_onto_the_layers_own_weight(config: dict[str, Any], layers: int) -> None:
+@pytest.mark.parametrize(("model", "layers"), [("1.5", 128), ("2.1", 128), ("xl", 560)])
+def test_comfyui_maps_every_name_of_a_unet_onto_the_layers_own_weight(model: str, layers: int) -> None:
     """At the real sizes; that the weight is the layer's own is said by the single file's layout too."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
+        unet = UNet2DConditionModel(**UNETS[model])
     weights = adapter_on(unet)
     assert len(weights) == layers
     known = comfyui_keys.of_unet(unet.config)

@@ -180,6 +180,22 @@ def test_a_merge_over_the_highest_rank_is_cut_to_it_and_the_error_is_reported() 
     assert cut.report["svd_error"]["overall"] == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
 
 
+def test_the_error_of_all_layers_counts_those_that_were_not_cut() -> None:
+    """Experts of two ranks: one layer is over the highest rank, the other is not."""
+    experts = {
+        name: LoraWeights({**random_weights(seed, SHAPES, 1), LAYER: random_weights(seed, SHAPES, 4)[LAYER]})
+        for seed, name in enumerate(("a", "b"))
+    }
+    statistics, _ = calibration_of(experts, 1)
+    exact = co_merge(experts, statistics, CoMergeConfig(max_rank=None)).weights
+    cut = co_merge(experts, statistics, CoMergeConfig(max_rank=2))
+    assert {name: layer.rank for name, layer in cut.weights.items()} == {LAYER: 2, UP_LAYER: 2}
+    lost = float((cut.weights[LAYER].delta() - exact[LAYER].delta()).square().sum())
+    whole = sum(float(layer.delta().square().sum()) for layer in exact.values())
+    assert cut.report["svd_error"]["overall"] == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
+    assert cut.report["svd_error"]["layers"][UP_LAYER] == 0.0
+
+
 @pytest.mark.parametrize("granularity", ["row", "input"])
 def test_candidates_of_one_search_are_those_that_are_merged_alone(granularity: str) -> None:
     """What a search keeps between candidates changes none of them, also where their experts are other ones."""
