@@ -93,8 +93,9 @@ class TrialScorer:
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
         config = inputs.config.surrogate
+        model = load_model(inputs.model, "denoiser")
         probes = inputs.probes.gather(SPLIT, config.pairs_per_category, config.benign)
-        return Surrogate(load_model(inputs.model, "denoiser"), probes, config, inputs.seed)
+        return Surrogate(model, probes, config, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""

@@ -24,6 +24,8 @@ from tests.faults.killing import wait_for
 from tests.jobs.conftest import RAY
 from tests.support.s3_server import die_with
 
+HEAD = "ray.head.default"
+"""The name that Ray's stand-in for a cloud gives the head."""
 UNUSED = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
 COMMANDS = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 
@@ -60,8 +62,9 @@ def from_zero(kind: NodeType, object_store: int = 100 * 2**20) -> Iterator[str]:
         wait_for(lambda: b"Ray runtime started" in (folder / "head.log").read_bytes(), "the head", 120.0)
         yield address
     finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=30)
+        # With its autoscaler, which would bring the nodes up again, and with no grace: nothing of it is kept.
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
         _end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -77,9 +80,9 @@ def _config(kind: NodeType, address: str, object_store: int) -> dict[str, Any]:
         "provider": {"type": "fake_multinode", "gcs_address": address},
         "available_node_types": {
             "worker": {**worker, "max_workers": kind.max_nodes},
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         },
-        "head_node_type": "head",
+        "head_node_type": HEAD,
         "file_mounts": {},
         "file_mounts_sync_continuously": False,
         "auth": {},
