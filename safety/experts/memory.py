@@ -60,9 +60,8 @@ class StepMemory(Config):
 
 
 def latents_of(config: ExpertConfig, workers: int = 1) -> int:
-    """Return the number of latents of one worker's batch, in a step or in a validation."""
-    batch = (2 * config.rows + config.benign_rows) // (workers * config.accumulation)
-    return max(batch, 2 * config.validation_rows if config.validation_rows else 0)
+    """Return the number of latents of one worker's batch; a validation's, without gradients, need less each."""
+    return (2 * config.rows + config.benign_rows) // (workers * config.accumulation)
 
 
 def measure_step(

@@ -214,6 +214,7 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
     [task] = plan(two, dataset)
     model = load_model(task.model)
+    task.moments.gather(model)
     pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task)
     one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
