@@ -37,7 +37,7 @@ class ModelIdentity(Config):
 
 
 def model_identity(config: ModelConfig) -> ModelIdentity:
-    """Return the identity of a configured model, which is fetched if need be; of the config only the numbers' type is part of it.
+    """Return the identity of a configured model, which is fetched if need be; of the config only how its numbers are stored is part of it.
 
     Another VAE, another variant and what a single file predicts are in the hash, as files of the folder that is loaded.
 

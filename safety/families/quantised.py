@@ -68,6 +68,6 @@ def _bitsandbytes() -> Any:
         raise ConfigError(
             f"a quantised model needs bitsandbytes ({error})",
             field="model.quantize",
-            fix="pip install 'safetydpo[quantized]', or set it to 'none'",
+            fix="pip install -e '.[quantized]', or set it to 'none'",
         ) from error
     return bitsandbytes

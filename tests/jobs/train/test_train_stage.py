@@ -21,7 +21,7 @@ from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
 from jobs.train.config import TrainConfig
 from jobs.train.gate_moments import gate_moments_task
-from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
+from jobs.train.task import check_task, checkpointer, expert_gate, load_sets, pairs_of, plan, read_summary
 from safety.dataset.preferences import PreferenceSet
 from safety.errors import ConfigError, EmptyDatasetError, TrainingHealthError
 from safety.evaluation.plan import ALL_SINGLE
@@ -347,10 +347,11 @@ def _blind_once(manifest: Any) -> Any:
 
 
 def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset: ArtifactRef, no_fit: None) -> None:
-    run = context.run.model_copy(update={"model": context.run.model.model_copy(update={"device": "cuda"})})
-    on_gpu = StageContext(run, context.store, context.work, context.console)
+    [task, *_] = plan(context, dataset)
+    summary = read_summary(task)
+    on_gpu = replace(task, model=task.model.model_copy(update={"device": "cuda"}))
     with pytest.raises(ConfigError, match=r"train\.gpus_per_worker"):
-        train.run(on_gpu, dataset)
+        check_task(on_gpu, summary)
 
 
 def test_a_time_limit_is_reported_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:
