@@ -35,7 +35,8 @@ from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
 from safety.tensor_format import Head, TensorFormat, Tensors
 
-BATCH = 64
+BATCH, BATCH_BYTES = 64, 2**27
+"""Most prompts that are encoded at once, and most bytes of their states in fp64: a T5's are 16 MiB a prompt."""
 FORMAT = TensorFormat(
     name="safetydpo-prompt-moments-1",
     key="prompt_moments",
@@ -155,16 +156,23 @@ def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMomen
         model: The model whose text encoder is used.
         texts: At least one unsafe prompt per expert, and the preserved ones.
     """
+    nothing = model.unconditional()["states"]
+    size = prompts_at_once(nothing)
     return PromptMoments(
-        unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
-        preserved=_second_moment(model, texts.preserved) + _moment([model.unconditional()["states"]]),
+        unsafe=torch.stack([_second_moment(model, prompts, size) for prompts in texts.unsafe.values()]),
+        preserved=_second_moment(model, texts.preserved, size) + _moment([nothing]),
     )
 
 
-def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
-    """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
-    starts = range(0, len(prompts), BATCH)
-    return _moment(model.encode_text(prompts[start : start + BATCH])["states"] for start in starts)
+def prompts_at_once(states: Tensor) -> int:
+    """Return how many prompts are encoded at once, by the size of one's states [1, T, K]."""
+    return min(BATCH, max(1, BATCH_BYTES // (states.numel() * 8)))
+
+
+def _second_moment(model: ModelFamily, prompts: Sequence[str], size: int) -> Tensor:
+    """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]; ``size`` prompts are encoded at once."""
+    starts = range(0, len(prompts), size)
+    return _moment(model.encode_text(prompts[start : start + size])["states"] for start in starts)
 
 
 def _moment(batches: Iterable[Tensor]) -> Tensor:

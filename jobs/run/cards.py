@@ -25,7 +25,8 @@ def check_memory(run: RunConfig) -> Finding:
 def step_finding(run: RunConfig) -> Finding:
     """Return what a step needs, against this process's own device."""
     config, workers = run.train.expert, run.train.workers
-    memory = needed_memory(run.model, config, run.generate.render.height, run.generate.render.width)
+    render, shards = run.generate.render, run.train.shards
+    memory = needed_memory(run.model, config, render.height, render.width, shards)
     if memory is None:
         return passed(SMALL)
     latents = latents_of(config, workers)

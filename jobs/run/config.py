@@ -88,6 +88,14 @@ class RunConfig(Config):
     def _with_gpus(cls, document: Any) -> Any:
         return with_gpus(document)
 
+    @model_validator(mode="after")
+    def _base_can_be_divided(self) -> RunConfig:
+        if self.train.shard_base and self.model.quantize != "none":
+            raise ValueError(
+                f"train.shard_base cannot divide weights of {self.model.quantize}; set it to false, or model.quantize to 'none'"
+            )
+        return self
+
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy.
 

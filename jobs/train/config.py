@@ -19,7 +19,7 @@ JOINT = (ALL_SINGLE, CONSOLIDATED)
 
 
 class DeepSpeedConfig(Config):
-    """DeepSpeed's sharding of an expert's training among its workers."""
+    """DeepSpeed's sharding of an adapter's training among its workers; the base is divided by ``shard_base``."""
 
     stage: int = Field(
         0, ge=0, le=2, description="ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too; a LoRA's are small"
@@ -56,6 +56,11 @@ class TrainConfig(Config):
         "on one machine as many as share each of its places, on a cluster of several 1",
     )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    shard_base: bool = Field(
+        False,
+        description="divide the frozen base among an expert's workers, for one that does not fit into each (ZeRO stage 3, by "
+        "torch's FSDP2): a block's weights are gathered while it computes. The adapter differs by rounding alone",
+    )
     max_failures: int = Field(
         5,
         ge=0,
@@ -80,6 +85,11 @@ class TrainConfig(Config):
         """
         return self.gate if self.expert.lora.reads_prompt(model) else None
 
+    @property
+    def shards(self) -> int:
+        """Return the number of shares that a worker's base is divided into, at the fewest workers."""
+        return (self.min_workers or self.workers) if self.shard_base else 1
+
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""
         asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
@@ -95,4 +105,6 @@ class TrainConfig(Config):
             # A training whose number of workers may change is not the same, to the last bit, as one with a fixed number.
             **({} if self.min_workers is None else {"min_workers": self.min_workers}),
             "deepspeed": self.deepspeed.model_dump(mode="json"),
+            # Its convolutions are laid out in another way, which changes their rounding.
+            **({"shard_base": True} if self.shard_base else {}),
         }

@@ -97,7 +97,8 @@ def step_memory(context: StageContext, task: ExpertTask) -> StepMemory | None:
     expert, render, place = task.config.expert, context.run.generate.render, train_place(context.run)
     if expert.micro_batch != "auto" and expert.checkpointing != "auto":
         return None
-    return placed_unless_cheap(place, needed_memory, task.model, expert, render.height, render.width)
+    shards = task.config.shards
+    return placed_unless_cheap(place, needed_memory, task.model, expert, render.height, render.width, shards)
 
 
 def concurrent_experts(config: TrainConfig, most: int) -> int:

@@ -23,6 +23,7 @@ from safety.experts.coverage import Coverage, coverage
 from safety.experts.curves import plot_curves, write_metrics
 from safety.experts.expert import Expert, training_rows
 from safety.experts.memory import choose_plan, free_bytes, latents_of, return_memory_at_once
+from safety.experts.sharding import load_sharded
 from safety.experts.training import ExpertTraining, TrainingResult, load_adapter
 from safety.families import ModelFamily, load_model
 from safety.families.family import configured_family
@@ -48,7 +49,7 @@ def train_experts(tasks: Sequence[ExpertTask]) -> None:
     if tasks[0].memory is not None and tasks[0].model.device == "cpu":
         return_memory_at_once()
     room = _room(tasks[0])
-    model = load_model(tasks[0].model, "denoiser")
+    model = _load_base(tasks[0])
     for task in tasks:
         if len(tasks) > 1 and _is_published(task, model.device):
             continue
@@ -81,6 +82,13 @@ def train_expert(task: ExpertTask, model: ModelFamily, room: int) -> None:
         result = training.run(lambda step, metrics: _log(task, board, step, metrics))
     _publish(task, expert, result, coverage(config, len(training_rows(pairs, expert.objective))))
     keeper.clear()
+
+
+def _load_base(task: ExpertTask) -> ModelFamily:
+    """Return the denoiser, divided among the workers where it is asked for and there are several."""
+    if task.config.shard_base and torch.distributed.get_world_size() > 1:
+        return load_sharded(task.model)
+    return load_model(task.model, "denoiser")
 
 
 def _room(task: ExpertTask) -> int:

@@ -12,6 +12,7 @@ from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
 from safety.experts.passes import Passes, PassPlan, configured_plan
+from safety.experts.sharding import is_sharded
 from safety.families.family import ModelFamily
 from safety.lora.attach import attach, extract, reference, set_weights, trainable
 from safety.lora.gate import fold_gate, gate_inputs
@@ -130,9 +131,10 @@ class Expert(nn.Module):
             f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")
         }
 
-    def lay_out(self, memory_format: torch.memory_format = torch.channels_last) -> None:
-        """Lay the convolutions' weights out for speed, or in another format; no value changes."""
-        self.denoiser.to(memory_format=memory_format)  # type: ignore[call-overload]
+    def lay_out(self) -> None:
+        """Lay the convolutions' weights out for speed; no value changes. A divided base can only be in the plain layout."""
+        if not is_sharded(self.denoiser):
+            self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name, in sorted order."""

@@ -15,6 +15,7 @@ from safety.base import Config
 from safety.errors import ConfigError
 from safety.experts.config import ExpertConfig
 from safety.experts.passes import PassPlan, configured_plan
+from safety.experts.sharding import sharded_bytes
 from safety.experts.tracing import trace_step
 from safety.families.family import Conditioning, ModelConfig, ModelFamily, Parts, load_model, model_folder
 from safety.families.model_config import Quantize
@@ -69,6 +70,7 @@ def measure_step(
     config: ExpertConfig,
     latent: tuple[int, int, int] | None = None,
     conditioning: Mapping[str, tuple[int, ...]] | None = None,
+    shards: int = 1,
 ) -> StepMemory:
     """Return the memory of training on a model, from the settings in its folder alone.
 
@@ -77,6 +79,7 @@ def measure_step(
         config: The expert's settings.
         latent: (C, h, w) of the latents; None: of the model's own images.
         conditioning: Shapes of a prompt's tensors, without the batch; None: the text encoder's.
+        shards: Workers that the base is divided among.
 
     Raises:
         ConfigError: There is no such family or folder.
@@ -98,6 +101,7 @@ def measure_step(
         conditioning,
         cpu=model.device == "cpu",
         quantize=model.quantize,
+        shards=shards,
     )
 
 
@@ -109,10 +113,11 @@ def measure_skeleton(
     *,
     cpu: bool,
     quantize: Quantize = "none",
+    shards: int = 1,
 ) -> StepMemory:
     """Return the memory of training on a model whose denoiser ``skeleton`` makes without weights; see ``measure_step``."""
     model = skeleton()
-    base = weight_bytes(model.denoiser, quantize)
+    base = weight_bytes(model.denoiser, quantize) if shards == 1 else sharded_bytes(model.denoiser, shards)
     # Quantised weights are turned back one layer at a time, in both directions.
     turned = 0 if quantize == "none" else largest_linear(model.denoiser)
     attach(model, config.lora, 0)
@@ -218,19 +223,23 @@ def _slowness(plan: PassPlan, latents: int) -> tuple[int, int]:
 
 
 def needed_memory(
-    model: ModelConfig, config: ExpertConfig, height: int | None = None, width: int | None = None
+    model: ModelConfig,
+    config: ExpertConfig,
+    height: int | None = None,
+    width: int | None = None,
+    shards: int = 1,
 ) -> StepMemory | None:
     """Return the memory of training on images of a size in pixels, the model's own where it is None; None: it is small.
 
-    Raises as ``measure_step`` does.
+    ``shards`` are the workers that the base is divided among. Raises as ``measure_step`` does.
     """
     if is_small(model, height, width):
         return None
     if height is None and width is None:
-        return measure_step(model, config)
+        return measure_step(model, config, shards=shards)
     found = load_skeleton(model, torch.float32, "denoiser")
     side = found.default_size
-    return measure_step(model, config, found.latent_shape(height or side, width or side))
+    return measure_step(model, config, found.latent_shape(height or side, width or side), shards=shards)
 
 
 def is_small(model: ModelConfig, height: int | None = None, width: int | None = None) -> bool:

@@ -9,6 +9,7 @@ denoiser does, and both may be combined.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from safety.base import Config
 from safety.errors import ConfigError
 from safety.experts.batch import Batch
 from safety.experts.config import ExpertConfig
+from safety.experts.sharding import recomputing
 from safety.families.family import ModelFamily
 from safety.precision import autocast, compute_dtype, computes_bf16
 
@@ -85,7 +87,13 @@ class Passes:
         conditioning = {key: value[part] for key, value in batch.conditioning.items()}
         if again and torch.is_grad_enabled():
             found: Tensor = checkpoint(
-                self._predict, noisy, timesteps, conditioning, use_reentrant=False, preserve_rng_state=False
+                self._predict,
+                noisy,
+                timesteps,
+                conditioning,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=self._contexts,
             )
             return found
         return self._predict(noisy, timesteps, conditioning)
@@ -93,6 +101,10 @@ class Passes:
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         with autocast(noisy.device, half=self._half):
             return self.model.predict(noisy, timesteps, conditioning).float()
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of a pass's first computation and of its second one, for its gradient."""
+        return nullcontext(), recomputing(self.model.denoiser)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         return gradient * 2.0**-self._exponent

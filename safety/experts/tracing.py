@@ -117,7 +117,7 @@ def trace_call(networks: Sequence[nn.Module], call: Callable[[], Any]) -> int:
 class _Traced(Expert):
     """An expert whose layout stays: fake weights cannot be laid out, and it changes no size."""
 
-    def lay_out(self, memory_format: torch.memory_format = torch.channels_last) -> None:
+    def lay_out(self) -> None:
         """Leave the layout."""
 
 
