@@ -21,7 +21,7 @@ from safety.base import Config
 from safety.errors import ConfigError
 from safety.experts.batch import Batch
 from safety.experts.config import ExpertConfig
-from safety.experts.sharding import recomputing
+from safety.experts.sharding import is_sharded, recomputing
 from safety.families.family import ModelFamily
 from safety.precision import autocast, compute_dtype, computes_bf16
 
@@ -86,6 +86,9 @@ class Passes:
         noisy, timesteps = batch.noisy[part], batch.timesteps[part]
         conditioning = {key: value[part] for key, value in batch.conditioning.items()}
         if again and torch.is_grad_enabled():
+            if is_sharded(self.model.denoiser):
+                # FSDP2 frees a block, for the next pass to gather anew, where a gradient leaves it by an input.
+                noisy = noisy.detach().requires_grad_()
             found: Tensor = checkpoint(
                 self._predict,
                 noisy,

@@ -50,7 +50,7 @@ class Worker(NamedTuple):
 
     def save(self, name: str, expert: Expert) -> None:
         if self.rank == 0:
-            save_lora(expert.weights(), self.folder / name)
+            save_lora(expert.weights(), self.folder / name, metadata={})
 
 
 def work(rank: int, folder: Path, model_dir: str) -> None:
@@ -68,7 +68,6 @@ def work(rank: int, folder: Path, model_dir: str) -> None:
     model = load_sharded(ModelConfig(path=model_dir))
     report["held"] = size(model.denoiser)
     for name, (stage, plan) in PLANS.items():
-        # The base, the gathered blocks of which are counted as each block starts, forward or backward.
         report[name] = train(worker, model, train_config(stage), plan, name)
         detach(model)
     resume(worker, model)
