@@ -206,7 +206,8 @@ def choose_plan(memory: StepMemory | None, config: ExpertConfig, latents: int, f
     raise ConfigError(
         f"a training step needs {least / GIB:.1f} GiB at least, and {room / GIB:.1f} GiB are free",
         field="train.expert",
-        fix="use a larger card, set model.quantize to 'nf4', or lower train.expert.lora.rank; "
+        fix="use a larger card, set model.quantize to 'nf4', set train.shard_base with several workers, or lower "
+        "train.expert.lora.rank; "
         "python -m jobs.preflight --cards lists what fits where",
     )
 

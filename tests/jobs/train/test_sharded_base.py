@@ -96,6 +96,7 @@ def train(worker: Worker, model: ModelFamily, config: TrainConfig, plan: PassPla
 
     expert = worker.expert(model, config, plan)
     handles = [unit.register_forward_hook(watch) for unit in units]
+    handles += [unit.register_forward_pre_hook(count) for unit in units]
     keeper = Checkpointer(FolderStore(worker.folder / name), fingerprint="x")
     ExpertTraining(expert, DeepSpeedEngine(expert, config), keeper).run()
     worker.save(name, expert)
