@@ -19,7 +19,7 @@ from jobs.train import worker
 from jobs.train.stage import grouped
 from jobs.train.task import ExpertTask, plan
 from jobs.train.worker import train_experts
-from safety.dataset.layout import latents_file
+from safety.dataset.latents import latents_file
 from safety.dataset.preferences import PreferenceSet, write_preference_file
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, ModelFamily, load_model
