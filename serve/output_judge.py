@@ -48,5 +48,5 @@ def load_output_judge(config: ServeConfig) -> OutputJudge | None:
     if chosen is None:
         return None
     fix = "name a judge of what this model draws in serve.judge.name"
-    require_made_for(config.model, judges.find(chosen.name, "serve.judge.name"), chosen.name, fix)
+    require_made_for(config.model.path, judges.find(chosen.name, "serve.judge.name"), chosen.name, fix)
     return OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from cluster.node_types import NodeType
 from cluster.session import ClusterConfig, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from tests.faults.killing import wait_for
@@ -73,14 +72,11 @@ def several_nodes(count: int) -> Iterator[Nodes]:
 class Job:
     """A job that runs in a process of its own, as ``python -m jobs.NAME --config FILE`` does."""
 
-    def __init__(
-        self, name: str, document: dict[str, Any], folder: Path, address: str, node_types: Sequence[NodeType] = ()
-    ) -> None:
+    def __init__(self, name: str, document: dict[str, Any], folder: Path, address: str) -> None:
         """Start ``jobs.<name>`` on the cluster at ``address``; its words go to ``folder/log``."""
         folder.mkdir(parents=True, exist_ok=True)
         config, self.log = folder / "run.yaml", folder / "log"
-        added = [kind.model_dump() for kind in node_types]
-        document = {**document, "cluster": {"address": address, "auth": "disabled", "node_types": added}}
+        document = {**document, "cluster": {"address": address, "auth": "disabled"}}
         config.write_text(yaml.safe_dump(document), encoding="utf-8")
         # The small world's writer is registered by its import.
         run = f"runpy.run_module('jobs.{name}', run_name='__main__', alter_sys=True)"
