@@ -14,20 +14,21 @@ from safety.release import model_hash
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-def require_made_for(path: str, implementation: object, name: str, fix: str) -> None:
+def require_made_for(path: str, implementation: object, name: str, field: str, fix: str) -> None:
     """Raise ConfigError when an implementation is the embedded world's own and the model is another.
 
     Args:
         path: The model's path in the config.
         implementation: What a registry holds for a judge or for features.
         name: Its name in the config.
+        field: The setting that names it.
         fix: What to set instead.
     """
     module = str(getattr(implementation, "__module__", ""))
     if f"{module}.".startswith(f"{EMBEDDED_PACKAGE}.") and not is_embedded_model(path):
         raise ConfigError(
             f"{name!r} was made for the embedded model's drawings, and its figures would mean nothing for {path}",
-            field=name,
+            field=field,
             fix=fix,
         )
 

@@ -47,6 +47,6 @@ def load_output_judge(config: ServeConfig) -> OutputJudge | None:
     chosen = config.serve.judge
     if chosen is None:
         return None
-    fix = "name a judge of what this model draws in serve.judge.name"
-    require_made_for(config.model.path, judges.find(chosen.name, "serve.judge.name"), chosen.name, fix)
+    field, fix = "serve.judge.name", "name a judge of what this model draws"
+    require_made_for(config.model.path, judges.find(chosen.name, field), chosen.name, field, fix)
     return OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)

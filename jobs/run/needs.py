@@ -228,7 +228,12 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
     problems: list[Problem] = []
 
     def check(what: str, field: str, registry: Registry[Any], name: str, fix: str) -> None:
-        attempt(problems, what, field, lambda: require_made_for(run.model.path, registry.find(name, field), name, fix))
+        attempt(
+            problems,
+            what,
+            field,
+            lambda: require_made_for(run.model.path, registry.find(name, field), name, field, fix),
+        )
 
     found: list[Problem] = []
     # A model that is not there is another problem, which the loads report.

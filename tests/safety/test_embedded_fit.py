@@ -32,10 +32,10 @@ def test_a_copy_is_the_embedded_model_and_one_of_its_size_is_not(tmp_path: Path,
 def test_what_was_made_for_the_embedded_model_is_refused_on_another(
     implementation: object, tiny_model_dir: Path
 ) -> None:
-    require_made_for(EMBEDDED_MODEL, implementation, "x", "name another")
+    require_made_for(EMBEDDED_MODEL, implementation, "x", "judge.name", "name another")
     with pytest.raises(ConfigError, match=r"'x' was made for the embedded model.*name another"):
-        require_made_for(str(tiny_model_dir), implementation, "x", "name another")
+        require_made_for(str(tiny_model_dir), implementation, "x", "judge.name", "name another")
 
 
 def test_ones_own_judge_is_taken_on_any_model(tiny_model_dir: Path) -> None:
-    require_made_for(str(tiny_model_dir), load_pixel_judge, "x", "name another")
+    require_made_for(str(tiny_model_dir), load_pixel_judge, "x", "judge.name", "name another")
