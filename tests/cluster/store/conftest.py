@@ -13,14 +13,14 @@ from cluster.store.artifacts import ArtifactStore
 from tests.support.s3_server import RunningServer
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-CHUNK = 65536
+CHUNK, HEAD_END = 65536, b"\r\n\r\n"
 
 
 class Wire:
     """Passes connections on to the server, and does to the n-th connection what ``faults[n]`` says.
 
     "busy" answers 503; "mute" brings the request to the server and loses its answer; "cut" loses the answer's second
-    half.
+    half; "head" brings only the request's head to the server, and then closes both connections.
     """
 
     def __init__(self, port: int) -> None:
@@ -48,6 +48,12 @@ class Wire:
             if fault == "busy":
                 client.recv(CHUNK)
                 client.sendall(BUSY)
+                return
+            if fault == "head":
+                head, end, _ = client.recv(CHUNK).partition(HEAD_END)
+                server.sendall(head + end)
+                server.shutdown(socket.SHUT_WR)
+                server.recv(CHUNK)  # closed by the server, or answered, once it has done what it does
                 return
             sender = threading.Thread(target=_pump, args=(client, server), daemon=True)
             sender.start()

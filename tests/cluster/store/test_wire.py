@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import MissingBucket, UnsafeStore
+from cluster.errors import MissingBucket, StoreUnreachable, UnsafeStore
 from cluster.store.artifacts import ArtifactStore
 
 
@@ -30,6 +30,20 @@ def test_a_passing_fault_is_tried_again(
     assert (tmp_path / "down").read_bytes() == b"y" * 2000
     wire.faults = {wire.seen: fault}
     assert over_wire().keys("") == ["file", "key"]
+
+
+@pytest.mark.parametrize("if_absent", [True, False])
+def test_a_write_that_loses_its_body_leaves_no_object(
+    if_absent: bool, s3_store: ArtifactStore, wire: Any, over_wire: Callable[..., ArtifactStore]
+) -> None:
+    wire.faults = dict.fromkeys(range(1000), "head")
+    with pytest.raises(StoreUnreachable):
+        over_wire(patience_s=0.5).write("key", b"whole", if_absent=if_absent)
+    assert wire.seen > 0
+    assert s3_store.read("key") is None
+    wire.faults = {wire.seen: "head"}
+    over_wire().write("key", b"whole", if_absent=if_absent)
+    assert s3_store.read("key") == b"whole"
 
 
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
