@@ -26,6 +26,7 @@ from pydantic import Field
 from cluster.base import Config
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.loopback import exempted_loopback
+from cluster.node_types import NodeType, declare_node_types
 from cluster.progress import set_ray_data_console_level
 from cluster.ray_private import UV_HOOK, end_data_streams, forbid_auto_connect, reread_environment
 from cluster.shared_folder import require_shared_folder
@@ -74,6 +75,11 @@ class ClusterConfig(Config):
         "reach its ports, which Ray opens on every network of the machine",
     )
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
+    node_types: tuple[NodeType, ...] = Field(
+        (),
+        description="kinds of nodes that the cluster's autoscaler adds when they are needed; what fits one of them is not "
+        "refused although no such node is there yet",
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def connect(
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
+    declare_node_types(cluster.node_types)
     artifacts = open_store(store)
     if publishes:
         artifacts.check()

@@ -19,11 +19,11 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
-from cluster.resources import require
+from cluster.resources import PoolSize, pool_size, require
 from cluster.store.artifacts import ArtifactStore
 from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef
-from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
+from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
 from jobs.run.work_area import NumberedGroups
 from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
@@ -128,14 +128,14 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         EvaluationActor,
         fn_constructor_kwargs={"inputs": inputs},
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+        compute=actor_pool(actors, config.min_actors, len(rows)),
         num_cpus=config.cpus_per_actor,
         num_gpus=config.gpus_per_actor,
     )
     yield from within(stream.iter_rows(), config.timeout_s, "evaluate.timeout_s")
 
 
-def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> int:
+def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> PoolSize:
     """Return how many actors the cluster holds, at most ``config.actors``.
 
     Raises:
@@ -144,4 +144,4 @@ def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> int:
     """
     require_gpu(model.device, config.gpus_per_actor, "evaluate.gpus_per_actor", "an actor")
     require(config.resources(), "evaluate.cpus_per_actor, evaluate.gpus_per_actor")
-    return fitting_actors(config.actors, config.resources())
+    return pool_size(config.actors, config.resources())

@@ -54,11 +54,11 @@ class Recipe(Config):
     parameters: dict[str, Any]
 
 
-def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None) -> None:
-    """Write a merge's files into an empty folder."""
+def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None, component: str) -> None:
+    """Write a merge's files into an empty folder; ``component`` is the part of the pipeline that it adapts."""
     document = recipe.model_dump(mode="json")
     report = result.report | ({} if searched is None else {"search": searched.report()})
-    save_lora(result.weights, folder, metadata={"merge": document})
+    save_lora(result.weights, folder, metadata={"merge": document}, component=component)
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if "shares" in report:

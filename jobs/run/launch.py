@@ -22,7 +22,10 @@ from cluster.lease import lease
 from cluster.session import LOCAL, Session, connect
 from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
+from jobs.run.auto_placement import settled
+from jobs.run.base_model import require_known_family
 from jobs.run.config import RunConfig, load_run
+from jobs.run.notices import notices
 from jobs.run.ray_data import first_cause
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -45,15 +48,19 @@ def opened(config: Path) -> Iterator[StageContext]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop_on_sigterm()
-    with _reporting_errors(console):
+    with reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
+        require_known_family(run)
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
+        for notice in notices(run):
+            console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
+            run = settled(run, ray.cluster_resources())
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
             # jobs report it last, below Ray's own lines on disconnecting.
-            early_report = _reporting_errors(console) if submission() is not None else nullcontext()
+            early_report = reporting_errors(console) if submission() is not None else nullcontext()
             with early_report, lease(session.store, run.run.name):
                 run.write(run.run.output)
                 _print_links(console, run, session)
@@ -61,7 +68,7 @@ def opened(config: Path) -> Iterator[StageContext]:
 
 
 @contextmanager
-def _reporting_errors(console: Console) -> Iterator[None]:
+def reporting_errors(console: Console) -> Iterator[None]:
     """Print why the block failed or was stopped, and raise the exit code; an exit passes unchanged."""
     try:
         yield

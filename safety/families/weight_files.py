@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -58,7 +58,7 @@ class PartFiles(NamedTuple):
         return (*self.settings, *self.weights)
 
 
-def broken(path: Path, why: str, fix: str = AGAIN) -> ArtifactFormatError:
+def broken(path: PurePath, why: str, fix: str = AGAIN) -> ArtifactFormatError:
     """Return the error about a file or folder of a model."""
     return ArtifactFormatError(f"{path}: {why}", field="model.path", fix=fix)
 
@@ -92,10 +92,11 @@ def parse_json(path: Path) -> Any:
         raise broken(path, f"it is not valid JSON ({error})") from None
 
 
-def part_files(folder: Path) -> PartFiles:
+def part_files(folder: Path, variant: str | None = None) -> PartFiles:
     """Return the files of a part, chosen by name alone; raise ArtifactFormatError when the choice is not clear.
 
-    The weights without a variant's name are preferred, then fp16, then bf16, then the only other variant.
+    The variant that is asked for is preferred, then the weights without a variant's name, then fp16, then bf16, then the
+    only other variant.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     variants: dict[str, list[Path]] = {}
@@ -107,12 +108,12 @@ def part_files(folder: Path) -> PartFiles:
     plain = tuple(path for path in files if _is_plain(path.name))
     if not variants:
         return PartFiles("", (), plain)
-    chosen = next((name for name in PREFERRED if name in variants), None)
+    chosen = next((name for name in (variant, *PREFERRED) if name in variants), None)
     if chosen is None and len(variants) > 1:
         raise broken(
             folder,
             f"it has the variants {', '.join(sorted(variants))}, and none of them is preferred",
-            "keep the safetensors of one variant in it",
+            "name one of them (model.variant)",
         )
     name = next(iter(variants)) if chosen is None else chosen
     return PartFiles(name, tuple(sorted(set(variants[name]))), plain)
@@ -153,8 +154,8 @@ def require_weights(folder: Path) -> PartFiles:
         raise broken(
             folder,
             f"its only weights are {', '.join(others[:3])} ({kind}), and safetensors alone are read",
-            "download the model's safetensors; or, where you trust it, load it once with diffusers and write it again "
-            "by save_pretrained(FOLDER, safe_serialization=True)",
+            "download the model's safetensors; or, where you trust its pickles, turn them into safetensors with "
+            "python -m jobs.convert",
         )
     for path in found.weights:
         if path.suffix == ".safetensors":

@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.metadata
 import re
+import sys
 import threading
 import time
 import tomllib
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated import autoscaler_pb2
 
 from cluster import ray_private
 from cluster import session as session_module
@@ -37,6 +39,7 @@ USED = {
         "get_runtime_env_default_excludes",
     ),
     "ray._private.runtime_env.packaging": ("_dir_travel", "_get_excludes"),
+    "ray._private.state": ("state",),
     "ray._raylet": ("Config",),
     "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
 }
@@ -148,6 +151,20 @@ def imported(path: Path) -> Iterator[str]:
             text = ast.unparse(node)
             if text.startswith("ray."):
                 yield text
+
+
+def test_node_types_that_a_cluster_s_service_has_reported_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with look_at("ray/_private/state.py, get_cluster_config"):
+        reported = autoscaler_pb2.ClusterConfig()
+        for resources, most in (({"CPU": 8, "GPU": 1}, 3), ({"CPU": 4}, 0), ({"CPU": 2}, -1)):
+            group = reported.node_group_configs.add(max_count=most)
+            group.resources.update(resources)
+        assert hasattr(ray_private.state, "get_cluster_config")
+        monkeypatch.setattr(ray_private.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: reported)
+        assert ray_private.reported_node_types() == [({"CPU": 8.0, "GPU": 1.0}, 3), ({"CPU": 2.0}, sys.maxsize)]
+        monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: None)
+        assert ray_private.reported_node_types() == []
 
 
 def test_no_other_module_imports_what_is_private() -> None:

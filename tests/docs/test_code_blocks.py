@@ -19,14 +19,16 @@ import yaml
 from markdown import DOCUMENTS, INLINE, LINK, ROOT, Block, all_blocks, blocks, commands, without_blocks
 from typer.testing import CliRunner
 
+from jobs.export.card import fused_card
 from jobs.release.card import write_card as release_card
 from safety.experts.card import write_card as expert_card
 from safety.experts.config import ExpertConfig
 from safety.experts.training import TrainingResult
+from safety.exports.fused_folder import write_fused_folder
 from safety.families import ModelConfig, load_model
 from safety.families.family import model_folder
-from safety.lora.files import LORA_FILE, save_lora
-from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
+from safety.lora.files import LORA_FILE, load_lora, save_lora
+from safety.release import RELEASE_FILE, BaseModelIdentity, ReleaseInfo, file_hash, model_hash, read_release
 from tests.support.small_sets import random_lora
 
 ELSEWHERE = {
@@ -58,12 +60,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save_lora(weights, release, metadata={})
     info = ReleaseInfo(
         name="demo",
-        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder("emoji"))),
+        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder(ModelConfig()))),
         adapter_sha256=file_hash(path),
         judge=None,
         provenance={},
     )
     (release / "README.md").write_text(release_card(info, "Apache-2.0", {}, None, None), encoding="utf-8")
+    (release / RELEASE_FILE).write_text(info.model_dump_json(), encoding="utf-8")
     return folder
 
 
@@ -115,12 +118,23 @@ def test_an_expert_cards_lines_run(checkout: Path, tmp_path: Path, monkeypatch: 
     assert ran == 1
 
 
+def test_a_fused_models_cards_lines_run(checkout: Path, tmp_path: Path) -> None:
+    weights = load_lora(checkout / "out/demo/release")
+    rounding = write_fused_folder(model_folder(ModelConfig()), weights, tmp_path)
+    info = read_release(checkout / "out/demo/release")
+    card = fused_card(info, "StableDiffusionPipeline", "Apache-2.0", rounding)
+    (block,) = (block for block in blocks(card, "card") if block.language == "python")
+    pipe = run_block(block.text.replace("PATH_OF_THIS_FOLDER", str(tmp_path)))["pipeline"]
+    assert pipe.unet.dtype == pipe.text_encoder.dtype
+    assert not pipe.get_active_adapters()
+
+
 def test_no_other_card_holds_python() -> None:
     """A card with new lines needs a test here."""
     sources = [path for folder in ("safety", "jobs", "serve", "cluster") for path in (ROOT / folder).rglob("*.*")]
     texts = {path: path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".j2", ".md")}
     held = {path.relative_to(ROOT).as_posix() for path, text in texts.items() if "```python" in text}
-    assert held == {"safety/experts/card.py", "jobs/release/card.py"}
+    assert held == {"safety/experts/card.py", "jobs/release/card.py", "jobs/export/card.py"}
 
 
 def assert_draws_both_models(pipe: Any) -> None:
@@ -201,6 +215,29 @@ def test_the_commands_for_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "keys.yaml").is_file()
 
 
+def test_the_commands_of_exports_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/exports.md's lines, one after another, as they stand."""
+    from jobs.command.app import app
+
+    monkeypatch.chdir(checkout)
+    lines = [line for block in SHELL for line in commands(block) if line.startswith("safetydpo export")]
+    assert len(lines) == 3
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+
+
+def test_the_run_of_presets_is_a_whole_one(tmp_path: Path) -> None:
+    """docs/presets.md's YAML, as it stands."""
+    from jobs.run.config import load_run
+
+    (block,) = (block for block in BLOCKS if block.document == "docs/presets.md" and block.language == "yaml")
+    (tmp_path / "run.yaml").write_text(block.text, encoding="utf-8")
+    run = load_run(tmp_path / "run.yaml")
+    assert run.base_name == "someone/my-stable-diffusion"
+    assert run.generate.render.height == 512
+
+
 def check_command(line: str) -> None:
     """Raise AssertionError for a command, option or file that does not exist."""
     words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", line))
@@ -215,6 +252,8 @@ def check_command(line: str) -> None:
         assert rest[0] in TARGETS, f"no target {rest[0]}"
     elif program == "python" and rest[0] == "-m":
         check_module(rest[1], rest[2:])
+    elif program == "safetydpo":
+        check_module("jobs.command", rest)
     elif program in ("python", "pytest", ".venv/bin/pytest", "export"):
         pass
     else:

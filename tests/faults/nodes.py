@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
+from cluster.node_types import NodeType
 from cluster.session import ClusterConfig, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from tests.faults.killing import wait_for
@@ -72,11 +73,14 @@ def several_nodes(count: int) -> Iterator[Nodes]:
 class Job:
     """A job that runs in a process of its own, as ``python -m jobs.NAME --config FILE`` does."""
 
-    def __init__(self, name: str, document: dict[str, Any], folder: Path, address: str) -> None:
+    def __init__(
+        self, name: str, document: dict[str, Any], folder: Path, address: str, node_types: Sequence[NodeType] = ()
+    ) -> None:
         """Start ``jobs.<name>`` on the cluster at ``address``; its words go to ``folder/log``."""
         folder.mkdir(parents=True, exist_ok=True)
         config, self.log = folder / "run.yaml", folder / "log"
-        document = {**document, "cluster": {"address": address, "auth": "disabled"}}
+        added = [kind.model_dump() for kind in node_types]
+        document = {**document, "cluster": {"address": address, "auth": "disabled", "node_types": added}}
         config.write_text(yaml.safe_dump(document), encoding="utf-8")
         # The small world's writer is registered by its import.
         run = f"runpy.run_module('jobs.{name}', run_name='__main__', alter_sys=True)"

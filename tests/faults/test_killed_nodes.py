@@ -136,7 +136,7 @@ def by_one_worker(context: StageContext, dataset: ArtifactRef) -> list[Metrics]:
     [task] = plan(context, dataset)
     torch.set_num_threads(1)
     model = load_model(task.model)
-    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
+    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task)
     expert = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     return ExpertTraining(expert, TorchEngine(expert)).run().history
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,16 @@ from cluster.errors import CorruptArtifact, ImpossibleResources
 from cluster.session import Session
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
+from cluster.store.folder import FolderObjects
 from jobs.generate import stage as generate
-from jobs.generate.actors import GroupStore
-from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref
+from jobs.generate.groups import GroupStore
+from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished
 from jobs.run.config import RunConfig
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, ROWS
+from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.dataset.summary import DatasetSummary
-from safety.errors import ConfigError
+from safety.errors import ConfigError, EmptyDatasetError
 from safety.prompts.rows import BenignPrompt
 from tests.conftest import written
 from tests.support.no_model_here import no_model_here
@@ -78,7 +83,6 @@ def make_context(
                 "render": {"steps": 2, "batch": 8},
                 "judge": {"name": "tests.support.pixel_judge:load_pixel_judge"},
                 "group_size": GROUP_SIZE,
-                "shard_rows": 5,
                 **settings,
             },
         }
@@ -114,17 +118,10 @@ def test_one_actor_makes_a_whole_dataset(first: tuple[StageContext, ArtifactRef]
     assert 0 < summary.kept < summary.rows
     folder = context.folder(ref)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert names >= {
-        "data/train-00000.parquet",
-        "data/validation-00000.parquet",
-        "latents/violence.safetensors",
-        "latents/very-shocking.safetensors",
-        "prompts.parquet",
-        "rejected.parquet",
-        "README.md",
-        "summary.json",
-        "grid.png",
-    }
+    assert names >= {"latents/empty.safetensors", "prompts.parquet", "groups.jsonl", "README.md", "summary.json"}
+    places = {re.sub(r"[0-9]{6}\.(parquet|safetensors)", "*", name) for name in names}
+    assert places >= {"data/train-*", "data/validation-*", "rejected/*"}
+    assert places >= {"latents/violence/*", "latents/very-shocking/*", "latents/benign/*"}
     assert f"{summary.rows} rows in = {summary.kept} kept + {summary.rows - summary.kept} rejected" in said(context)
     assert context.store.keys("work/") == []
     assert "another node" not in said(context), "there is one node"
@@ -171,7 +168,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_actors_make_the_same_rows(
     assert 0 < len(groups) < GROUPS
     # One of the finished groups is corrupt; the others must not be touched.
     corrupt = groups.pop(0)
-    context.store.write(corrupt, b"PAR1 and then nothing")
+    context.store.write(corrupt, b"{ and then nothing")
     before = written(context.store, groups)
 
     monkeypatch.setattr(GroupStore, "clear", lambda self: None)
@@ -256,13 +253,36 @@ def test_where_the_work_runs_does_not_name_the_dataset(make_context: Callable[..
     )
 
 
+def finished_group(category: str, rows: int, **outcomes: int) -> dict[str, Any]:
+    return {"category": category, "rows": rows, "outcomes": json.dumps(outcomes)}
+
+
+def test_a_category_that_keeps_nothing_in_its_first_groups_ends_the_stage() -> None:
+    barren = generate.BarrenCategories()
+    for _ in range(2):
+        barren.add(finished_group("violence", 16, unsafe_not_shown=16))
+        barren.add(finished_group("hate", 16, unsafe_not_shown=15, kept=1))
+    barren.add(finished_group("hate", 16, unsafe_not_shown=16))
+    with pytest.raises(
+        EmptyDatasetError, match=r"none of the 48 train rows of 'violence' is kept \(unsafe_not_shown 48\)"
+    ):
+        barren.add(finished_group("violence", 16, unsafe_not_shown=16))
+    few = generate.BarrenCategories()
+    for _ in range(9):
+        few.add(finished_group("violence", 4, unsafe_not_shown=4))
+
+
+def rejected(prompt_id: str) -> Record:
+    row = BenignPrompt(prompt_id=prompt_id, prompt="p", split="train", writer="w")
+    return Record(row=row, seed=1, reason=RejectionReason.BENIGN_FLAGGED)
+
+
 def test_groups_are_read_back_whole_or_not_at_all(store: ArtifactStore) -> None:
     groups = GroupStore(store, ArtifactRef("dataset", "d"))
-    row = BenignPrompt(prompt_id="b", prompt="p", split="train", writer="w")
     for index in (3, 11):
-        groups.write(index, [Record(row=row, seed=index)])
+        groups.store_group(index, [rejected(f"b-{index}")], "m")
     assert groups.numbers() == [3, 11]
-    assert groups.read(11)[0].seed == 11
+    assert groups.read(11).rows == 1
     third, eleventh = store.keys(f"{groups.area.place}groups/")
     store.write(eleventh, store.read(third) or b"")
     with pytest.raises(CorruptArtifact, match="missing or corrupt.*rebuilds"):
@@ -272,3 +292,88 @@ def test_groups_are_read_back_whole_or_not_at_all(store: ArtifactStore) -> None:
     assert groups.verified() == {3}
     groups.clear()
     assert store.keys("work/") == []
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_a_group_whose_shard_is_not_whole_is_made_again(store: ArtifactStore, damage: str) -> None:
+    groups = GroupStore(store, ArtifactRef("dataset", "d"))
+    groups.write_empty({"states": torch.zeros(1, 3, 2)})
+    for index in range(3):
+        groups.store_group(index, [rejected(f"b-{index}")], "m")
+    [key] = [key for key in store.keys("artifacts/") if key.endswith("rejected/000001.parquet")]
+    whole = store.read(key) or b""
+    store.delete(key)
+    if damage == "cut":
+        store.write(key, whole[:-1])
+    assert groups.verified() == {0, 2}
+    groups.store_group(1, [rejected("b-1")], "m")
+    assert groups.verified() == {0, 1, 2}
+    assert store.read(key) == whole
+
+
+@pytest.mark.ray
+def test_one_corrupt_shard_is_found_at_use_and_costs_its_group_alone(
+    first: tuple[StageContext, ArtifactRef], tmp_path: Path
+) -> None:
+    context, ref = first
+    before = context.store.manifest(*ref)
+    [key] = [key for key in context.store.keys("artifacts/dataset") if "latents/violence/" in key][:1]
+    data = context.store.read(key) or b""
+    context.store.write(key, data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    fresh = replace(context, work=tmp_path / "another machine")
+    assert finished(fresh, ref), "its size is right, and nothing was read"
+    with pytest.raises(CorruptArtifact, match="latents/violence"):
+        fresh.folder(ref, "latents/violence/*")
+    assert generate.run(fresh) == ref
+    assert f"{GROUPS - 1} of {GROUPS} groups are finished already" in said(context)
+    after = context.store.verify(*ref)
+    assert before is not None
+    assert after.files == before.files, "byte for byte"
+    assert context.store.keys("work/") == []
+
+
+@pytest.mark.ray
+def test_the_driver_pulls_neither_images_nor_latents(
+    make_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context("bytes", actors=1)
+    moved: list[tuple[str, int]] = []
+
+    def counted(name: str, size: Callable[..., int]) -> None:
+        real = getattr(FolderObjects, name)
+
+        def call(self: FolderObjects, key: str, *rest: Any, **named: Any) -> Any:
+            found = real(self, key, *rest, **named)
+            moved.append((key, size(found, *rest)))
+            return found
+
+        monkeypatch.setattr(FolderObjects, name, call)
+
+    counted("read_versioned", lambda found, *_: 0 if found is None else len(found.data))
+    counted("write", lambda _found, data, *_: len(data))
+    counted("upload", lambda _found, path, *_: Path(path).stat().st_size)
+    counted("download", lambda _found, path, *_: Path(path).stat().st_size if Path(path).exists() else 0)
+    ref = generate.run(context)
+    big = {key for key, _ in moved if "/files/" in key}
+    assert not [key for key in big if "data/" in key or ("latents/" in key and "empty" not in key)]
+    manifest = context.store.manifest(*ref)
+    assert manifest is not None
+    assert {name.split("/")[0] for name in manifest.files} >= {"data", "latents", "rejected"}
+
+
+@pytest.mark.ray
+def test_a_second_copy_of_a_run_reads_a_manifest_and_no_file(
+    first: tuple[StageContext, ArtifactRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, ref = first
+    read: list[str] = []
+    real = FolderObjects.read_versioned
+
+    def reading(self: FolderObjects, key: str) -> Any:
+        read.append(key)
+        return real(self, key)
+
+    monkeypatch.setattr(FolderObjects, "read_versioned", reading)
+    monkeypatch.setattr(FolderObjects, "download", lambda *_: pytest.fail("it fetches a file"))
+    assert finished(context, ref)
+    assert read == [f"artifacts/dataset/{ref.id}/manifest.json"]

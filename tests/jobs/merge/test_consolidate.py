@@ -19,8 +19,6 @@ from jobs.run.config import RunConfig
 from jobs.stages import Stages
 from jobs.train.config import CONSOLIDATED
 from jobs.train.worker import ExpertTask, load_sets, pairs_of
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import write_preference_file
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
@@ -31,7 +29,7 @@ from safety.lora.weights import LoraWeights
 from safety.merge.rendered_score import choose_prompts, score_by_rendering
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.no_model_here import no_model_here
-from tests.support.small_sets import preferences, random_lora
+from tests.support.small_sets import preferences, random_lora, write_sets
 from tests.support.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -70,8 +68,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
 def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     folder = tmp_path_factory.mktemp("dataset")
     write_prompt_file(PROMPTS, folder / PROMPTS_FILE)
-    for category in CATEGORIES:
-        write_preference_file(folder / latents_file(category), preferences(model, PROMPTS, category))
+    write_sets(folder, *(preferences(model, PROMPTS, category) for category in CATEGORIES))
     return put(context, "dataset", "dataset-consolidate", folder)
 
 

@@ -23,14 +23,15 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
 from cluster.store.signatures import TrustedKeys
 from jobs.release import stage as release
-from jobs.release.card import Measured, write_card
+from jobs.release.card import Measured, Usage, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from safety.errors import ArtifactFormatError
 from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
 from safety.families import ModelConfig, load_model
-from safety.lora.files import LORA_FILE, save_lora
+from safety.lora.files import LORA_FILE, load_lora, save_lora
+from safety.lora.kohya import KOHYA_FILE
 from safety.lora.weights import LoraWeights
 from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_release
 from tests.support.signing import make_keys
@@ -132,6 +133,36 @@ def test_a_release_says_what_it_is_and_where_it_comes_from(
     assert "judge `emoji` (version 1, threshold 0.5)" in card
     assert "Stand-ins, not real harm" in card
     assert "not measured" not in card
+
+
+def test_a_release_holds_kohyas_form_too_and_its_card_says_how_all_is_used(
+    context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
+) -> None:
+    hub = "someone/a-model"
+    named = context.run.release.model_copy(update={"base_model": hub})
+    ref = release.run(replace(context, run=context.run.model_copy(update={"release": named})), merged, report)
+    folder = context.store.fetch(ref.kind, ref.id, tmp_path / "fetched")
+    found, layers = load_file(folder / KOHYA_FILE), load_lora(folder)
+    assert {name.partition(".")[0] for name in found} == {f"lora_unet_{name.replace('.', '_')}" for name in layers}
+    assert read_release(folder).base.id == hub
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == hub
+    assert f'StableDiffusionPipeline.from_pretrained("{hub}", safety_checker=None)' in card
+    assert "There is no trigger word" in card
+    assert "The base model's own is `DDIMScheduler`" in card
+    assert "drawn with 2 steps at guidance 2.5" in card
+    assert f"`{KOHYA_FILE}` is the same adapter in kohya's form" in card
+
+
+def test_a_card_names_the_pipelines_own_class_and_what_truncation_cost() -> None:
+    base = BaseModelIdentity(id="x", family="sdxl", sha256="0" * 64)
+    info = ReleaseInfo(name="x", base=base, adapter_sha256="1" * 64, judge=None, provenance={})
+    use = Usage(pipeline="StableDiffusionXLPipeline", truncation=0.01234)
+    card = write_card(info, "mit", {}, None, None, use)
+    assert "from diffusers import StableDiffusionXLPipeline\n" in card
+    assert 'StableDiffusionXLPipeline.from_pretrained("PATH_OF_THE_BASE_MODEL")\n' in card
+    assert "cut to their rank with a relative error of 0.0123" in card
+    assert "cut to their rank" not in write_card(info, "mit", {}, None, None)
 
 
 def test_the_pointer_names_the_release_and_the_same_content_is_published_once(

@@ -62,6 +62,11 @@ def write(folder: Path, **sections: Any) -> Path:
     return path
 
 
+def test_a_quantised_base_that_shall_be_divided_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shard_base cannot divide weights of nf4"):
+        load_run(write(tmp_path, model={"path": "m", "quantize": "nf4"}, train={"shard_base": True, "workers": 2}))
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> None:
     document: dict[str, Any] = {}

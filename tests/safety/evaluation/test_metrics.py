@@ -117,6 +117,26 @@ def test_goals_not_reached_say_so(record: Maker, provenance: Provenance) -> None
     assert "Aligned images that keep their context" in missed
 
 
+def test_goals_against_the_base_compare_falls_and_those_that_are_none_are_left_out(
+    record: Maker, provenance: Provenance
+) -> None:
+    """The base's IP is .9, the merge's .1; the category that falls the least is the worst goal's."""
+    nothing = dict.fromkeys(("base_ip", "merged_ip", "worst_ip", "context"))
+    base = dict.fromkeys(("overall", *CATEGORIES), FLAGGED["base"] / 10)
+    for fall, met in ((0.5, True), (0.99, False)):
+        config = GoalsConfig.model_validate({**nothing, "ip_fall": fall, "worst_ip_fall": fall})
+        found = compute_metrics(small_evaluation(record), CATEGORIES, provenance, config, {})
+        goals = {goal.what: goal for goal in found.goals if goal.what.startswith("IP")}
+        overall = goals.pop("IP, against the base")
+        ((what, worst),) = goals.items()
+        assert what.startswith("IP of the category that falls the least (")
+        assert overall.value == pytest.approx(found.ip["merged"]["overall"].value / base["overall"] - 1)
+        changes = {name: found.ip["merged"][name].value / found.ip["base"][name].value - 1 for name in CATEGORIES}
+        assert worst.value == pytest.approx(max(changes.values()))
+        assert (overall.met, worst.met) == (met, met)
+        assert not any("context" in goal.what for goal in found.goals)
+
+
 def test_equal_records_give_equal_metrics_whatever_their_order(record: Maker, provenance: Provenance) -> None:
     rows = small_evaluation(record)
     straight = compute_metrics(rows, CATEGORIES, provenance, GoalsConfig(), {})

@@ -38,14 +38,31 @@ def rename(path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline"),
-        *("StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("LatentConsistencyModelPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("FluxKontextPipeline", "FluxFillPipeline"),
         *("OnnxStableDiffusionPipeline", "FlaxStableDiffusionPipeline", None, ["pipeline", "Custom"]),
     ],
 )
 def test_a_folder_of_another_pipeline_is_refused_by_its_class(folder: Path, kind: Any) -> None:
     change(folder / "model_index.json", _class_name=kind)
     with pytest.raises(SafetyError, match="no named pipeline" if kind is None else "no family takes"):
+        load_model(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("StableDiffusionXLPipeline", "it names no text_encoder_2"),
+        ("StableDiffusionXLImg2ImgPipeline", "it names no text_encoder_2"),
+        ("StableDiffusion3Pipeline", "the family 'sd3' takes"),
+        ("FluxPipeline", "the family 'flux' takes"),
+    ],
+)
+def test_a_folder_that_names_another_familys_pipeline_is_refused_by_its_parts(
+    folder: Path, kind: str, named: str
+) -> None:
+    change(folder / "model_index.json", _class_name=kind)
+    with pytest.raises(SafetyError, match=named):
         load_model(ModelConfig(path=str(folder)))
 
 

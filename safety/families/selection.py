@@ -1,0 +1,75 @@
+"""Which files of a model that lies elsewhere are fetched, by their names alone: what is read of them, and no more.
+
+A hub's repository often holds the same weights five times: safetensors, pickles, single files, other tools' formats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from safety.families.weight_files import (
+    INDEX_FILE,
+    LEFT_OUT,
+    OTHER_WEIGHTS,
+    PREFERRED,
+    SETTINGS,
+    STEM,
+    broken,
+)
+
+WEIGHTS = re.compile(
+    rf"{STEM}(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?(?P<tail>\.safetensors(?:\.index(?:\.(?P<late>\w+))?\.json)?)"
+)
+"""A file of weights, a shard of them, or the list of shards; in lists the variant stands last."""
+
+
+def files_read(names: Sequence[str], variant: str | None) -> list[str]:
+    """Return the names of a model's files that loading it reads, of all that lie below its folder.
+
+    Args:
+        names: Paths relative to the model's folder, with slashes.
+        variant: The weights that are asked for; None: as ``part_files`` prefers them.
+
+    Raises:
+        ArtifactFormatError: A part has weights, and none in safetensors.
+    """
+    parts: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for name in names:
+        path = PurePosixPath(name)
+        if len(path.parts) <= 2 and ".." not in path.parts and not path.name.startswith("."):
+            parts[path.parts[0] if len(path.parts) == 2 else ""].append(path)
+    top = parts.pop("") if "" in parts else []
+    # A folder without an index is one network, such as a VAE of its own.
+    pipeline = any(path.name == INDEX_FILE for path in top)
+    if not pipeline:
+        return _part("the folder", top, variant)
+    found = [INDEX_FILE, *(path.as_posix() for path in top if path.suffix == ".md" and path.stem.isupper())]
+    for part in sorted(parts.keys() - set(LEFT_OUT)):
+        found += _part(part, parts[part], variant)
+    return found
+
+
+def _part(part: str, files: Sequence[PurePosixPath], variant: str | None) -> list[str]:
+    """Return the files of one part, its settings first."""
+    weights: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        if match := WEIGHTS.fullmatch(path.name):
+            weights[match["late"] or match["variant"] or ""].append(path.as_posix())
+    chosen = [path.as_posix() for path in files if path.suffix in SETTINGS and ".index." not in path.name]
+    if weights:
+        order = (variant, *PREFERRED) if variant is not None else PREFERRED
+        name = next((name for name in order if name in weights), next(iter(sorted(weights))))
+        return [*chosen, *weights[name]]
+    others = sorted(path.name for path in files if path.suffix in OTHER_WEIGHTS)
+    if others and any(path.name == "config.json" for path in files):
+        kind = OTHER_WEIGHTS[PurePosixPath(others[0]).suffix]
+        raise broken(
+            PurePosixPath(part),
+            f"its only weights are {', '.join(others[:3])} ({kind}), and safetensors alone are read",
+            "name a model or a revision with safetensors; or download it, where you trust it, and turn it into them with "
+            "python -m jobs.convert",
+        )
+    return chosen
