@@ -229,7 +229,9 @@ def test_impossible_resources_are_refused_at_once(
 @pytest.mark.ray
 def test_a_model_on_a_gpu_needs_actors_with_one(make_context: Callable[..., StageContext]) -> None:
     with pytest.raises(ConfigError, match=r"generate\.gpus_per_actor: the model is on 'cuda'"):
-        generate.run(make_context("cuda", model={"device": "cuda"}))
+        generate.run(make_context("cuda", model={"device": "cuda"}, gpus_per_actor=0))
+    with pytest.raises(ImpossibleResources, match=r"generate\.gpus_per_actor"):
+        generate.run(make_context("auto", model={"device": "cuda"}))
 
 
 def test_where_the_work_runs_does_not_name_the_dataset(make_context: Callable[..., StageContext]) -> None:

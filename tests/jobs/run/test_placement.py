@@ -181,7 +181,8 @@ def test_the_gpu_overlay_loads_nothing_in_a_driver_without_its_device(
 
 @pytest.mark.parametrize("find", [evaluate_place, merge_place])
 def test_a_model_on_a_gpu_asks_for_one_by_its_setting(find: Callable[[RunConfig], Place], workers: Workers) -> None:
-    run = RunConfig.model_validate({"run": {"name": "x", "output": "out"}, "model": {"device": "cuda"}})
+    no_gpus = {"evaluate": {"gpus_per_actor": 0}, "merge": {"gpus_per_worker": 0}}
+    run = RunConfig.model_validate({"run": {"name": "x", "output": "out"}, "model": {"device": "cuda"}, **no_gpus})
     with pytest.raises(SafetyError, match=r"gpus_per_(actor|worker): the model is on 'cuda'"):
         placed(find(run), process)
     assert workers.asked == []

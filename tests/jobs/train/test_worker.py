@@ -19,14 +19,14 @@ from jobs.train import worker
 from jobs.train.stage import grouped
 from jobs.train.task import ExpertTask, plan
 from jobs.train.worker import train_experts
-from safety.dataset.latents import latents_file
-from safety.dataset.preferences import PreferenceSet, write_preference_file
+from safety.dataset.preferences import PreferenceSet
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.attach import attach, detach
 from safety.lora.config import LoraConfig
 from safety.lora.files import LORA_FILE
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
+from tests.support.small_sets import write_sets
 from tests.support.small_world import GATE, RECIPE, knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -94,8 +94,7 @@ def make_tasks(tiny_model_dir: Path, folder: Path) -> list[ExpertTask]:
     text = load_model(ModelConfig(path=str(tiny_model_dir)), "text")
     dataset = folder / "dataset"
     dataset.mkdir(parents=True)
-    for category in CATEGORIES:
-        write_preference_file(dataset / latents_file(category), preferences(text, category))
+    write_sets(dataset, *(preferences(text, category) for category in CATEGORIES))
     write_prompt_file(
         knife_prompts(CATEGORIES, ("train", "validation"), ("train", "text_only")), dataset / PROMPTS_FILE
     )
