@@ -63,8 +63,8 @@ def test_a_fault_is_reported_by_its_own_check_alone(
     assert bad(found) == {"resources": "fail", "GPUs": "fail", **on_workers}
     assert "generate.gpus_per_actor" in found["resources"].fix
     found = findings({**with_(model={"device": "cuda"}), "placement": "fixed"}, tmp_path)
-    assert bad(found) == {"GPUs": "fail", **on_workers}
-    assert "generate.gpus_per_actor" in found["GPUs"].found
+    assert bad(found) == {"config": "fail"}
+    assert "generate.gpus_per_actor" in found["config"].found
     gone = findings(with_(store={"bucket": "not-there"}), tmp_path)
     assert bad(gone) == dict.fromkeys(("store", "conditional writes", "store from the nodes", "clocks"), "fail")
     assert bad(findings(with_(cluster={"auth": "disabled"}), tmp_path)) == {"Ray": "warn"}
