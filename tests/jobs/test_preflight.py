@@ -59,7 +59,9 @@ def test_a_fault_is_reported_by_its_own_check_alone(
     assert bad(findings(with_(evaluate={"actors": 9}), tmp_path)) == {"resources": "warn"}
     assert bad(findings(with_(merge={"gpus_per_worker": 1.0}), tmp_path)) == {"resources": "fail", "GPUs": "fail"}
     found = findings(with_(model={"device": "cuda"}), tmp_path)
-    on_workers = dict.fromkeys(("model", "features", "memory"), "warn")  # looked at where the device is, which is nowhere
+    on_workers = dict.fromkeys(
+        ("model", "features", "memory"), "warn"
+    )  # looked at where the device is, which is nowhere
     assert bad(found) == {"resources": "fail", "GPUs": "fail", **on_workers}
     assert "generate.gpus_per_actor" in found["resources"].fix
     found = findings({**with_(model={"device": "cuda"}), "placement": "fixed"}, tmp_path)
