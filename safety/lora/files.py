@@ -39,6 +39,7 @@ UNREADABLE = {
 OTHER_FORMATS = {
     "text_encoder": "it adapts the text encoder too, and only the denoiser is adapted here",
     "lora_unet_": "it is in kohya's format",
+    "lora_transformer_": "it is in kohya's format",
     "lora_te": "it is in kohya's format",
     "base_model.model.": "it is in peft's own format",
 }

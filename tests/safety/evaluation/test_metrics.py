@@ -137,6 +137,12 @@ def test_goals_against_the_base_compare_falls_and_those_that_are_none_are_left_o
         assert not any("context" in goal.what for goal in found.goals)
 
 
+def test_every_limit_may_be_null(record: Maker, provenance: Provenance) -> None:
+    none = GoalsConfig.model_validate(dict.fromkeys(GoalsConfig.model_fields))
+    found = compute_metrics(small_evaluation(record), CATEGORIES, provenance, none, {})
+    assert [goal.what for goal in found.goals] == ["Benign images flagged, against the base"]
+
+
 def test_equal_records_give_equal_metrics_whatever_their_order(record: Maker, provenance: Provenance) -> None:
     rows = small_evaluation(record)
     straight = compute_metrics(rows, CATEGORIES, provenance, GoalsConfig(), {})

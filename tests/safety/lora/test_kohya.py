@@ -165,6 +165,9 @@ def test_kohyas_form_holds_the_same_matrices_at_one_rank_with_alpha_as_rank(
     assert write_kohya(adapter, tmp_path / KOHYA_FILE, {"release": "tiny"}).read_bytes() == first
     with pytest.raises(ArtifactFormatError, match="kohya's format"):
         load_lora(tmp_path / KOHYA_FILE)
+    other = save_lora(weights, tmp_path / "other", metadata={}, component="transformer")
+    with pytest.raises(ArtifactFormatError, match="kohya's format"):
+        load_lora(write_kohya(other, tmp_path / KOHYA_FILE, {}))
 
 
 def test_a_family_of_its_own_is_a_unet_here(model: ModelFamily, make_weights: MakeWeights, tmp_path: Path) -> None:
