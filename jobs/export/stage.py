@@ -47,7 +47,7 @@ def run(config: RunConfig, form: Form, output: Path, release: str | None = None)
         ConfigError: The output is in the way, there is no such release, or no such form of this model.
         ArtifactFormatError: The release or the base model is damaged, or the release is for another base.
         CorruptArtifact: The store's copy does not match its manifest.
-        UntrustedArtifact: Trusted keys are configured, and none has signed the release.
+        UntrustedArtifact: Trusted keys are configured, and none has signed the store's copy. A folder has no signature.
     """
     _require_free(form, output)
     base = model_folder(config.model)

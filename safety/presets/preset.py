@@ -73,12 +73,15 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both and (key in LABELLED or value.get("name", old.get("name")) == old.get("name")):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _of_one_kind(key, old, value):
             result[key] = merged(old, value)
         else:
             result[key] = value
     return result
+
+
+def _of_one_kind(section: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    return section in LABELLED or above.get("name", below.get("name")) == below.get("name")
 
 
 def _resolved(
