@@ -195,3 +195,16 @@ def test_nothing_behind_the_pointer_is_a_known_error(config: Path, tmp_path: Pat
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert "nothing behind the pointer 'aligned'" in done.output
+
+
+def test_a_base_that_is_not_there_is_named_before_anything_is_written(
+    config: Path, export: Run, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    document["model"]["path"] = str(tmp_path / "lost")
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    for form, output in (("fused-folder", "new"), ("kohya", "new.safetensors")):
+        done = export(form, tmp_path / output)
+        assert done.exit_code == 2
+        assert "model.path: no diffusers-format model in" in done.output
+        assert not (tmp_path / output).exists()
