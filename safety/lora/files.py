@@ -87,8 +87,11 @@ def write_tensors(
     entries = {"format": "pt", **header, OWN_METADATA: _to_json(dict(metadata))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(_canonical(save(dict(tensors), metadata=entries)))
-    partial.replace(path)
+    try:
+        partial.write_bytes(_canonical(save(dict(tensors), metadata=entries)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -137,14 +137,16 @@ def test_an_export_that_fails_on_its_way_leaves_nothing_and_says_why(
 
     for module in ("fused_folder", "fused_file"):
         monkeypatch.setattr(f"safety.exports.{module}.save_tensors", full)
+    monkeypatch.setattr(Path, "replace", lambda path, _target: full(None, path, None))
     (tmp_path / "empty").mkdir()
-    for form, output in (("fused-folder", "new"), ("fused-folder", "empty"), ("fused-file", "x.safetensors")):
+    outputs = {"new": "fused-folder", "empty": "fused-folder", "x.safetensors": "fused-file", "y.safetensors": "kohya"}
+    for output, form in outputs.items():
         done = export(form, tmp_path / output)
         assert done.exit_code == 2, done.output
         assert "No space left on device. Fix: free some space" in " ".join(done.output.split())
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "empty").iterdir())
-    assert not list(tmp_path.glob("x.safetensors*"))
+    assert not list(tmp_path.glob("*.safetensors*"))
 
 
 @pytest.mark.parametrize(
