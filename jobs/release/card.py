@@ -51,6 +51,8 @@ class Usage(NamedTuple):
     """The class of the base model's pipeline in diffusers."""
     hub_id: str | None = None
     """The base model's id on its hub; None: it is a folder or file of the user's."""
+    single_file: bool = False
+    """Whether the base model is one file of the user's, and no folder."""
     load: Mapping[str, str | None] = {}
     """Further arguments that the base model is loaded with: its revision on a hub, None for a part that it does without."""
     sampler: str | None = None
@@ -114,12 +116,13 @@ def write_card(
 
 def _usage(info: ReleaseInfo, use: Usage) -> str:
     base = use.hub_id or "PATH_OF_THE_BASE_MODEL"
+    method = "from_single_file" if use.single_file and use.hub_id is None else "from_pretrained"
     # The pipelines of SD 1.x and 2.x alone have a safety checker, which this project's folders leave out.
     checker = ", safety_checker=None" if use.pipeline == "StableDiffusionPipeline" else ""
     load = "".join(f", {name}={json.dumps(value) if value else None}" for name, value in use.load.items())
     parts = [
         f"## Use\n\n```python\nfrom diffusers import {use.pipeline}\n\n"
-        f'pipeline = {use.pipeline}.from_pretrained("{base}"{load}{checker})\n'
+        f'pipeline = {use.pipeline}.{method}("{base}"{load}{checker})\n'
         'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")\n```',
         f"`{KOHYA_FILE}` is the same adapter in kohya's form, for ComfyUI (in `models/loras`) and other tools.",
         "There is no trigger word: it acts on every prompt. Use it at strength 1, at which it was made; a lower strength "

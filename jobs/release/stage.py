@@ -155,6 +155,7 @@ def build_folder(
     use = Usage(
         pipeline=base.pipeline,
         hub_id=run.release.base_model or base.hub_id,
+        single_file=base.single_file,
         load=_load_arguments(run.model, base),
         sampler=base.sampler,
         steps=run.evaluate.render.steps,

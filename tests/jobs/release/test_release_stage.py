@@ -29,6 +29,7 @@ from jobs.run.config import RunConfig
 from safety.errors import ArtifactFormatError
 from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
+from safety.exports.fused_file import write_fused_file
 from safety.families import ModelConfig, load_model
 from safety.lora.files import LORA_FILE, load_lora, save_lora
 from safety.lora.kohya import KOHYA_FILE
@@ -181,6 +182,23 @@ def test_a_card_loads_a_hubs_model_by_its_id_as_the_run_did(
     card = (context.store.fetch(ref.kind, ref.id, tmp_path / "fetched") / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "someone/a-model"
     assert f'from_pretrained("someone/a-model", revision="{commit}", safety_checker=None)' in card
+
+
+def test_a_card_opens_a_single_file_as_one(
+    context: StageContext, merged: ArtifactRef, adapter: LoraWeights, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "base.safetensors"
+    write_fused_file(tiny_model_dir, adapter, file, {})
+    model = ModelConfig(path=str(file), settings=str(tiny_model_dir), cache=tmp_path / "cache")
+    run = context.run.model_copy(update={"model": model})
+    named = run.model_copy(update={"release": run.release.model_copy(update={"base_model": "someone/a-model"})})
+    for given, line in (
+        (run, 'from_single_file("PATH_OF_THE_BASE_MODEL", safety_checker=None)'),
+        (named, 'from_pretrained("someone/a-model", safety_checker=None)'),
+    ):
+        ref = release.run(replace(context, run=given), merged, None)
+        card = context.store.read_file(ref.kind, ref.id, "README.md").decode()
+        assert line in card
 
 
 def test_a_card_gives_a_hub_no_path_for_an_id(context: StageContext, merged: ArtifactRef, tmp_path: Path) -> None:
