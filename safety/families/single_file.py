@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from safety.errors import ConfigError
+from safety.errors import ConfigError, SafetyError
 from safety.families.model_config import ModelConfig
-from safety.families.weight_files import broken, read_index, require_whole
+from safety.families.weight_files import INDEX_FILE, broken, read_index, require_whole
 
 LAYOUTS = Path(__file__).parent / "original_layouts"
 KNOWN = {"v1": "stable-diffusion-1", "v2": "stable-diffusion-2", "xl_base": "stable-diffusion-xl"}
@@ -57,8 +57,14 @@ def layout_folder(file: Path, config: ModelConfig) -> Path:
     """
     header = read_header(file)
     if config.settings is not None:
-        folder = Path(config.settings).expanduser()
-        read_index(folder)
+        try:
+            folder = Path(config.settings).expanduser()
+            read_index(folder)
+        except (SafetyError, RuntimeError) as error:
+            text = error.message if isinstance(error, SafetyError) else str(error)
+            raise ConfigError(
+                text, field="model.settings", fix=f"name a diffusers folder of this machine, with its {INDEX_FILE}"
+            ) from None
         return folder
     # Slow to import, and only for single files.
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
