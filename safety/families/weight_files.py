@@ -169,6 +169,9 @@ def require_weights(folder: Path) -> PartFiles:
         others = (
             sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS) if folder.is_dir() else []
         )
+        shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+        if shards and not others:
+            raise broken(folder, f"it holds {shards[0]}, and no list of its shards (*.safetensors.index.json)")
         if not others:
             raise broken(folder, "it holds no weights", "download the whole model, its safetensors included")
         kind = OTHER_WEIGHTS[Path(others[0]).suffix]
