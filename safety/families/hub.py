@@ -85,6 +85,12 @@ def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
         names = [file.rfilename for file in found.siblings or ()]
         listed = listed_parts(read_index(download_index(hub_id, found.sha))) if INDEX_FILE in names else None
         read = files_read(names, variant, listed)
+        if not read:
+            raise ConfigError(
+                f"none of the {len(names)} files of {hub_id} is read",
+                field="model.path",
+                fix=f"name a repository with {INDEX_FILE}, or as model.vae one with config.json; or download its single file",
+            )
         settings = [name for name in read if not name.endswith(".safetensors")]
         for some in (settings, read):
             folder = Path(snapshot_download(hub_id, revision=found.sha, allow_patterns=some))

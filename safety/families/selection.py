@@ -14,9 +14,10 @@ from safety.families.weight_files import (
     INDEX_FILE,
     LEFT_OUT,
     OTHER_WEIGHTS,
-    PREFERRED,
+    SETTINGS,
     STEM,
     broken,
+    chosen_variant,
     is_plain,
 )
 
@@ -36,7 +37,7 @@ def files_read(names: Sequence[str], variant: str | None, listed: Collection[str
         listed: The parts that the model's index lists; None: every folder is one.
 
     Raises:
-        ArtifactFormatError: A part has weights, and none in safetensors.
+        ArtifactFormatError: A part has weights, and none in safetensors, or several variants of which none is preferred.
     """
     parts: dict[str, list[PurePosixPath]] = defaultdict(list)
     for name in names:
@@ -48,7 +49,9 @@ def files_read(names: Sequence[str], variant: str | None, listed: Collection[str
     # A folder without an index is one network, such as a VAE of its own.
     pipeline = any(path.name == INDEX_FILE for path in top)
     if not pipeline:
-        return _part("the folder", top, variant)
+        return [
+            name for name in _part("the folder", top, variant) if WEIGHTS.fullmatch(name) or name.endswith(SETTINGS)
+        ]
     found = [INDEX_FILE, *(path.as_posix() for path in top if path.suffix == ".md" and path.stem.isupper())]
     for part in sorted(parts.keys() - set(LEFT_OUT) if listed is None else parts.keys() & set(listed)):
         found += _part(part, parts[part], variant)
@@ -63,9 +66,7 @@ def _part(part: str, files: Sequence[PurePosixPath], variant: str | None) -> lis
             weights[match["late"] or match["old"] or match["variant"] or ""].append(path.as_posix())
     chosen = [path.as_posix() for path in files if is_plain(path.name, alone=not weights)]
     if weights:
-        order = (variant, *PREFERRED) if variant is not None else PREFERRED
-        name = next((name for name in order if name in weights), next(iter(sorted(weights))))
-        return [*chosen, *weights[name]]
+        return [*chosen, *weights[chosen_variant(PurePosixPath(part), weights, variant)]]
     others = sorted(path.name for path in files if path.suffix in OTHER_WEIGHTS)
     if others and any(path.name == "config.json" for path in files):
         kind = OTHER_WEIGHTS[PurePosixPath(others[0]).suffix]

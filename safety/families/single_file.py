@@ -77,12 +77,12 @@ def layout_folder(file: Path, config: ModelConfig) -> Path:
             field="model.path",
             fix="name the model's diffusers folder; or a diffusers folder of its kind as model.settings",
         )
-    predicted(file, header, KNOWN[kind], config)
+    predicted(file, header, LAYOUTS / KNOWN[kind], config)
     return LAYOUTS / KNOWN[kind]
 
 
-def predicted(file: Path, header: Header, layout: str, config: ModelConfig) -> str | None:
-    """Return what a file's denoiser predicts; None: what its layout's settings say.
+def predicted(file: Path, header: Header, layout: Path, config: ModelConfig) -> str | None:
+    """Return what a file's denoiser predicts; None: what the settings in the folder of its layout say.
 
     The file's own word is its metadata (``modelspec.prediction_type``) or the key ``v_pred``, as other tools write them.
 
@@ -95,7 +95,7 @@ def predicted(file: Path, header: Header, layout: str, config: ModelConfig) -> s
             f"{file} says itself that it predicts {said!r}", field="model.prediction", fix="leave the setting out"
         )
     found = said or config.prediction
-    if found is None and layout == KNOWN["v2"]:
+    if found is None and layout == LAYOUTS / KNOWN["v2"]:
         raise ConfigError(
             f"{file} is of Stable Diffusion 2.x, and does not say what it predicts",
             field="model.prediction",

@@ -180,12 +180,21 @@ def _index_place(config: ModelConfig) -> Path:
 
 
 def _fetched(place: Place, variant: str | None) -> Path:
-    """Return this machine's copy of a model; another one where the cache was deleted since this process asked for it."""
-    found = _fetched_once(place, variant)
+    """Return this machine's copy of a model."""
+    return _kept(_fetched_once, place, variant)
+
+
+def _fetched_index(place: Place) -> Path:
+    """Return a folder with the index of the model at an address, or the single file that it names."""
+    return _kept(_fetched_index_once, place)
+
+
+def _kept(fetch_once: Any, *asked: Any) -> Path:
+    """Return what this process fetched before, and fetch it again where the cache was deleted since."""
+    found: Path = fetch_once(*asked)
     if not found.exists():
-        _fetched_once.cache_clear()
-        _fetched_index.cache_clear()
-        found = _fetched_once(place, variant)
+        fetch_once.cache_clear()
+        found = fetch_once(*asked)
     return found
 
 
@@ -200,7 +209,7 @@ def _fetched_once(place: Place, variant: str | None) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _fetched_index(place: Place) -> Path:
+def _fetched_index_once(place: Place) -> Path:
     return fetch(place, lambda names: [name for name in names if name == INDEX_FILE])
 
 

@@ -46,7 +46,7 @@ def unpack(file: Path, config: ModelConfig) -> Path:
     """
     layout = layout_folder(file, config)
     header = read_header(file)
-    prediction = predicted(file, header, layout.name, config)
+    prediction = predicted(file, header, layout, config)
     return _made_once(
         config.cache_folder("unpacked"),
         [FORMAT, _stamp(file), _settings_stamp(layout), prediction],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -120,15 +120,20 @@ def part_files(folder: Path, variant: str | None = None) -> PartFiles:
     plain = tuple(path for path in files if is_plain(path.name, alone=not variants))
     if not variants:
         return PartFiles("", (), plain)
+    name = chosen_variant(folder, variants, variant)
+    return PartFiles(name, tuple(sorted(set(variants[name]))), plain)
+
+
+def chosen_variant(part: PurePath, variants: Collection[str], variant: str | None) -> str:
+    """Return which of a part's variants is read; raise ArtifactFormatError when there is no telling."""
     chosen = next((name for name in (variant, *PREFERRED) if name in variants), None)
     if chosen is None and len(variants) > 1:
         raise broken(
-            folder,
+            part,
             f"it has the variants {', '.join(sorted(variants))}, and none of them is preferred",
             "name one of them (model.variant)",
         )
-    name = next(iter(variants)) if chosen is None else chosen
-    return PartFiles(name, tuple(sorted(set(variants[name]))), plain)
+    return next(iter(variants)) if chosen is None else chosen
 
 
 def _is_seen(path: Path) -> bool:

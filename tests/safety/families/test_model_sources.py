@@ -238,6 +238,17 @@ def test_a_hub_model_of_pickles_alone_is_not_fetched() -> None:
         files_read(names, None)
 
 
+def test_variants_of_which_none_is_preferred_are_not_chosen_from_unasked() -> None:
+    names = ["model_index.json", *(f"unet/diffusion_pytorch_model.{each}.safetensors" for each in ("ema", "non_ema"))]
+    with pytest.raises(ArtifactFormatError, match="unet: it has the variants ema, non_ema"):
+        files_read(names, None)
+    assert files_read(names, "ema") == names[:2]
+
+
+def test_of_a_repository_of_checkpoints_none_is_fetched_as_a_vae() -> None:
+    assert files_read(["README.md", "dream.safetensors", "photo-v5.safetensors"], None) == []
+
+
 PART = ["config.json", "model.bin"]
 
 
@@ -520,6 +531,8 @@ def test_a_copy_that_was_deleted_meanwhile_is_fetched_again(
     monkeypatch.setitem(fetchers, "mem", fetch)
     settings = config("mem://bucket/deleted", tmp_path)
     first = model_hash(model_folder(settings))
+    shutil.rmtree(settings.cache)
+    assert family_name(settings) == "stable-diffusion"
     shutil.rmtree(settings.cache)
     assert model_hash(model_folder(settings)) == first
 

@@ -64,6 +64,17 @@ def test_an_unpacked_folder_depends_on_the_file_s_content_and_not_on_its_place(
     assert model_identity(config(moved, tmp_path, **settings)) not in identities
 
 
+def test_what_a_folder_of_settings_says_counts_whatever_it_is_called(
+    pico_model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    named = Path(shutil.copytree(pico_model_dir("stable-diffusion-2"), tmp_path / "stable-diffusion-2"))
+    stock = PICO_MODELS["stable-diffusion-2"].stock(named)
+    file = save_original(stock, "2", tmp_path / "model.safetensors")
+    folder = model_folder(config(file, tmp_path, settings=str(named)))
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
+
+
 @pytest.mark.parametrize(("name", "layout"), [("stable-diffusion-1", "1"), ("stable-diffusion-2", "2"), ("sdxl", "xl")])
 def test_a_single_file_of_each_layout_is_unpacked_to_what_the_stock_pipeline_saves(
     pico_model_dir: Callable[[str], Path], tmp_path: Path, name: str, layout: str
@@ -188,7 +199,7 @@ def test_a_file_of_2x_says_what_it_predicts_or_the_setting_does(
         assert refused.value.field == "model.prediction"
     else:
         assert layout_folder(file, settings).name == "stable-diffusion-2"
-        assert predicted(file, read_header(file), "stable-diffusion-2", settings) == expected
+        assert predicted(file, read_header(file), LAYOUTS / "stable-diffusion-2", settings) == expected
 
 
 @pytest.mark.parametrize(
