@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -214,6 +215,17 @@ def test_a_snapshot_whose_download_was_cut_is_finished(
 def test_what_a_tag_stood_for_is_found_without_the_hub(fake_hub: type[FakeHub]) -> None:
     folder = hub.download(ID, "v1", None)
     assert hub.cached_snapshot(hub.cache_folder(ID), "v1") == folder
+
+
+def test_a_full_disk_is_not_taken_for_a_hub_that_cannot_be_reached(
+    fake_hub: type[FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(ConfigError, match=r"org/pico cannot be written into the hub's cache .*HF_HOME"):
+        model_folder(config(ID, tmp_path))
 
 
 @pytest.mark.parametrize("offline", [True, False])
