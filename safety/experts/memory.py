@@ -33,10 +33,10 @@ QUANTISED_BYTES: dict[Quantize, float | None] = {"none": None, "int8": 1.0, "nf4
 RESERVE = 0.06
 """Share of a card that its allocator loses to gaps between blocks."""
 SMALL_BYTES, SMALL_POSITIONS = 2**27, 1024
+"""Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
 PARTS = ("unet", "transformer")
 PIXELS = 8
 """Pixels of an image's side to one of its latents, in most VAEs."""
-"""Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
 M_MMAP_THRESHOLD = -3
 """The number of a setting of glibc's allocator (malloc.h)."""
 FEWEST = 4

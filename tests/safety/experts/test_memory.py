@@ -59,6 +59,17 @@ def test_a_traced_step_is_a_real_ones(
     assert traced.checkpointed < traced.plain
 
 
+def test_a_step_over_fp16_is_traced_as_one_over_bf16(tiny_model_dir: Path, make_config: MakeConfig) -> None:
+    config = make_config(precision="auto", validation_rows=0)
+    brief, ranged = (
+        measure_step(ModelConfig(path=str(tiny_model_dir), dtype=name), config, (4, 4, 4))
+        for name in ("float16", "bfloat16")
+    )
+    assert brief.base == ranged.base
+    # Its gradients are scaled by one more number.
+    assert brief.plain == pytest.approx(ranged.plain, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("free", "expected"),
     [
