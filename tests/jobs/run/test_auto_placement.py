@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cluster.store.artifacts import ArtifactStore
+from jobs.run import launch
 from jobs.run.auto_placement import settled
 from jobs.run.config import RunConfig
 from jobs.run.needs import STAGES, placement_problems
@@ -74,3 +78,28 @@ def test_a_possible_placement_has_no_problem() -> None:
     assert not placement_problems(make_run(train={"workers": 1, "gpus_per_worker": 0.5}), STAGES)
     assert not placement_problems(make_run("cpu"), STAGES)
     assert not placement_problems(make_run(serve={"num_gpus": 0}), ("generate", "train"))
+
+
+def test_a_run_goes_on_with_the_workers_that_it_began_with(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(gpus: int, **train: Any) -> tuple[RunConfig, str]:
+        console = Console(record=True, width=300, file=io.StringIO())
+        monkeypatch.setattr(launch, "grown_resources", lambda: {"GPU": float(gpus)})
+        return launch._placed(console, make_run(train=train), store), console.export_text()
+
+    run, said = start(16)
+    assert run.train.recipe("x")["workers"] == 2, "of the expert's artifact"
+    assert "train.workers: 2 an expert, by the cluster's 16 GPUs" in said
+    # A larger cluster, and a smaller one, for which other experts would be trained unnoticed.
+    for gpus, words in ((160, "as when this run began;"), (1, "though the cluster holds 1: an expert")):
+        again, said = start(gpus)
+        assert again.train.recipe("x") == run.train.recipe("x")
+        assert words in said
+        assert again.generate.actors == gpus
+    # Experts of other settings are new ones.
+    assert start(8, expert={"steps": 3})[0].train.workers == 1
+    # What is set is neither changed nor kept.
+    explicit, said = start(16, workers=1)
+    assert (explicit.train.workers, said) == (1, "")
+    assert start(16)[0].train.workers == 2
