@@ -126,13 +126,18 @@ class Passes:
 
 def _autocasts(config: ExpertConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the weights, of fp32, are turned into bf16 for the arithmetic; weights of a half type compute in it."""
-    if dtype == torch.float32:
-        return config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+    require_arithmetic(config, dtype)
+    if dtype != torch.float32:
+        return False
+    return config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+
+
+def require_arithmetic(config: ExpertConfig, dtype: torch.dtype) -> None:
+    """Raise ConfigError when weights of a type cannot be computed with as configured: those of a half type can in it alone."""
     wanted = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(config.precision, dtype)
-    if wanted != dtype:
+    if dtype not in (torch.float32, wanted):
         raise ConfigError(
             f"the model's weights are {str(dtype).removeprefix('torch.')}, which {config.precision!r} cannot compute in",
             field="train.expert.precision",
             fix="set it to 'auto', or model.dtype to float32",
         )
-    return False
