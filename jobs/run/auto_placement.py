@@ -14,6 +14,7 @@ from cluster.hashing import ID_DIGITS, config_hash
 from cluster.store.artifacts import ArtifactStore
 from jobs.run.artifacts import ArtifactRef
 from jobs.run.work_area import WorkArea
+from safety.errors import ConfigError
 
 if TYPE_CHECKING:  # RunConfig fills its settings in by ``with_gpus``.
     from jobs.run.config import RunConfig
@@ -87,6 +88,9 @@ def settled(run: RunConfig, resources: Mapping[str, float], begun: int | None = 
         run: The run.
         resources: The cluster's, with all nodes that it can add.
         begun: The number of workers that the run began with; None for one that begins.
+
+    Raises:
+        ConfigError: A step of the consolidation cannot be shared by as many workers as the run began with.
     """
     if run.placement != "auto" or run.model.device == "cpu":
         return run
@@ -97,6 +101,8 @@ def settled(run: RunConfig, resources: Mapping[str, float], begun: int | None = 
         if count not in part.model_fields_set and share > 0:
             changed[section] = part.model_copy(update={count: max(1, int(resources.get("GPU", 0.0) / share + 1e-6))})
     if chooses_workers(run):
+        if begun is not None:
+            _require_shared(run, begun)
         workers = begun or _workers(run, _places(run, resources) // _experts(run))
         changed["train"] = run.train.model_copy(update={"workers": workers})
     return run.model_copy(update=changed)
@@ -130,8 +136,20 @@ def _workers(run: RunConfig, most: int) -> int:
     """Return the most workers, up to ``most``, that can share a step's rows evenly."""
     for workers in range(most, 1, -1):
         try:
-            run.train.expert.check_parts(workers)
+            run.check_parts(workers)
         except ValueError:
             continue
         return workers
     return 1
+
+
+def _require_shared(run: RunConfig, begun: int) -> None:
+    """Raise ConfigError when settings that were changed since cannot be shared by as many workers as a run began with."""
+    try:
+        run.check_parts(begun)
+    except ValueError as error:
+        raise ConfigError(
+            str(error),
+            field="consolidate",
+            fix=f"use multiples of {begun}, the workers that this run's experts began with, or set train.workers",
+        ) from None

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from cluster.store.artifacts import ArtifactStore
@@ -14,6 +15,7 @@ from jobs.run.auto_placement import settled
 from jobs.run.config import RunConfig
 from jobs.run.needs import STAGES, placement_problems
 from jobs.run.resource_requests import without_gpu
+from safety.errors import ConfigError
 
 
 def make_run(device: str = "cuda", **sections: Any) -> RunConfig:
@@ -43,6 +45,19 @@ def test_there_are_as_many_processes_as_gpus_and_more_workers_where_some_are_lef
     run = settled(make_run(), {"CPU": 128.0, "GPU": float(gpus)})
     assert (run.generate.actors, run.merge.workers, run.evaluate.actors) == (actors,) * 3
     assert run.train.workers == workers
+
+
+def test_workers_can_share_the_steps_of_a_consolidation_too() -> None:
+    train = {"expert": {"rows": 12, "benign_rows": 12}}
+    run, gpus = make_run(train=train), {"GPU": 32.0}
+    both = make_run(train=train, consolidate={"rows": 14, "benign_rows": 20})
+    assert settled(run, gpus).train.workers == 4
+    assert settled(both, gpus).train.workers == 2
+    with pytest.raises(ConfigError, match=r"consolidate: consolidate\.rows is 14, which 4 workers") as refused:
+        settled(both, gpus, begun=4)
+    assert "multiples of 4" in refused.value.fix
+    with pytest.raises(ValidationError, match=r"consolidate\.rows is 14, which 4 workers"):
+        make_run(train={**train, "workers": 4}, consolidate={"rows": 14, "benign_rows": 20})
 
 
 def test_numbers_that_are_set_are_kept() -> None:
