@@ -53,7 +53,7 @@ def with_gpus(document: Any) -> Any:
 
 
 class BegunWorkers:
-    """The number of an expert's workers that a run began with, by the recipe of its experts; kept in the store.
+    """The number of workers that a run's experts were begun with, by their recipe; kept in the store.
 
     Adapters depend on it, so a run that is started again on a larger or smaller cluster goes on with it.
     """
@@ -64,18 +64,27 @@ class BegunWorkers:
         self._name = f"{config_hash(recipe)[:ID_DIGITS]}.json"
 
     def read(self) -> int | None:
-        """Return the number, or None for a run that begins."""
+        """Return the number, or None where no expert is begun."""
         return self._area.load(self._name, WORKERS.validate_json)
 
     def write(self, workers: int) -> None:
-        """Keep the number."""
+        """Keep the number, when experts are begun with it."""
         self._area.write(self._name, WORKERS.dump_json(workers))
 
 
 def chooses_workers(run: RunConfig) -> bool:
     """Return whether the cluster's GPUs decide how many workers an expert has: the settings do not say it."""
-    on_gpus = run.placement == "auto" and run.model.device != "cpu" and run.train.gpus_per_worker >= 1
-    return on_gpus and not {"workers", "min_workers"} & run.train.model_fields_set
+    return _counts_gpus(run) and not {"workers", "min_workers"} & run.train.model_fields_set
+
+
+def keep_workers(run: RunConfig, store: ArtifactStore) -> None:
+    """Keep the number of workers that a run's experts are begun with, for a start whose settings do not say it."""
+    if _counts_gpus(run):
+        BegunWorkers(store, run).write(run.train.workers)
+
+
+def _counts_gpus(run: RunConfig) -> bool:
+    return run.placement == "auto" and run.model.device != "cpu" and run.train.gpus_per_worker >= 1
 
 
 def settled(run: RunConfig, resources: Mapping[str, float], begun: int | None = None) -> RunConfig:
@@ -87,10 +96,10 @@ def settled(run: RunConfig, resources: Mapping[str, float], begun: int | None = 
     Args:
         run: The run.
         resources: The cluster's, with all nodes that it can add.
-        begun: The number of workers that the run began with; None for one that begins.
+        begun: The number of workers that its experts were begun with; None where none is.
 
     Raises:
-        ConfigError: A step of the consolidation cannot be shared by as many workers as the run began with.
+        ConfigError: A step of the consolidation cannot be shared by as many workers as experts were begun with.
     """
     if run.placement != "auto" or run.model.device == "cpu":
         return run
@@ -114,11 +123,11 @@ def workers_notice(run: RunConfig, resources: Mapping[str, float], begun: int | 
     if begun is None:
         why = f"by the cluster's {resources.get('GPU', 0.0):g} GPUs"
     else:
-        why = "as when this run began"
+        why = "as this run's experts were begun"
         if places < workers:
             why += f", though the cluster holds {places}: an expert that is not finished waits for more GPUs"
     return (
-        f"train.workers: {workers} an expert, {why}; experts depend on it, so it stays when the cluster changes: "
+        f"train.workers: {workers} an expert, {why}; experts depend on it, so it stays once they are begun: "
         "set it to train anew with another number"
     )
 
@@ -144,12 +153,12 @@ def _workers(run: RunConfig, most: int) -> int:
 
 
 def _require_shared(run: RunConfig, begun: int) -> None:
-    """Raise ConfigError when settings that were changed since cannot be shared by as many workers as a run began with."""
+    """Raise ConfigError when settings that were changed since cannot be shared by as many workers as experts were begun with."""
     try:
         run.check_parts(begun)
     except ValueError as error:
         raise ConfigError(
             str(error),
             field="consolidate",
-            fix=f"use multiples of {begun}, the workers that this run's experts began with, or set train.workers",
+            fix=f"use multiples of {begun}, the workers that this run's experts were begun with, or set train.workers",
         ) from None

@@ -74,10 +74,8 @@ def _placed(console: Console, run: RunConfig, store: ArtifactStore) -> RunConfig
     resources = grown_resources()
     if not chooses_workers(run):
         return settled(run, resources)
-    workers = BegunWorkers(store, run)
-    begun = workers.read()
+    begun = BegunWorkers(store, run).read()
     run = settled(run, resources, begun)
-    workers.write(run.train.workers)
     console.print(escape(workers_notice(run, resources, begun)), soft_wrap=True)
     return run
 

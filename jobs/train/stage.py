@@ -18,6 +18,7 @@ from cluster.errors import ClusterError
 from cluster.progress import StageProgress
 from cluster.resources import describe_capacity, pool_size, require
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.run.auto_placement import keep_workers
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import train_place
 from jobs.run.ray_data import first_cause
@@ -43,6 +44,7 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         ClusterError: The experts did not finish in time.
     """
     tasks = plan(context, dataset)
+    keep_workers(context.run, context.store)
     train_missing(context, tasks)
     return {task.name: task.ref for task in tasks}
 

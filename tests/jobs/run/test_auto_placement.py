@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.run import launch
-from jobs.run.auto_placement import settled
+from jobs.run.auto_placement import keep_workers, settled
 from jobs.run.config import RunConfig
 from jobs.run.needs import STAGES, placement_problems
 from jobs.run.resource_requests import without_gpu
@@ -95,7 +95,7 @@ def test_a_possible_placement_has_no_problem() -> None:
     assert not placement_problems(make_run(serve={"num_gpus": 0}), ("generate", "train"))
 
 
-def test_a_run_goes_on_with_the_workers_that_it_began_with(
+def test_a_run_goes_on_with_the_workers_that_its_experts_were_begun_with(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(gpus: int, **train: Any) -> tuple[RunConfig, str]:
@@ -103,18 +103,26 @@ def test_a_run_goes_on_with_the_workers_that_it_began_with(
         monkeypatch.setattr(launch, "grown_resources", lambda: {"GPU": float(gpus)})
         return launch._placed(console, make_run(train=train), store), console.export_text()
 
+    # A start that begins no expert, such as a generation on a smaller cluster, decides nothing.
+    assert start(8)[0].train.workers == 1
     run, said = start(16)
     assert run.train.recipe("x")["workers"] == 2, "of the expert's artifact"
     assert "train.workers: 2 an expert, by the cluster's 16 GPUs" in said
+    keep_workers(run, store)
     # A larger cluster, and a smaller one, for which other experts would be trained unnoticed.
-    for gpus, words in ((160, "as when this run began;"), (1, "though the cluster holds 1: an expert")):
+    for gpus, words in ((160, "as this run's experts were begun;"), (1, "though the cluster holds 1: an expert")):
         again, said = start(gpus)
         assert again.train.recipe("x") == run.train.recipe("x")
         assert words in said
         assert again.generate.actors == gpus
     # Experts of other settings are new ones.
     assert start(8, expert={"steps": 3})[0].train.workers == 1
-    # What is set is neither changed nor kept.
     explicit, said = start(16, workers=1)
     assert (explicit.train.workers, said) == (1, "")
-    assert start(16)[0].train.workers == 2
+    keep_workers(explicit, store)
+    assert start(16)[0].train.workers == 1
+
+
+def test_a_run_on_a_cpu_keeps_nothing(store: ArtifactStore) -> None:
+    keep_workers(make_run("cpu"), store)
+    assert store.keys("work/") == []
