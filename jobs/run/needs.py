@@ -26,9 +26,9 @@ from safety.experts.config import ExpertConfig
 from safety.experts.passes import require_arithmetic
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
-from safety.families.source import known_here
 from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors, load_features
+from safety.fetchers import is_address
 from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
@@ -241,8 +241,10 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         )
 
     found: list[Problem] = []
-    # A model that is not there is another problem, which the loads report. One that lies elsewhere is not fetched for this.
-    if is_embedded_model(run.model) or attempt(found, "model", "", lambda: _known(run.model)) is None:
+    if is_embedded_model(run.model):
+        return problems
+    # A model that is not there is another problem, which the loads report. One at an address is not fetched for this.
+    if not is_address(run.model.path) and attempt(found, "model", "", lambda: family_name(run.model)) is None:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:
@@ -250,11 +252,6 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         if each.features is not None:
             check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
     return problems
-
-
-def _known(model: ModelConfig) -> bool:
-    """Return whether a model lies on this machine; raise the error of one that no family takes."""
-    return known_here(model) and bool(family_name(model))
 
 
 def placement_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
