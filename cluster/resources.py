@@ -52,14 +52,19 @@ def pool_size(most: int, each: Mapping[str, float], reserved: Mapping[str, float
         each: Ray's resources of one process.
         reserved: Resources that other processes take beside them.
     """
+    now = _fitting(most, each, ray.cluster_resources(), reserved or {})
+    return PoolSize(now, max(now, _fitting(most, each, grown_resources(), reserved or {})))
+
+
+def grown_resources() -> dict[str, float]:
+    """Return the cluster's resources with all nodes that an autoscaler can add."""
     total = dict(ray.cluster_resources())
-    now = _fitting(most, each, total, reserved or {})
-    grown = dict(total)
-    for name in each:
-        added = sum(kind.max_nodes * kind.resources.get(name, 0.0) for kind in node_types())
+    kinds = node_types()
+    for name in {name for kind in kinds for name in kind.resources}:
+        added = sum(kind.max_nodes * kind.resources.get(name, 0.0) for kind in kinds)
         # What is there may be of the named kinds, and counts once.
-        grown[name] = max(total.get(name, 0.0), added)
-    return PoolSize(now, max(now, _fitting(most, each, grown, reserved or {})))
+        total[name] = max(total.get(name, 0.0), added)
+    return total
 
 
 def _fitting(most: int, each: Mapping[str, float], total: Mapping[str, float], taken: Mapping[str, float]) -> int:

@@ -100,7 +100,7 @@ class Preflight:
             Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
-            Check("method", lambda: check_notices(self.run)),
+            Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S),
         ]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()

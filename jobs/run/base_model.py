@@ -73,6 +73,16 @@ def _describe(config: ModelConfig) -> DescribedModel:
     )
 
 
+def find_family(run: RunConfig) -> str:
+    """Return the name of the model's family, found where the first stage loads it if the model does not lie on this machine.
+
+    A single file at an address is fetched for it as a whole, which the driver is not to do. Raises as ``identify`` does.
+    """
+    if known_here(run.model):
+        return family_name(run.model)
+    return placed_unless_cheap(_place(run), family_name, run.model)
+
+
 def require_known_family(run: RunConfig) -> None:
     """Look at a model that lies on this machine before Ray starts: its class or layout must be a family's.
 

@@ -24,14 +24,13 @@ def check_memory(run: RunConfig) -> Finding:
 
 def step_finding(run: RunConfig) -> Finding:
     """Return what a step needs, against this process's own device."""
-    config, workers = run.train.expert, run.train.workers
+    config, workers = run.train.expert, run.train.min_workers or run.train.workers
     render, shards = run.generate.render, run.train.shards
     memory = needed_memory(run.model, config, render.height, render.width, shards)
     if memory is None:
         return passed(SMALL)
     latents = latents_of(config, workers)
-    share = run.train.gpus_per_worker if run.model.device != "cpu" else 1.0
-    free = free_bytes(torch.device(run.model.device), min(1.0, share or 1.0))
+    free = free_bytes(torch.device(run.model.device), run.train.device_share(run.model.device))
     try:
         plan = choose_plan(memory, config, latents, free)
     except ConfigError as error:

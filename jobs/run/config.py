@@ -96,6 +96,21 @@ class RunConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _consolidation_can_be_shared(self) -> RunConfig:
+        for workers in range(self.train.min_workers or self.train.workers, self.train.workers + 1):
+            self.check_parts(workers)
+        return self
+
+    def check_parts(self, workers: int) -> None:
+        """Raise ValueError when the steps of an expert, or of the consolidation, cannot be spread evenly over workers."""
+        self.train.expert.check_parts(workers)
+        if self.consolidate is not None:
+            try:
+                self.consolidate.check_parts(self.train.expert, workers)
+            except ValueError as error:
+                raise ValueError(f"consolidate.{error}") from None
+
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy.
 

@@ -22,15 +22,18 @@ from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import MERGED, plan_evaluation
+from safety.experts.config import ExpertConfig
+from safety.experts.passes import require_arithmetic
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
 from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors, load_features
+from safety.fetchers import is_address
 from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
-from safety.lora.config import LoraConfig
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
+from safety.precision import compute_dtype
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.registry import Registry
 from safety.rendering import RenderConfig
@@ -64,7 +67,7 @@ class Loads:
     judge: JudgeConfig | None = None
     features: str | None = None
     render: RenderConfig | None = None
-    lora: LoraConfig | None = None
+    expert: ExpertConfig | None = None
     prompts: tuple[str, ...] = ()
     """Prompts of the settings, which the model must be able to read."""
 
@@ -85,7 +88,7 @@ def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
     every = [
         Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
         Loads("generate", judge_place(run), judge=run.generate.judge),
-        Loads("train", train_place(run), model=run.model, lora=run.train.expert.lora),
+        Loads("train", train_place(run), model=run.model, expert=run.train.expert),
         Loads("merge", merge_place(run), model=run.model, judge=run.merge.judge, render=run.merge.render),
         Loads(
             "evaluate",
@@ -167,9 +170,11 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
     if each.render is not None:
         sides = [side or model.default_size for side in (each.render.height, each.render.width)]
         attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
-    if each.lora is not None:
-        targets = each.lora.targets_on(model)
+    if (expert := each.expert) is not None:
+        targets, dtype = expert.lora.targets_on(model), compute_dtype(model.denoiser)
         attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
+        # Where model.dtype is "auto", a GPU alone knows the type.
+        attempt(problems, "model", "train.expert.precision", lambda: require_arithmetic(expert, dtype))
     for prompt in each.prompts:
         attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]
 
@@ -236,8 +241,10 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         )
 
     found: list[Problem] = []
-    # A model that is not there is another problem, which the loads report.
-    if is_embedded_model(run.model) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
+    if is_embedded_model(run.model):
+        return problems
+    # A model that is not there is another problem, which the loads report. One at an address is not fetched for this.
+    if not is_address(run.model.path) and attempt(found, "model", "", lambda: family_name(run.model)) is None:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:

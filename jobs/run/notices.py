@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from cluster.errors import ClusterError
 from cluster.preflight.check import Finding, passed, warned
+from jobs.run.base_model import find_family
 from jobs.run.config import RunConfig
 from safety.errors import SafetyError
-from safety.families.family import configured_family, family_name
+from safety.families.family import families
 from safety.merge.methods.co_merge import CoMergeConfig
 
 
@@ -26,11 +27,19 @@ class Notice(NamedTuple):
 
 
 def notices(run: RunConfig) -> list[Notice]:
-    """Return the settings without effect; none for a model that cannot be found, which is another check's to report."""
+    """Return the settings without effect; none for a model that cannot be found, which is another check's to report.
+
+    Call it when the run's cluster is connected: a model that lies elsewhere is looked at by a worker.
+    """
     try:
-        family, model_class = family_name(run.model), configured_family(run.model).model_class
+        family = find_family(run)
     except (SafetyError, ClusterError):
         return []
+    return _of_family(run, family)
+
+
+def _of_family(run: RunConfig, family: str) -> list[Notice]:
+    model_class = families[family].model_class
     lora = run.train.expert.lora
     if lora.reads_prompt(model_class):
         return []
@@ -59,7 +68,10 @@ def notices(run: RunConfig) -> list[Notice]:
 
 def check_notices(run: RunConfig) -> Finding:
     """Return a warning with every notice."""
-    found = notices(run)
+    try:
+        found = _of_family(run, find_family(run))
+    except (SafetyError, ClusterError) as error:
+        return warned(f"not checked: {error.message}", "fix the model first")
     if not found:
         return passed("the model does all that the settings ask for")
     return warned("; ".join(map(str, found)), "set train.gate to null to agree, or adapt a layer that reads the prompt")

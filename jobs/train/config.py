@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -89,6 +90,12 @@ class TrainConfig(Config):
     def shards(self) -> int:
         """Return the number of shares that a worker's base is divided into, at the fewest workers."""
         return (self.min_workers or self.workers) if self.shard_base else 1
+
+    def device_share(self, device: str) -> float:
+        """Return the share of a device's memory that one worker may take: of its GPU, or of its machine by its CPUs."""
+        if device != "cpu":
+            return min(1.0, self.gpus_per_worker or 1.0)
+        return min(1.0, (self.cpus_per_worker or 1.0) / (os.cpu_count() or 1))
 
     def resources(self) -> dict[str, float]:
         """Return the resources of one worker, as Ray counts them."""

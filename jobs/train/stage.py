@@ -18,10 +18,11 @@ from cluster.errors import ClusterError
 from cluster.progress import StageProgress
 from cluster.resources import describe_capacity, pool_size, require
 from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.run.auto_placement import keep_workers
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import train_place
 from jobs.run.ray_data import first_cause
-from jobs.train.config import TrainConfig
+from jobs.train.config import CONSOLIDATED, TrainConfig
 from jobs.train.fit import FitPlan, start_fit
 from jobs.train.gate_moments import gather_missing
 from jobs.train.task import ExpertTask, check_task, checkpointer, plan, read_summary, training_pairs
@@ -43,6 +44,7 @@ def run(context: StageContext, dataset: ArtifactRef) -> dict[str, ArtifactRef]:
         ClusterError: The experts did not finish in time.
     """
     tasks = plan(context, dataset)
+    keep_workers(context.run, context.store)
     train_missing(context, tasks)
     return {task.name: task.ref for task in tasks}
 
@@ -114,9 +116,10 @@ def _warn_of_unseen(context: StageContext, task: ExpertTask, summary: DatasetSum
     expert = task.config.expert
     seen = coverage(expert, training_pairs(task, summary))
     if seen.share < 1:
+        section = "consolidate" if task.name == CONSOLIDATED else "train.expert"
         context.console.print(
             f"[yellow]expert {escape(task.name)} is trained on {seen.text}[/]: raise distinct_batches or steps of "
-            f"train.expert to {math.ceil(seen.rows / expert.rows)} for all of them"
+            f"{section} to {math.ceil(seen.rows / expert.rows)} for all of them"
         )
 
 

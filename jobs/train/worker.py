@@ -93,10 +93,7 @@ def _load_base(task: ExpertTask) -> ModelFamily:
 
 def _room(task: ExpertTask) -> int:
     """Return the bytes that this worker may take: what is free, up to its share of the device."""
-    device = torch.device(task.model.device)
-    asked = task.config.resources()
-    share = asked.get("GPU", 1.0) if device.type == "cuda" else asked.get("CPU", 1.0) / (os.cpu_count() or 1)
-    return free_bytes(device, min(1.0, share or 1.0))
+    return free_bytes(torch.device(task.model.device), task.config.device_share(task.model.device))
 
 
 def _is_published(task: ExpertTask, device: torch.device) -> bool:

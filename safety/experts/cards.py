@@ -17,6 +17,7 @@ from safety.experts.memory import (
     StepMemory,
     choose_plan,
     largest_linear,
+    latent_of,
     latents_of,
     load_skeleton,
     measure_step,
@@ -93,11 +94,14 @@ def _predict(family: ModelFamily, shape: tuple[int, int, int], prompt: Mapping[s
 def presets(
     model: ModelConfig, expert: ExpertConfig, render: RenderConfig, cards: Sequence[int] = CARDS
 ) -> list[CardPreset]:
-    """Return each card's preset for a model in bf16: quantised no further than it takes for a step to fit."""
+    """Return each card's preset for a model in bf16: quantised no further than it takes for a step to fit.
+
+    Training is on images of the size that is rendered, as in a run.
+    """
     steps: dict[Quantize, StepMemory] = {}
     renders: dict[Quantize, RenderMemory] = {}
     on_card = model.model_copy(update={"device": "cuda", "dtype": "bfloat16", "quantize": "none"})
-    plain = steps["none"] = measure_step(on_card, expert)
+    plain = steps["none"] = measure_step(on_card, expert, latent_of(on_card, render.height, render.width))
     drawn = renders["none"] = measure_render(on_card, render, torch.bfloat16)
     denoiser = load_skeleton(on_card, torch.bfloat16, "denoiser").denoiser
     whole = weight_bytes(denoiser)

@@ -146,12 +146,18 @@ class Expert(nn.Module):
         return weights if self.gate is None else fold_gate(weights, self.gate, self.model.text_targets)
 
     def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
-        """Return the base's side of a batch. It is kept where batches repeat, since it is the same again."""
+        """Return the base's side of a batch. It is kept where batches repeat, since it is the same again.
+
+        Benign predictions are kept in main memory: those of all batches can take a GiB, which a card's plan has no room for.
+        """
         if self.config.distinct_batches is None:
             return self._base(batch)
         if place not in self._references:
-            self._references[place] = self._base(batch)
-        return self._references[place]
+            found = self._base(batch)
+            # A copy, since the predictions of the other rows would stay with it.
+            self._references[place] = found._replace(benign=found.benign.to("cpu", copy=True))
+        kept = self._references[place]
+        return kept._replace(benign=kept.benign.to(self.model.device))
 
     @torch.no_grad()
     def _base(self, batch: Batch) -> Reference:

@@ -23,7 +23,7 @@ from safety.families.network import without_weights
 from safety.families.quantised import quantisable
 from safety.families.weight_files import read_json
 from safety.lora.attach import attach
-from safety.precision import computes_bf16, resolve_dtype
+from safety.precision import DtypeName, computes_bf16, resolve_dtype
 
 GIB = 2**30
 STATES = 5
@@ -33,10 +33,12 @@ QUANTISED_BYTES: dict[Quantize, float | None] = {"none": None, "int8": 1.0, "nf4
 RESERVE = 0.06
 """Share of a card that its allocator loses to gaps between blocks."""
 SMALL_BYTES, SMALL_POSITIONS = 2**27, 1024
+"""Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
 PARTS = ("unet", "transformer")
 PIXELS = 8
 """Pixels of an image's side to one of its latents, in most VAEs."""
-"""Weights and latents of a network whose steps fit anywhere, so that nothing is estimated."""
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where a container finds the limits of its memory."""
 M_MMAP_THRESHOLD = -3
 """The number of a setting of glibc's allocator (malloc.h)."""
 FEWEST = 4
@@ -85,7 +87,8 @@ def measure_step(
         ConfigError: There is no such family or folder.
         ArtifactFormatError: A file of the model is missing or damaged.
     """
-    dtype = resolve_dtype(model.dtype, torch.device(model.device)) if _usable(model.device) else torch.bfloat16
+    name: DtypeName = "bfloat16" if model.dtype == "auto" and not _usable(model.device) else model.dtype
+    dtype = resolve_dtype(name, torch.device(model.device))
 
     def skeleton() -> ModelFamily:
         return load_skeleton(model, dtype, "denoiser")
@@ -199,6 +202,9 @@ def choose_plan(memory: StepMemory | None, config: ExpertConfig, latents: int, f
             plans.append(PassPlan(images=whole, checkpointing=on))
     if config.micro_batch == "auto":
         plans.sort(key=lambda plan: _slowness(plan, latents))
+    if not plans:
+        # Checkpointing is asked of a denoiser without: ``Passes`` says so.
+        return fastest
     for plan in plans:
         if memory.peak(plan, latents) <= room:
             return plan
@@ -206,8 +212,8 @@ def choose_plan(memory: StepMemory | None, config: ExpertConfig, latents: int, f
     raise ConfigError(
         f"a training step needs {least / GIB:.1f} GiB at least, and {room / GIB:.1f} GiB are free",
         field="train.expert",
-        fix="use a larger card, set model.quantize to 'nf4', set train.shard_base with several workers, or lower "
-        "train.expert.lora.rank; "
+        fix="use a larger card (on a CPU raise train.cpus_per_worker, by which workers share the memory), set model.quantize to "
+        "'nf4', set train.shard_base with several workers, or lower train.expert.lora.rank; "
         "python -m jobs.preflight --cards lists what fits where",
     )
 
@@ -236,11 +242,14 @@ def needed_memory(
     """
     if is_small(model, height, width):
         return None
-    if height is None and width is None:
-        return measure_step(model, config, shards=shards)
+    return measure_step(model, config, latent_of(model, height, width), shards=shards)
+
+
+def latent_of(model: ModelConfig, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """Return (C, h, w) of a model's latents of images of a size in pixels, the model's own where it is None."""
     found = load_skeleton(model, torch.float32, "denoiser")
     side = found.default_size
-    return measure_step(model, config, found.latent_shape(height or side, width or side), shards=shards)
+    return found.latent_shape(height or side, width or side)
 
 
 def is_small(model: ModelConfig, height: int | None = None, width: int | None = None) -> bool:
@@ -288,12 +297,17 @@ def _meminfo(name: str) -> int:
 
 
 def _container_limit() -> int | None:
-    """Return the bytes left of a container's limit (control groups, version 2)."""
-    root = Path("/sys/fs/cgroup")
+    """Return the bytes left of a container's limit (control groups, version 2).
+
+    Pages of files that were read, such as a model's weights, count as used there, and are given up when memory is needed.
+    """
     try:
-        return int((root / "memory.max").read_text()) - int((root / "memory.current").read_text())
+        limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
     except (OSError, ValueError):
         return None
+    return limit - used + cached
 
 
 def _usable(device: str) -> bool:

@@ -8,7 +8,6 @@ denoiser does, and both may be combined.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,7 +51,7 @@ class Passes:
         self.model, self.plan = model, plan
         self._dtype = compute_dtype(model.denoiser)
         self._half = _autocasts(config, self._dtype, model.device)
-        self._exponent = 0
+        self._factor = torch.ones(())
         denoiser: Any = model.denoiser
         if plan.checkpointing:
             if not getattr(denoiser, "_supports_gradient_checkpointing", False):
@@ -110,27 +109,35 @@ class Passes:
         return nullcontext(), recomputing(self.model.denoiser)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
-        return gradient * 2.0**-self._exponent
+        return gradient / self._factor
 
     def _scaled(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the predictions with its largest number near 1, by a power of two and so exactly.
 
-        The denoiser's own gradients are then far from both ends of fp16. ``scale_gradients`` takes the factor away.
+        The denoiser's own gradients are then far from both ends of fp16. ``scale_gradients`` takes the factor away. It stays
+        a tensor: a traced step (``safety.experts.tracing``) has no numbers, and a GPU would wait for one.
         """
-        largest = float(gradient.abs().max())
-        self._exponent = -math.frexp(largest)[1] if 0.0 < largest < math.inf else 0
-        return gradient * 2.0**self._exponent
+        largest = gradient.abs().max()
+        # largest = mantissa * 2^exponent, so that the quotient is the power alone; no number for 0 and what is not finite.
+        factor = torch.frexp(largest).mantissa / largest
+        self._factor = torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
+        return gradient * self._factor
 
 
 def _autocasts(config: ExpertConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the weights, of fp32, are turned into bf16 for the arithmetic; weights of a half type compute in it."""
-    if dtype == torch.float32:
-        return config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+    require_arithmetic(config, dtype)
+    if dtype != torch.float32:
+        return False
+    return config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+
+
+def require_arithmetic(config: ExpertConfig, dtype: torch.dtype) -> None:
+    """Raise ConfigError when weights of a type cannot be computed with as configured: those of a half type can in it alone."""
     wanted = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(config.precision, dtype)
-    if wanted != dtype:
+    if dtype not in (torch.float32, wanted):
         raise ConfigError(
             f"the model's weights are {str(dtype).removeprefix('torch.')}, which {config.precision!r} cannot compute in",
             field="train.expert.precision",
             fix="set it to 'auto', or model.dtype to float32",
         )
-    return False

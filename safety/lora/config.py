@@ -33,7 +33,7 @@ class LoraConfig(Config):
     def reads_prompt(self, model: ModelFamily | type[ModelFamily]) -> bool:
         """Return whether one of the adapted layers reads the prompt alone, and so can be gated.
 
-        None does by default in transformers whose attention mixes prompt and image.
+        None of a family's own layers (``targets`` None) does in transformers whose attention mixes prompt and image.
         """
         return any(
             f".{target}".endswith(f".{reader}") or f".{reader}".endswith(f".{target}")

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from cluster.preflight.check import Status
+from jobs.run import base_model
 from jobs.run.config import RunConfig
+from jobs.run.needs import STAGES, fit_problems
 from jobs.run.notices import check_notices, notices
 from jobs.train.config import TrainConfig
-from safety.families import load_model
-from safety.families.family import configured_family
+from safety.families import load_model, source
+from safety.families.family import configured_family, family_name
 
 
-def make_run(model: Path, targets: list[str] | None, **sections: Any) -> RunConfig:
+def make_run(model: Path | str, targets: list[str] | None, **sections: Any) -> RunConfig:
     return RunConfig.model_validate(
         {
             "run": {"name": "x", "seed": 0, "output": "out"},
@@ -63,7 +65,21 @@ def test_a_layer_of_a_unet_that_reads_the_image_alone_cannot_be_gated(tiny_model
 
 
 def test_a_model_that_is_not_there_is_not_this_checks_to_report(tmp_path: Path) -> None:
-    assert notices(make_run(tmp_path / "absent", None)) == []
+    run = make_run(tmp_path / "absent", None)
+    assert notices(run) == []
+    assert "not checked" in check_notices(run).found
+
+
+def test_a_model_that_lies_elsewhere_is_looked_at_by_a_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("s3://bucket/one.safetensors", None)
+    asked = []
+    monkeypatch.setattr(base_model, "placed_unless_cheap", lambda _, work, *__: asked.append(work) or "sd3")
+    monkeypatch.setattr(source, "fetch", lambda *_: pytest.fail("the driver fetches the model"))
+    assert [notice.field for notice in notices(run)] == ["train.gate"]
+    assert check_notices(run).status is Status.WARN
+    assert asked == [family_name, family_name]
+    # What was made for the embedded model is refused without a look at this one.
+    assert {problem.field for problem in fit_problems(run, STAGES)} >= {"generate.judge.name", "evaluate.features"}
 
 
 def test_no_gate_stays_no_gate(tiny_model_dir: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +17,12 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
-from jobs.train import worker
+from jobs.train import stage, worker
 from jobs.train.stage import grouped
 from jobs.train.task import ExpertTask, plan
 from jobs.train.worker import train_experts
 from safety.dataset.preferences import PreferenceSet
+from safety.dataset.summary import DatasetSummary
 from safety.experts.training import ExpertTraining
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.attach import attach, detach
@@ -178,3 +181,17 @@ def test_experts_are_shared_out_by_the_setting(tiny_model_dir: Path, tmp_path: P
     ]
     monkeypatch.setattr("jobs.train.stage.ray.nodes", lambda: [{}, {}])
     assert len(grouped(tasks, config, places=2)) == 3
+
+
+def test_rows_that_are_left_out_are_named_with_their_setting(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [task, *_] = make_tasks(tiny_model_dir, tmp_path)
+    monkeypatch.setattr(stage, "training_pairs", lambda *_: 100)
+    for name, section in (("violence", "train.expert"), ("consolidated", "consolidate")):
+        console = Console(record=True, width=300, file=io.StringIO())
+        context: Any = SimpleNamespace(console=console)
+        stage._warn_of_unseen(context, replace(task, name=name), summary=DatasetSummary.model_construct())
+        said = console.export_text()
+        assert f"expert {name} is trained on 16 of 200 preference rows (8%)" in said
+        assert f"of {section} to 50 for all" in said

@@ -10,14 +10,15 @@ import torch
 
 from safety.dataset.preferences import PreferenceSet
 from safety.errors import ConfigError
-from safety.experts import ExpertConfig
-from safety.experts.cards import RenderMemory, card_preset
+from safety.experts import ExpertConfig, memory
+from safety.experts.cards import RenderMemory, card_preset, presets
 from safety.experts.coverage import coverage
 from safety.experts.expert import Expert
 from safety.experts.memory import GIB, StepMemory, choose_plan, free_bytes, latents_of, measure_step, weight_bytes
 from safety.experts.passes import PassPlan
 from safety.experts.tracing import LiveBytes
 from safety.families import ModelConfig, ModelFamily, load_model
+from safety.rendering import RenderConfig
 
 MakeModel = Callable[[], ModelFamily]
 MakeConfig = Callable[..., ExpertConfig]
@@ -57,6 +58,17 @@ def test_a_traced_step_is_a_real_ones(
     assert found == pytest.approx(live.peak, rel=0.15)
     assert traced.checkpointed is not None
     assert traced.checkpointed < traced.plain
+
+
+def test_a_step_over_fp16_is_traced_as_one_over_bf16(tiny_model_dir: Path, make_config: MakeConfig) -> None:
+    config = make_config(precision="auto", validation_rows=0)
+    brief, ranged = (
+        measure_step(ModelConfig(path=str(tiny_model_dir), dtype=name), config, (4, 4, 4))
+        for name in ("float16", "bfloat16")
+    )
+    assert brief.base == ranged.base
+    # Its gradients are scaled by one more number.
+    assert brief.plain == pytest.approx(ranged.plain, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +120,40 @@ def test_a_card_takes_the_least_quantisation_that_fits() -> None:
     assert (middle.quantize, middle.plan) == ("int8", PassPlan())
     assert middle.render_batch == 2  # (0.94 * 14.9 GiB - 10) / 2
     assert (large.quantize, large.render_batch) == ("none", 11)
+
+
+def test_checkpointing_that_a_denoiser_lacks_is_left_to_its_passes_to_refuse() -> None:
+    lacking = MEMORY.model_copy(update={"checkpointed": None})
+    assert choose_plan(lacking, ExpertConfig(checkpointing="on"), 28, 10**6) == PassPlan(checkpointing=True)
+
+
+def test_a_driver_without_the_device_measures_the_type_that_is_set(tiny_model_dir: Path) -> None:
+    config, sizes = ExpertConfig(precision="auto"), {}
+    for name in ("float32", "bfloat16", "auto"):
+        model = ModelConfig(path=str(tiny_model_dir), device="cuda", dtype=name)  # type: ignore[arg-type]
+        sizes[name] = measure_step(model, config, (4, 4, 4)).base
+    assert sizes["float32"] == 2 * sizes["bfloat16"] == 2 * sizes["auto"]
+
+
+def test_presets_train_on_images_of_the_size_that_is_rendered(tiny_model_dir: Path) -> None:
+    model, config = ModelConfig(path=str(tiny_model_dir)), ExpertConfig()
+    small, large = (presets(model, config, RenderConfig(height=side, width=side), [8])[0] for side in (16, 64))
+    assert small.step is not None
+    assert large.step is not None
+    assert large.step > 2 * small.step
+
+
+def test_the_pages_of_files_that_were_read_do_not_fill_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 2**20
+    for name, value in {"memory.max": 100 * mib, "memory.current": 90 * mib}.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {30 * mib}\ninactive_file {40 * mib}\nactive_file {20 * mib}\n")
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    assert free_bytes(torch.device("cpu")) == 70 * mib
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(torch.device("cpu")) > 100 * mib
 
 
 def test_free_bytes_stay_below_the_share_and_the_machine() -> None:

@@ -28,6 +28,7 @@ from safety.lora.attach import target_layers
 from safety.lora.files import check_fits, load_lora, save_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
+from safety.precision import HALF, DtypeName, compute_dtype
 from tests.support.folder_store import FolderStore
 from tests.support.pico_models import PICO_MODELS
 from tests.support.small_sets import preferences, random_lora
@@ -242,6 +243,41 @@ def test_an_expert_trains_and_draws_in_the_stock_pipeline_what_it_draws_here(ope
         opened.stock.unload_lora_weights()
     assert (as_pixels(ours) - as_pixels(theirs)).abs().max() <= 1
     assert (as_pixels(ours) - as_pixels(base)).abs().max() > 3, "the expert changes the image"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_expert_over_half_weights_is_that_of_fp32_up_to_rounding(opened: Opened, dtype: DtypeName) -> None:
+    rows = preferences(opened.model, knife_prompts(["violence"], ["train"], ["train"]), "violence")
+    half = load_model(opened.config.model_copy(update={"dtype": dtype}))
+    # Not the weights themselves: AdamW moves those of no effect as far as the others, by the signs of their rounding.
+    expected, found = (effect(opened, rows, adapter(model, rows)) for model in (load_model(opened.config), half))
+    # One rounding of each of the denoiser's layers, forward and backward; it has some ten of them one behind the other.
+    bound = 16 * torch.finfo(half.denoiser.dtype).eps
+    assert 0 < (found - expected).norm() < bound * expected.norm()
+
+
+def adapter(model: ModelFamily, rows: PreferenceSet) -> LoraWeights:
+    """Return an expert of four steps; DPO alone would magnify rounding by its beta."""
+    torch.set_num_threads(1)
+    sizes = {"steps": 4, "rows": 4, "benign_rows": 2, "warmup": 0, "learning_rate": 0.003, "validation_rows": 0}
+    settings = {
+        "objective": {"name": "anchored-dpo", "beta": 1.0, "benign_weight": 30.0},
+        "precision": "auto" if compute_dtype(model.denoiser) in HALF else "fp32",
+        "lora": {"rank": 2, "targets": None},
+    }
+    expert = Expert(model, rows, ExpertConfig.model_validate({**sizes, **settings}), seed=0)
+    ExpertTraining(expert, TorchEngine(expert)).run()
+    return expert.weights()
+
+
+def effect(opened: Opened, rows: PreferenceSet, weights: LoraWeights) -> Tensor:
+    """Return what an adapter changes in the fp32 model's predictions for rows in new noise."""
+    config = ExpertConfig(rows=4, benign_rows=2, distinct_batches=None)
+    batch = BatchMaker(opened.model, rows.rows("train"), config, seed=9).step(7, 0, 1, benign=True)
+    with torch.no_grad():
+        base = opened.model.predict(batch.noisy, batch.timesteps, batch.conditioning)
+        with fused(opened.model, weights):
+            return opened.model.predict(batch.noisy, batch.timesteps, batch.conditioning) - base
 
 
 def as_pixels(images: Tensor) -> Tensor:
