@@ -76,7 +76,7 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
         settings = {"release": context.run.release.recipe(), "files": files}
         ref = artifact_ref(context, KIND, settings, parents)
         if finished(context, ref):
-            context.console.print(f"release {ref.id}: already published and verified")
+            context.console.print(f"release {ref.id}: already published")
         else:
             check_adapter(context.run, folder / LORA_FILE)
             publish(context, ref, settings, parents, lambda target: _copy(folder, target))
