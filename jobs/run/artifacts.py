@@ -101,7 +101,13 @@ def artifact_ref(
     return ArtifactRef(kind, artifact_id(kind, dict(settings), [parent.id for parent in parents], context.run.run.seed))
 
 
-def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, str], None] | None = None) -> bool:
+def finished(
+    context: StageContext,
+    ref: ArtifactRef,
+    discard: Callable[[str, str], None] | None = None,
+    *,
+    in_full: bool = False,
+) -> bool:
     """Return whether the artifact is published with all its files; a corrupt one is reported and discarded, to be rebuilt.
 
     Its manifest is read, and the store is asked for the sizes of its files. Their content is verified where it is used,
@@ -111,6 +117,7 @@ def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, st
         context: The run.
         ref: The artifact.
         discard: Deletes what keeps it from being made again; None: all of it.
+        in_full: Read all of its files, for an artifact whose users may not leave a note on what they found corrupt.
     """
     try:
         manifest = context.store.manifest(ref.kind, ref.id)
@@ -124,6 +131,8 @@ def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, st
                 field=f"{ref.kind}/{ref.id}/{lost[0]}",
                 fix="run the stage that makes it again",
             )
+        if in_full:
+            context.store.verify(ref.kind, ref.id)
     except CorruptArtifact as error:
         context.console.print(f"[yellow]{ref.kind} {ref.id} is corrupt; rebuilding it:[/] {escape(str(error))}")
         (discard or context.store.discard)(ref.kind, ref.id)
