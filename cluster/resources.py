@@ -52,20 +52,14 @@ def pool_size(most: int, each: Mapping[str, float], reserved: Mapping[str, float
         each: Ray's resources of one process.
         reserved: Resources that other processes take beside them.
     """
-    total, grown = dict(ray.cluster_resources()), largest_resources()
+    total = dict(ray.cluster_resources())
     now = _fitting(most, each, total, reserved or {})
+    grown = dict(total)
+    for name in each:
+        added = sum(kind.max_nodes * kind.resources.get(name, 0.0) for kind in node_types())
+        # What is there may be of the named kinds, and counts once.
+        grown[name] = max(total.get(name, 0.0), added)
     return PoolSize(now, max(now, _fitting(most, each, grown, reserved or {})))
-
-
-def largest_resources() -> dict[str, float]:
-    """Return the cluster's resources when its autoscaler has added all that it can."""
-    found = dict(ray.cluster_resources())
-    kinds = node_types()
-    for name in {name for kind in kinds for name in kind.resources}:
-        # What is there may be of these kinds, and counts once.
-        added = sum(kind.max_nodes * kind.resources.get(name, 0.0) for kind in kinds)
-        found[name] = max(found.get(name, 0.0), added)
-    return found
 
 
 def _fitting(most: int, each: Mapping[str, float], total: Mapping[str, float], taken: Mapping[str, float]) -> int:

@@ -25,10 +25,6 @@ POOLS = (
     ("evaluate", "actors", "gpus_per_actor"),
 )
 """Sections, and their settings of the number of processes and of each one's GPUs."""
-GROWING = ("generate", "evaluate")
-"""Those whose pools take in nodes that join."""
-MOST = 10_000
-"""The most processes of a pool, where an autoscaler names no end."""
 
 
 def with_gpus(document: Any) -> Any:
@@ -47,16 +43,11 @@ def with_gpus(document: Any) -> Any:
     return found
 
 
-def settled(run: RunConfig, resources: Mapping[str, float], largest: Mapping[str, float] | None = None) -> RunConfig:
+def settled(run: RunConfig, resources: Mapping[str, float]) -> RunConfig:
     """Return the run with as many processes as the cluster's GPUs hold, where its settings do not say how many.
 
-    Pools that grow with the cluster may have as many as it will hold. Experts are trained side by side, one worker each; where GPUs would be left over, each gets more workers, which
+    Experts are trained side by side, one worker each; where GPUs would be left over, each gets more workers, which
     share its steps. Their number is part of what an adapter depends on, so set ``train.workers`` on a cluster that grows.
-
-    Args:
-        run: The run.
-        resources: Those that the cluster has.
-        largest: Those that it has with all nodes that can be added; None: the same.
     """
     if run.placement != "auto" or run.model.device == "cpu":
         return run
@@ -65,9 +56,7 @@ def settled(run: RunConfig, resources: Mapping[str, float], largest: Mapping[str
         part = getattr(run, section)
         share = getattr(part, each)
         if count not in part.model_fields_set and share > 0:
-            held = (largest or resources) if section in GROWING else resources
-            processes = int(min(MOST, held.get("GPU", 0.0) / share) + 1e-6)
-            changed[section] = part.model_copy(update={count: max(1, processes)})
+            changed[section] = part.model_copy(update={count: max(1, int(resources.get("GPU", 0.0) / share + 1e-6))})
     train = run.train
     if not {"workers", "min_workers"} & train.model_fields_set and train.gpus_per_worker >= 1:
         places = int(resources.get("GPU", 0.0) / train.gpus_per_worker + 1e-6)

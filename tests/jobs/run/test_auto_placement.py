@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -40,13 +39,6 @@ def test_there_are_as_many_processes_as_gpus_and_more_workers_where_some_are_lef
     run = settled(make_run(), {"CPU": 128.0, "GPU": float(gpus)})
     assert (run.generate.actors, run.merge.workers, run.evaluate.actors) == (actors,) * 3
     assert run.train.workers == workers
-
-
-def test_pools_grow_to_what_an_autoscaler_can_add_and_adapters_do_not_depend_on_it() -> None:
-    run = settled(make_run(), {"CPU": 4.0}, {"CPU": 128.0, "GPU": 16.0})
-    assert (run.generate.actors, run.evaluate.actors) == (16, 16)
-    assert (run.merge.workers, run.train.workers) == (1, 1)
-    assert settled(make_run(), {}, {"GPU": float(sys.maxsize)}).generate.actors == 10_000
 
 
 def test_numbers_that_are_set_are_kept() -> None:
