@@ -266,26 +266,6 @@ def test_where_the_work_runs_does_not_name_the_dataset(make_context: Callable[..
     )
 
 
-@pytest.mark.ray
-def test_of_two_runs_that_make_one_dataset_the_second_takes_over_what_the_first_has_published(
-    make_context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context, other = make_context("both"), make_context("both")
-    render, refs = generate.render_missing, []
-
-    def first_publishes(*given: Any) -> dict[int, GroupFigures]:
-        figures = render(*given)
-        monkeypatch.setattr(generate, "render_missing", render)
-        refs.append(generate.run(other))
-        return figures
-
-    monkeypatch.setattr(generate, "render_missing", first_publishes)
-    assert [generate.run(context)] == refs
-    assert "already published" in said(context)
-    assert context.store.verify(*refs[0])
-    assert context.store.keys("work/") == []
-
-
 def finished_group(category: str, rows: int, **outcomes: int) -> dict[str, Any]:
     return {"category": category, "rows": rows, "outcomes": json.dumps(outcomes)}
 
