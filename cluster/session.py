@@ -349,9 +349,17 @@ def _temporary_token() -> Path:
 def _join(config: ClusterConfig, environment: Mapping[str, str]) -> str | None:
     """Connect to a running cluster; return its dashboard's URL, or None without one."""
     try:
-        return _init(address=config.address, runtime_env={"env_vars": dict(environment)})
+        dashboard = _init(address=config.address, runtime_env={"env_vars": dict(environment)})
     except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise _unreachable(f"no Ray cluster answers: {error}") from error
+    if dashboard is None:
+        # Ray Train's PlacementGroupCleaner asks the dashboard whether a training's controller is alive.
+        LOGGER.warning(
+            "the cluster at %s has no dashboard: Ray then keeps what a training had reserved when it loses the node that "
+            "drives it, and its next try may wait for that in vain. Start the head with --include-dashboard=true",
+            config.address,
+        )
+    return dashboard
 
 
 def _init(**settings: object) -> str | None:

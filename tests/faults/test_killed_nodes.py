@@ -107,7 +107,7 @@ def test_an_expert_goes_on_with_the_workers_that_are_left(
         job.until(lambda: bool(shared.keys(WORK["generate"])), "the first work of generate")
         nodes.replace()
     job.until(lambda: bool(shared.keys(WORK["train"])), "the first checkpoint")
-    nodes.kill()
+    nodes.kill(running="ray::fit")  # which may be on the head instead
     job.finish()
     if full:
         nodes.add()

@@ -31,7 +31,7 @@ def test_without_the_library_the_error_says_what_to_install(
     with pytest.raises(ConfigError, match="bitsandbytes") as refused:
         load_model(ModelConfig(path=str(tiny_model_dir), quantize="nf4"))
     assert refused.value.field == "model.quantize"
-    assert "safetydpo[quantized]" in refused.value.fix
+    assert "[quantized]" in refused.value.fix
 
 
 @pytest.mark.parametrize(("quantize", "step"), [("int8", 1 / 127), ("nf4", 1 / 6)])
