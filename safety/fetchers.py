@@ -43,6 +43,7 @@ def fetch(place: Place, choose: Choice) -> Path:
         raise ConfigError(
             f"nothing here fetches {scheme}:// addresses",
             field="model.path",
-            fix=f"use one of {', '.join(f'{name}://' for name in sorted(fetchers)) or 'the other forms'}, or a folder",
+            fix=f"use one of {', '.join(f'{name}://' for name in sorted(fetchers)) or 'the other forms'}, a hub id "
+            "(org/name), or a folder",
         )
     return fetchers[scheme](place, choose)

@@ -31,22 +31,35 @@ def convert(model: Path, output: Path, memory_gib: float | None = None) -> Path:
         memory_gib: The most memory that the process which opens the pickles may take.
 
     Raises:
-        ConfigError: There is nothing to convert, or the output is not empty.
+        ConfigError: There is nothing to convert, or the output is not empty or cannot be written.
         ArtifactFormatError: A file holds other objects than tensors, is damaged, or needs more than its limits.
     """
     todo = plan(model)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ConfigError(f"{output} is not empty", field="--output", fix="name a folder that is not there")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
+        _write(output.absolute(), todo, memory_gib)
+    except OSError as error:
+        raise ConfigError(
+            f"{output} cannot be written ({error})", field="--output", fix="name another folder"
+        ) from error
+    return output / next(iter(todo.convert.values())) if model.is_file() else output
+
+
+def _write(output: Path, todo: Plan, memory_gib: float | None) -> None:
+    """Write the folder as a whole, or leave nothing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Its folder is this user's alone, and the model in it as open as any that the user makes.
+    own = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        fresh = own / output.name
+        fresh.mkdir()
         _fill(fresh, todo, memory_gib)
         if output.is_dir():
             output.rmdir()
         fresh.rename(output)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return output / next(iter(todo.convert.values())) if model.is_file() else output
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _fill(folder: Path, todo: Plan, memory_gib: float | None) -> None:

@@ -10,8 +10,8 @@ from safety.errors import ConfigError
 from safety.families.model_index import model_parts
 from safety.families.weight_files import (
     INDEX_FILE,
-    LEFT_OUT,
     OTHER_WEIGHTS,
+    PICKLED,
     PREFERRED,
     broken,
     part_files,
@@ -23,7 +23,7 @@ STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch
 NAME = re.compile(
     rf"(?P<stem>{'|'.join(STEMS)})(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?P<shard>-\d+-of-\d+)?\.bin(?P<index>\.index(?:\.(?P<late>\w+))?\.json)?"
 )
-PICKLED = tuple(ending for ending, kind in OTHER_WEIGHTS.items() if kind == "pickled" and ending != ".pdparams")
+ENDINGS = tuple(ending for ending, kind in OTHER_WEIGHTS.items() if kind == PICKLED)
 FIELD = "--model"
 
 
@@ -45,17 +45,16 @@ def plan(model: Path) -> Plan:
     """
     found = Plan({}, {}, {})
     if model.is_file():
-        if model.suffix not in PICKLED:
+        if model.suffix not in ENDINGS:
             raise ConfigError(
-                f"{model} is not pickled", field=FIELD, fix=f"name a file of {', '.join(PICKLED)}, or a folder"
+                f"{model} is not pickled", field=FIELD, fix=f"name a file of {', '.join(ENDINGS)}, or a folder"
             )
         found.convert[model] = f"{model.stem}.safetensors"
         return found
     if (model / INDEX_FILE).is_file():
         found.copy[model / INDEX_FILE] = INDEX_FILE
         for name in model_parts(model):
-            if name not in LEFT_OUT:
-                _add_part(found, model / name, f"{name}/")
+            _add_part(found, model / name, f"{name}/")
     elif (model / "config.json").is_file():
         _add_part(found, model, "")
     else:

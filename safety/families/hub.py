@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safety.errors import ConfigError
+from safety.errors import ConfigError, SafetyError
 from safety.families.selection import files_read
-from safety.families.weight_files import INDEX_FILE
+from safety.families.weight_files import INDEX_FILE, listed_parts, read_index
 from safety.quiet import no_progress_bars
 
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+HUB_ID = re.compile(
+    r"(?!.*(?:--|\.\.|\.git$))"
+    r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?/[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+)
+"""An id as the hub's library takes it; it raises for others."""
 MAIN = "main"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def is_cache_folder(folder: Path) -> bool:
-    """Return whether a folder is one repository of a hub's cache (``models--org--name``)."""
-    return (folder / "snapshots").is_dir()
+    """Return whether a folder is one repository of a hub's cache (``models--org--name``), and no model with snapshots."""
+    return (folder / "snapshots").is_dir() and not (folder / INDEX_FILE).is_file()
 
 
 def cached_snapshot(folder: Path, revision: str | None) -> Path:
@@ -61,7 +70,8 @@ def cache_folder(hub_id: str) -> Path:
 def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     """Download the files of a model that are read into the hub's cache, and return its snapshot folder.
 
-    The hub's library locks each file, so processes of one machine fetch it once, and finishes what is cut.
+    The hub's library locks each file, so processes of one machine fetch it once, and finishes what is cut. Weights come
+    last: a snapshot that holds them all is whole, whenever a download ended.
 
     Raises:
         ConfigError: There is no such model or revision, it is not open to this user, or the hub cannot be reached.
@@ -70,13 +80,22 @@ def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     # Slow to import, and only for models of a hub.
     from huggingface_hub import HfApi, snapshot_download
 
-    try:
+    with _explained(hub_id, revision), no_progress_bars():
         found = HfApi().model_info(hub_id, revision=revision)
-        names = files_read([file.rfilename for file in found.siblings or ()], variant)
-        with no_progress_bars():
-            return Path(snapshot_download(hub_id, revision=found.sha, allow_patterns=names))
-    except OSError as error:
-        raise _refused(hub_id, revision, error) from error
+        names = [file.rfilename for file in found.siblings or ()]
+        listed = listed_parts(read_index(download_index(hub_id, found.sha))) if INDEX_FILE in names else None
+        read = files_read(names, variant, listed)
+        if not read:
+            raise ConfigError(
+                f"none of the {len(names)} files of {hub_id} is read",
+                field="model.path",
+                fix=f"name a repository with {INDEX_FILE}, or as model.vae one with config.json; or download its single file",
+            )
+        settings = [name for name in read if not name.endswith(".safetensors")]
+        for some in (settings, read):
+            folder = Path(snapshot_download(hub_id, revision=found.sha, allow_patterns=some))
+        _note_revision(folder, revision or MAIN)
+    return folder
 
 
 def download_index(hub_id: str, revision: str | None) -> Path:
@@ -84,13 +103,32 @@ def download_index(hub_id: str, revision: str | None) -> Path:
     # Slow to import, and only for models of a hub.
     from huggingface_hub import hf_hub_download
 
-    try:
+    with _explained(hub_id, revision):
         return Path(hf_hub_download(hub_id, INDEX_FILE, revision=revision)).parent
-    except OSError as error:
+
+
+def _note_revision(snapshot: Path, revision: str) -> None:
+    """Write down of which commit a branch or tag is, as the hub's library does, so that it is found without a network."""
+    reference = snapshot.parents[1] / "refs" / revision
+    if revision != snapshot.name and not (reference.is_file() and reference.read_text() == snapshot.name):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        partial = reference.with_name(f"{reference.name}.{secrets.token_hex(4)}.tmp")
+        partial.write_text(snapshot.name, encoding="utf-8")
+        partial.replace(reference)
+
+
+@contextmanager
+def _explained(hub_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's library raises, of which its HTTP and transfer libraries add their own, into one known error."""
+    try:
+        yield
+    except SafetyError:
+        raise
+    except Exception as error:
         raise _refused(hub_id, revision, error) from error
 
 
-def _refused(hub_id: str, revision: str | None, error: OSError) -> ConfigError:
+def _refused(hub_id: str, revision: str | None, error: Exception) -> ConfigError:
     """Return the error that says why a hub did not give a model."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -116,6 +154,12 @@ def _refused(hub_id: str, revision: str | None, error: OSError) -> ConfigError:
             field = "model.revision" if kind is RevisionNotFoundError else "model.path"
             return ConfigError(f"{hub_id}: {why}", field=field, fix=fix)
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return ConfigError(
+            f"{hub_id} cannot be written into the hub's cache ({text[:200]})",
+            field="model.path",
+            fix="free some space, or name another folder as the hub's cache (HF_HOME)",
+        )
     return ConfigError(
         f"{hub_id} is neither a folder here nor in the hub's cache, and the hub cannot be reached ({text[:200]})",
         field="model.path",

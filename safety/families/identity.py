@@ -17,7 +17,7 @@ from safety.families.family import family_name
 from safety.families.model_config import CACHE, ModelConfig
 from safety.families.model_index import model_parts
 from safety.families.source import model_folder
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, broken, part_files
+from safety.families.weight_files import INDEX_FILE, broken, part_files
 from safety.precision import resolve_dtype
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def model_hash(folder: Path) -> str:
         ConfigError: The folder holds no diffusers-format model.
         ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
     """
-    read = {path for part in model_parts(folder) if part not in LEFT_OUT for path in part_files(folder / part).read}
+    read = {path for part in model_parts(folder) for path in part_files(folder / part).read}
     files = sorted(path.relative_to(folder).as_posix() for path in read)
     digest = hashlib.sha256()
     for name in [INDEX_FILE, *files]:

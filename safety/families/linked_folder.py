@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safety.errors import ConfigError
 from safety.families.model_index import model_parts
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, SHARDED, SINGLE, PartFiles, part_files
+from safety.families.weight_files import INDEX_FILE, SHARDED, SINGLE, PartFiles, part_files
 
 VAE = "vae"
 
@@ -31,7 +31,7 @@ def link_folder(folder: Path, variant: str | None, vae: Path | None, cache: Path
         ConfigError: No part has the variant.
         ArtifactFormatError: A list of shards is damaged.
     """
-    parts = {name: folder / name for name in model_parts(folder) if name not in LEFT_OUT}
+    parts = {name: folder / name for name in model_parts(folder)}
     if vae is not None:
         parts[VAE] = vae
     files = {name: part_files(part, variant) for name, part in parts.items()}

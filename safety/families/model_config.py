@@ -9,6 +9,7 @@ from pydantic import Field
 
 from safety.base import Config
 from safety.embedded import EMBEDDED_MODEL
+from safety.errors import ConfigError
 from safety.precision import DtypeName
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -72,7 +73,12 @@ class ModelConfig(Config):
     )
 
     def cache_folder(self, kind: str) -> Path:
-        """Return the folder of a kind of things in the cache, made when it is not there."""
-        folder = self.cache.expanduser().absolute() / kind
-        folder.mkdir(parents=True, exist_ok=True)
+        """Return the folder of a kind of things in the cache, made when it is not there; raise ConfigError if it cannot be."""
+        try:
+            folder = self.cache.expanduser().absolute() / kind
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"{self.cache / kind} cannot be made ({error})", field="model.cache", fix="name a folder of yours"
+            ) from None
         return folder

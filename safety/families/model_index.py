@@ -11,22 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safety.families.weight_files import INDEX_FILE, broken, read_index, read_json
+from safety.families.weight_files import INDEX_FILE, broken, listed_parts, read_index, read_json
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def model_parts(folder: Path) -> list[str]:
-    """Return the names of the parts that a model's index lists and its folder holds.
+    """Return the names of the parts that are read: a model's index gives them a class, and its folder holds them.
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
         ArtifactFormatError: The index is damaged, or one of the folder's files gives a name that is a path.
     """
-    listed = [name for name in read_index(folder) if not name.startswith("_")]
-    for name in listed:
-        _check(folder / INDEX_FILE, name)
-    parts = [name for name in listed if (folder / name).is_dir()]
+    index = read_index(folder)
+    for name in index:
+        if not name.startswith("_"):
+            _check(folder / INDEX_FILE, name)
+    parts = [name for name in listed_parts(index) if (folder / name).is_dir()]
     for part in parts:
         for file, name in _named_files(folder / part):
             _check(file, name)

@@ -59,7 +59,9 @@ def load_part(kind: Any, folder: Path, variant: str, dtype: torch.dtype) -> Any:
         ),
         folder,
     )
-    missing = sorted(map(str, report.get("missing_keys", ())))
+    # Of a weight that a list of shards names and no shard holds, diffusers says nothing, and leaves it without memory.
+    empty = {name for name, tensor in network.state_dict().items() if tensor.is_meta}
+    missing = sorted({*map(str, report.get("missing_keys", ())), *empty})
     if missing:
         raise broken(folder, f"its weights lack {len(missing)} of the network's, such as {missing[0]}")
     require_finite(network, folder)

@@ -7,47 +7,53 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 from safety.families.weight_files import (
     INDEX_FILE,
     LEFT_OUT,
     OTHER_WEIGHTS,
-    PREFERRED,
     SETTINGS,
     STEM,
     broken,
+    chosen_variant,
+    is_plain,
 )
 
 WEIGHTS = re.compile(
-    rf"{STEM}(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?(?P<tail>\.safetensors(?:\.index(?:\.(?P<late>\w+))?\.json)?)"
+    rf"{STEM}(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+(?:\.(?P<old>\w+))?)?"
+    r"\.safetensors(?:\.index(?:\.(?P<late>\w+))?\.json)?"
 )
-"""A file of weights, a shard of them, or the list of shards; in lists the variant stands last."""
+"""A file of weights, a shard of them, or the list of shards; in lists, and in the shards of older versions, the variant stands last."""
 
 
-def files_read(names: Sequence[str], variant: str | None) -> list[str]:
+def files_read(names: Sequence[str], variant: str | None, listed: Collection[str] | None = None) -> list[str]:
     """Return the names of a model's files that loading it reads, of all that lie below its folder.
 
     Args:
         names: Paths relative to the model's folder, with slashes.
         variant: The weights that are asked for; None: as ``part_files`` prefers them.
+        listed: The parts that the model's index lists; None: every folder is one.
 
     Raises:
-        ArtifactFormatError: A part has weights, and none in safetensors.
+        ArtifactFormatError: A part has weights, and none in safetensors, or several variants of which none is preferred.
     """
     parts: dict[str, list[PurePosixPath]] = defaultdict(list)
     for name in names:
         path = PurePosixPath(name)
-        if len(path.parts) <= 2 and ".." not in path.parts and not path.name.startswith("."):
+        # Of "unet//x", which a store may hold, no folder can have a file.
+        if path.as_posix() == name and len(path.parts) <= 2 and not any(each.startswith(".") for each in path.parts):
             parts[path.parts[0] if len(path.parts) == 2 else ""].append(path)
     top = parts.pop("") if "" in parts else []
     # A folder without an index is one network, such as a VAE of its own.
     pipeline = any(path.name == INDEX_FILE for path in top)
     if not pipeline:
-        return _part("the folder", top, variant)
+        return [
+            name for name in _part("the folder", top, variant) if WEIGHTS.fullmatch(name) or name.endswith(SETTINGS)
+        ]
     found = [INDEX_FILE, *(path.as_posix() for path in top if path.suffix == ".md" and path.stem.isupper())]
-    for part in sorted(parts.keys() - set(LEFT_OUT)):
+    for part in sorted(parts.keys() - set(LEFT_OUT) if listed is None else parts.keys() & set(listed)):
         found += _part(part, parts[part], variant)
     return found
 
@@ -57,12 +63,10 @@ def _part(part: str, files: Sequence[PurePosixPath], variant: str | None) -> lis
     weights: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if match := WEIGHTS.fullmatch(path.name):
-            weights[match["late"] or match["variant"] or ""].append(path.as_posix())
-    chosen = [path.as_posix() for path in files if path.suffix in SETTINGS and ".index." not in path.name]
+            weights[match["late"] or match["old"] or match["variant"] or ""].append(path.as_posix())
+    chosen = [path.as_posix() for path in files if is_plain(path.name, alone=not weights)]
     if weights:
-        order = (variant, *PREFERRED) if variant is not None else PREFERRED
-        name = next((name for name in order if name in weights), next(iter(sorted(weights))))
-        return [*chosen, *weights[name]]
+        return [*chosen, *weights[chosen_variant(PurePosixPath(part), weights, variant)]]
     others = sorted(path.name for path in files if path.suffix in OTHER_WEIGHTS)
     if others and any(path.name == "config.json" for path in files):
         kind = OTHER_WEIGHTS[PurePosixPath(others[0]).suffix]

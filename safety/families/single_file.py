@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from safety.errors import ConfigError
+from safety.errors import ConfigError, SafetyError
 from safety.families.model_config import ModelConfig
-from safety.families.weight_files import broken, read_index, require_whole
+from safety.families.weight_files import INDEX_FILE, broken, read_index, require_whole
 
 LAYOUTS = Path(__file__).parent / "original_layouts"
 KNOWN = {"v1": "stable-diffusion-1", "v2": "stable-diffusion-2", "xl_base": "stable-diffusion-xl"}
@@ -57,8 +57,14 @@ def layout_folder(file: Path, config: ModelConfig) -> Path:
     """
     header = read_header(file)
     if config.settings is not None:
-        folder = Path(config.settings).expanduser()
-        read_index(folder)
+        try:
+            folder = Path(config.settings).expanduser()
+            read_index(folder)
+        except (SafetyError, RuntimeError) as error:
+            text = error.message if isinstance(error, SafetyError) else str(error)
+            raise ConfigError(
+                text, field="model.settings", fix=f"name a diffusers folder of this machine, with its {INDEX_FILE}"
+            ) from None
         return folder
     # Slow to import, and only for single files.
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
@@ -71,12 +77,12 @@ def layout_folder(file: Path, config: ModelConfig) -> Path:
             field="model.path",
             fix="name the model's diffusers folder; or a diffusers folder of its kind as model.settings",
         )
-    predicted(file, header, KNOWN[kind], config)
+    predicted(file, header, LAYOUTS / KNOWN[kind], config)
     return LAYOUTS / KNOWN[kind]
 
 
-def predicted(file: Path, header: Header, layout: str, config: ModelConfig) -> str | None:
-    """Return what a file's denoiser predicts; None: what its layout's settings say.
+def predicted(file: Path, header: Header, layout: Path, config: ModelConfig) -> str | None:
+    """Return what a file's denoiser predicts; None: what the settings in the folder of its layout say.
 
     The file's own word is its metadata (``modelspec.prediction_type``) or the key ``v_pred``, as other tools write them.
 
@@ -89,7 +95,7 @@ def predicted(file: Path, header: Header, layout: str, config: ModelConfig) -> s
             f"{file} says itself that it predicts {said!r}", field="model.prediction", fix="leave the setting out"
         )
     found = said or config.prediction
-    if found is None and layout == KNOWN["v2"]:
+    if found is None and layout == LAYOUTS / KNOWN["v2"]:
         raise ConfigError(
             f"{file} is of Stable Diffusion 2.x, and does not say what it predicts",
             field="model.prediction",

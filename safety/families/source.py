@@ -7,8 +7,9 @@ a folder of links (``linked_folder``). Nothing is chosen from how a path is spel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
@@ -21,7 +22,16 @@ from safety.families.selection import files_read
 from safety.families.single_file import layout_index
 from safety.families.unpacking import unpack
 from safety.families.vae import find_vae
-from safety.families.weight_files import INDEX_FILE, OTHER_WEIGHTS, broken, read_index, require_folder
+from safety.families.weight_files import (
+    INDEX_FILE,
+    OTHER_WEIGHTS,
+    PICKLED,
+    broken,
+    listed_parts,
+    read_index,
+    require_folder,
+    require_weights,
+)
 from safety.fetchers import Place, fetch, is_address
 
 CONVERT = "turn it into safetensors with python -m jobs.convert, if you trust it"
@@ -37,16 +47,32 @@ def model_folder(config: ModelConfig) -> Path:
     place = located(config.path, config)
     folder = unpack(place, config) if place.is_file() else place
     model_parts(folder)
-    if config.prediction is not None and not place.is_file():
-        raise ConfigError(
-            f"{folder} has a scheduler that says what the model predicts",
-            field="model.prediction",
-            fix="leave the setting out: it is for single files",
-        )
+    if not place.is_file():
+        _require_none_of_a_single_file(config, folder)
     if config.variant is None and config.vae is None:
         return folder
-    vae = None if config.vae is None else find_vae(located(config.vae, config), folder, config)
+    vae = None if config.vae is None else _other_vae(config.vae, folder, config)
     return link_folder(folder, config.variant, vae, config.cache_folder("linked"))
+
+
+def _require_none_of_a_single_file(config: ModelConfig, folder: Path) -> None:
+    """Raise ConfigError for settings that say what a folder says itself."""
+    for name, what in (
+        ("prediction", "a scheduler that says what the model predicts"),
+        ("settings", "its own settings"),
+    ):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"{folder} has {what}", field=f"model.{name}", fix="leave the setting out: it is for single files"
+            )
+
+
+def _other_vae(path: str, folder: Path, config: ModelConfig) -> Path:
+    """Return the folder of the VAE at a path, whose errors name its own setting; ``revision`` is the model's alone."""
+    try:
+        return find_vae(located(path, config.model_copy(update={"revision": None})), folder, config)
+    except SafetyError as error:
+        raise type(error)(error.message, field="model.vae", fix=error.fix) from error
 
 
 def model_index(config: ModelConfig) -> dict[str, Any]:
@@ -69,6 +95,7 @@ def located(path: str, config: ModelConfig) -> Path:
         ArtifactFormatError: It is pickled.
     """
     if is_address(path):
+        _require_read(path)
         return _fetched(Place(path, config.endpoint, config.region, config.cache_folder("fetched")), config.variant)
     found = here(path, config.revision)
     if found is not None:
@@ -91,14 +118,20 @@ def here(path: str, revision: str | None) -> Path | None:
     """
     if path == EMBEDDED_MODEL:
         return EMBEDDED_MODEL_FOLDER
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return hub.cached_snapshot(place, revision) if hub.is_cache_folder(place) else place
-    if not place.is_file():
-        return None
-    if place.suffix in OTHER_WEIGHTS:
-        kind = OTHER_WEIGHTS[place.suffix]
-        raise broken(place, f"it is {kind}, and safetensors alone are read", CONVERT)
+    try:
+        place = Path(path).expanduser()
+        if place.is_dir():
+            return hub.cached_snapshot(place, revision) if hub.is_cache_folder(place) else place
+        if not place.is_file():
+            return None
+    # A folder that this user may not enter, a name that is too long, or the home of a user who is not there.
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"{path} cannot be looked at ({error})",
+            field="model.path",
+            fix="open it to this user, or name another path",
+        ) from None
+    _require_read(path)
     if place.suffix != ".safetensors":
         raise ConfigError(
             f"{place} is no form of a model",
@@ -106,6 +139,14 @@ def here(path: str, revision: str | None) -> Path | None:
             fix=f"name the folder that holds {INDEX_FILE}, or a .safetensors file",
         )
     return place
+
+
+def _require_read(path: str) -> None:
+    """Raise ArtifactFormatError for the name of a single file whose format is not read."""
+    kind = OTHER_WEIGHTS.get(PurePosixPath(path).suffix)
+    if kind is not None:
+        fix = CONVERT if kind == PICKLED else "name the model's diffusers folder, or its .safetensors file"
+        raise broken(PurePosixPath(path), f"it is {kind}, and safetensors alone are read", fix)
 
 
 def known_here(config: ModelConfig) -> bool:
@@ -124,6 +165,7 @@ def _index_place(config: ModelConfig) -> Path:
     """Return a folder with the model's index, or its single file."""
     path = config.path
     if is_address(path):
+        _require_read(path)
         return _fetched_index(Place(path, config.endpoint, config.region, config.cache_folder("fetched")))
     found = here(path, config.revision)
     if found is None and hub.HUB_ID.fullmatch(path):
@@ -137,14 +179,37 @@ def _index_place(config: ModelConfig) -> Path:
     return found
 
 
+def _fetched(place: Place, variant: str | None) -> Path:
+    """Return this machine's copy of a model."""
+    return _kept(_fetched_once, place, variant)
+
+
+def _fetched_index(place: Place) -> Path:
+    """Return a folder with the index of the model at an address, or the single file that it names."""
+    return _kept(_fetched_index_once, place)
+
+
+def _kept(fetch_once: Any, *asked: Any) -> Path:
+    """Return what this process fetched before, and fetch it again where the cache was deleted since."""
+    found: Path = fetch_once(*asked)
+    if not found.exists():
+        fetch_once.cache_clear()
+        found = fetch_once(*asked)
+    return found
+
+
 # A process asks for its model several times, and each look at an address costs a request.
 @lru_cache(maxsize=8)
-def _fetched(place: Place, variant: str | None) -> Path:
-    return fetch(place, lambda names: files_read(names, variant))
+def _fetched_once(place: Place, variant: str | None) -> Path:
+    def choose(names: Sequence[str]) -> list[str]:
+        listed = listed_parts(read_index(_fetched_index(place))) if INDEX_FILE in names else None
+        return files_read(names, variant, listed)
+
+    return fetch(place, choose)
 
 
 @lru_cache(maxsize=8)
-def _fetched_index(place: Place) -> Path:
+def _fetched_index_once(place: Place) -> Path:
     return fetch(place, lambda names: [name for name in names if name == INDEX_FILE])
 
 
@@ -172,10 +237,14 @@ def _cached(hub_id: str, revision: str | None) -> Path | None:
 
 
 def _is_whole(folder: Path, variant: str | None) -> bool:
+    """Return whether a snapshot holds what is read: a network without weights is one whose download goes on, or was cut."""
     if not (folder / INDEX_FILE).is_file():
         return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     try:
         require_folder(folder)
+        for part in listed_parts(read_index(folder)):
+            if (folder / part / "config.json").is_file():
+                require_weights(folder / part)
     except SafetyError:
         return False
     return variant is None or any(f".{variant}" in path.name for path in folder.glob("*/*.safetensors"))

@@ -12,22 +12,24 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import nn
 
-from safety.errors import ArtifactFormatError
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.families.model_config import ModelConfig
 from safety.families.network import loaded
-from safety.families.single_file import KNOWN, LAYOUTS, Header, layout_folder, predicted, read_header
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, broken, part_files, read_index, read_json
+from safety.families.single_file import DENOISER, KNOWN, LAYOUTS, Header, layout_folder, predicted, read_header
+from safety.families.weight_files import INDEX_FILE, broken, listed_parts, part_files, read_index, read_json
 from safety.quiet import no_progress_bars
 
 MERGES = LAYOUTS / "clip_merges.txt"
+WHOLE = "name a whole model of this kind, or download it again"
 SIDES = {"v_prediction": 96, "epsilon": 64}
 """Side of the latents of Stable Diffusion 2.x: those that predict velocity were made for 768 pixels, the others for 512."""
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,7 +46,7 @@ def unpack(file: Path, config: ModelConfig) -> Path:
     """
     layout = layout_folder(file, config)
     header = read_header(file)
-    prediction = predicted(file, header, layout.name, config)
+    prediction = predicted(file, header, layout, config)
     return _made_once(
         config.cache_folder("unpacked"),
         [FORMAT, _stamp(file), _settings_stamp(layout), prediction],
@@ -67,7 +69,7 @@ def unpack_vae(file: Path, own: Path, config: ModelConfig) -> Path:
         from diffusers import AutoencoderKL
 
         shutil.copyfile(settings, folder / "config.json")
-        _save(_read(AutoencoderKL, file, header, folder), folder, file)
+        _save(_read(AutoencoderKL, file, header, folder), folder, "vae", file)
         shutil.copyfile(settings, folder / "config.json")
 
     return _made_once(config.cache_folder("unpacked"), [FORMAT, _stamp(file), _stamp(settings)], write)
@@ -79,7 +81,7 @@ def _write_model(file: Path, header: Header, layout: Path, prediction: str | Non
     import diffusers
 
     index = read_index(layout)
-    for name in _parts(index):
+    for name in listed_parts(index):
         (folder / name).mkdir()
         for path in part_files(layout / name).settings:
             shutil.copyfile(path, folder / name / path.name)
@@ -94,9 +96,10 @@ def _write_model(file: Path, header: Header, layout: Path, prediction: str | Non
     kept = {path: path.read_bytes() for path in folder.rglob("*.json")}
     with no_progress_bars():
         pipeline = _read(kind, file, header, folder)
+        _require_same_unet(pipeline, header, file)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
-                _save(part, folder / name, file)
+                _save(part, folder / name, name, file)
     for path, data in kept.items():
         path.write_bytes(data)
     _set_prediction(folder, header, prediction)
@@ -104,6 +107,9 @@ def _write_model(file: Path, header: Header, layout: Path, prediction: str | Non
 
 def _read(kind: Any, file: Path, header: Header, settings: Path) -> Any:
     """Return a pipeline or a network of diffusers, read from a single file by the settings in a folder."""
+    # Slow to import, and only for single files.
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         return loaded(
             lambda: kind.from_single_file(
@@ -111,11 +117,25 @@ def _read(kind: Any, file: Path, header: Header, settings: Path) -> Any:
             ),
             file,
         )
+    except SingleFileComponentError as error:
+        raise broken(file, f"it lacks a whole network ({' '.join(str(error).split())[:120]})", WHOLE) from error
     except ArtifactFormatError as error:
         if "meta tensor" not in error.message:
             raise
         # diffusers leaves what is missing without memory, and then fails to change its type.
         raise broken(file, "it lacks weights of one of its networks") from error
+
+
+def _require_same_unet(pipeline: Any, header: Header, file: Path) -> None:
+    """Refuse a UNet with more weights than its settings have, such as LCM's: diffusers would leave them out."""
+    unet = pipeline.components.get("unet")
+    held = [key for key in header.shapes if key.startswith(DENOISER)]
+    if unet is not None and len(held) > len(unet.state_dict()):
+        raise broken(
+            file,
+            f"its denoiser has {len(held)} weights, and one of its layout has {len(unet.state_dict())}: it is of another kind",
+            "name the model's diffusers folder, which says of which",
+        )
 
 
 def _set_prediction(folder: Path, header: Header, prediction: str | None) -> None:
@@ -134,12 +154,19 @@ def _change(path: Path, **settings: Any) -> None:
     path.write_text(json.dumps({**read_json(path), **settings}, indent=2) + "\n", encoding="utf-8")
 
 
-def _save(network: nn.Module, folder: Path, file: Path) -> None:
+def _save(network: nn.Module, folder: Path, name: str, file: Path) -> None:
     """Write a network's weights; refuse one whose file lacked some, which diffusers leaves without memory."""
     missing = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
     if missing:
-        raise broken(file, f"it lacks {len(missing)} weights of the {folder.name}, such as {missing[0]}")
-    network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        raise broken(file, f"it lacks {len(missing)} weights of the {name}, such as {missing[0]}", WHOLE)
+    try:
+        network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{file} cannot be unpacked into {folder.parent} ({error})",
+            field="model.cache",
+            fix=f"free {file.stat().st_size / 2**30:.1f} GiB there, or name another folder",
+        ) from error
 
 
 def _write_vocabulary(folder: Path) -> None:
@@ -154,14 +181,6 @@ def _write_vocabulary(folder: Path) -> None:
     text = json.dumps({word: number for number, word in enumerate(words)}, ensure_ascii=False)
     (folder / "vocab.json").write_text(text, encoding="utf-8")
     shutil.copyfile(MERGES, folder / "merges.txt")
-
-
-def _parts(index: Mapping[str, Any]) -> list[str]:
-    return [
-        name
-        for name, value in index.items()
-        if isinstance(value, list) and value[-1:] not in ([], [None]) and name not in LEFT_OUT
-    ]
 
 
 def _widest(header: Header) -> torch.dtype:
@@ -181,7 +200,7 @@ def _settings_stamp(layout: Path) -> str:
     """Return a hash of a layout's settings."""
     files = [
         layout / INDEX_FILE,
-        *(p for name in _parts(read_index(layout)) for p in part_files(layout / name).settings),
+        *(p for name in listed_parts(read_index(layout)) for p in part_files(layout / name).settings),
     ]
     digest = hashlib.sha256(MERGES.read_bytes())
     for path in files:

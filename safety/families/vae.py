@@ -33,19 +33,14 @@ def find_vae(place: Path, model: Path, config: ModelConfig) -> Path:
         ArtifactFormatError: One of its files is damaged.
     """
     own = model / PART
-    try:
-        if place.is_file():
-            folder = unpack_vae(place, own, config)
-        else:
-            folder = place / PART if (place / INDEX_FILE).is_file() else place
-        if not (folder / "config.json").is_file():
-            raise broken(
-                folder, "it is no VAE: it holds no config.json", "name the folder of a VAE, or of a whole model"
-            )
-        settings = read_json(folder / "config.json")
-        require_weights(folder)
-    except ConfigError as error:
-        raise ConfigError(error.message, field="model.vae", fix=error.fix) from error
+    if place.is_file():
+        folder = unpack_vae(place, own, config)
+    else:
+        folder = place / PART if (place / INDEX_FILE).is_file() else place
+    if not (folder / "config.json").is_file():
+        raise broken(folder, "it is no VAE: it holds no config.json", "name the folder of a VAE, or of a whole model")
+    settings = read_json(folder / "config.json")
+    require_weights(folder)
     _require_same(settings, read_json(own / "config.json"), folder)
     return folder
 

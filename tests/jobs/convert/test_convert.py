@@ -74,6 +74,8 @@ def test_a_pickled_folder_is_refused_and_loads_after_the_conversion(
     (pickled / "unet" / "diffusion_pytorch_model.fp16.bin").unlink()
     output = tmp_path / "converted"
     assert convert(pickled, output) == output
+    (tmp_path / "ordinary").mkdir()
+    assert output.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, "workers of another user read it"
     assert not [
         path for path in output.rglob("*") if path.is_file() and path.suffix not in (".json", ".txt", ".safetensors")
     ]
@@ -188,6 +190,8 @@ def test_what_cannot_be_converted_is_a_known_error(tiny_model_dir: Path, pickled
     ):
         with pytest.raises(ConfigError, match=named):
             convert(model, output)
+    with pytest.raises(ConfigError, match=r"--output: .*cannot be written"):
+        convert(pickled, tmp_path / "x.safetensors" / "out")
     shard = next((pickled / "unet").glob("*-00001-*"))
     index = next((pickled / "unet").glob("*.index.json"))
     index.write_text(index.read_text().replace(shard.name, "../elsewhere.bin"))

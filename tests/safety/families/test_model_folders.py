@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from safety.errors import ArtifactFormatError, SafetyError
 from safety.families import ModelConfig, load_model
@@ -194,6 +195,23 @@ def test_shards_are_read_and_hashed(folder: Path, variant: str | None) -> None:
     for call in (check_folder, model_hash):
         with pytest.raises(ArtifactFormatError, match=f"names {shards[1].name}, which is missing"):
             call(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_shards_that_lack_a_weight_or_their_list_are_known_errors(folder: Path, part: str) -> None:
+    model = load_model(ModelConfig(path=str(folder)))
+    [whole] = (folder / part).glob("*.safetensors")
+    whole.unlink()
+    getattr(model.pipeline, part).save_pretrained(folder / part, max_shard_size="40KB")  # type: ignore[attr-defined]
+    shard = sorted((folder / part).glob("*-of-*.safetensors"))[-1]
+    weights = load_file(shard)
+    name = sorted(weights)[0]
+    save_file({key: tensor for key, tensor in weights.items() if key != name}, shard, metadata={"format": "pt"})
+    with pytest.raises(ArtifactFormatError, match=f"/{part}: its weights lack 1 of the network's, such as {name}"):
+        load_model(ModelConfig(path=str(folder)))
+    next((folder / part).glob("*.index.json")).unlink()
+    with pytest.raises(ArtifactFormatError, match=f"/{part}: it holds .*-of-.*, and no list of its shards"):
+        check_folder(folder)
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {

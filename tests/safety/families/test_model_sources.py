@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -16,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safety.errors import ArtifactFormatError, ConfigError, SafetyError
-from safety.families import ModelConfig, ModelFamily, family_name, load_model
+from safety.families import ModelConfig, ModelFamily, family_name, hub, load_model
 from safety.families.identity import content_hash, model_hash, model_identity
 from safety.families.selection import files_read
 from safety.families.source import known_here, model_folder
+from safety.families.weight_files import listed_parts
 from safety.fetchers import Place, fetchers
 from tests.support.original_layout import original_vae
 
@@ -170,6 +172,10 @@ def test_a_hub_model_is_fetched_once_and_only_what_is_read_of_it(
         "v1-5.safetensors",
         "v1-5.ckpt",
         "safety_checker/model.safetensors",
+        # Beside its parts, Stable Diffusion XL has others in other formats, which its index does not list.
+        "vae_decoder/config.json",
+        "vae_decoder/model.onnx",
+        "vae_1_0/diffusion_pytorch_model.safetensors",
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"never fetched")
@@ -179,7 +185,10 @@ def test_a_hub_model_is_fetched_once_and_only_what_is_read_of_it(
     fetched = list(fake_hub.fetched)
     assert sorted(fetched) == sorted(set(fetched))
     assert UNET in fetched
-    assert not [name for name in fetched if "fp16" in name or "v1-5" in name or "checker" in name or ".bin" in name]
+    others = ("fp16", "v1-5", "checker", ".bin", "vae_")
+    assert not [name for name in fetched if any(other in name for other in others)]
+    weights = [name.endswith(".safetensors") for name in fetched]
+    assert weights == sorted(weights), "settings first, so a snapshot with its weights is whole"
     load_model(config(ID, tmp_path))
     assert fake_hub.fetched == fetched, "it is read from the cache from then on"
     load_model(config(ID, tmp_path, variant="fp16"))
@@ -193,12 +202,43 @@ def test_a_hub_without_the_model_says_so(fake_hub: type[FakeHub], tmp_path: Path
         model_folder(config("org/other", tmp_path))
 
 
+def test_a_snapshot_whose_download_was_cut_is_finished(
+    folder: Path, fake_hub: type[FakeHub], hub_cache: Path, tmp_path: Path
+) -> None:
+    link = as_cache(folder, hub_cache) / "snapshots" / COMMIT / UNET
+    link.resolve().unlink()
+    link.unlink()
+    assert model_identity(config(ID, tmp_path)) == model_identity(config(folder, tmp_path))
+    assert fake_hub.fetched == [UNET]
+
+
+def test_what_a_tag_stood_for_is_found_without_the_hub(fake_hub: type[FakeHub]) -> None:
+    folder = hub.download(ID, "v1", None)
+    assert hub.cached_snapshot(hub.cache_folder(ID), "v1") == folder
+
+
+def test_a_full_disk_is_not_taken_for_a_hub_that_cannot_be_reached(
+    fake_hub: type[FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(ConfigError, match=r"org/pico cannot be written into the hub's cache .*HF_HOME"):
+        model_folder(config(ID, tmp_path))
+
+
+@pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_the_error_says_how_to_come_by_the_model(
-    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    )
     with pytest.raises(ConfigError, match="neither a folder here nor in the hub's cache.*hf download"):
         model_folder(config("org/absent", tmp_path))
     assert not known_here(config("org/absent", tmp_path))
@@ -208,6 +248,17 @@ def test_a_hub_model_of_pickles_alone_is_not_fetched() -> None:
     names = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin", "vae/config.json"]
     with pytest.raises(ArtifactFormatError, match=r"unet: its only weights are .*jobs\.convert"):
         files_read(names, None)
+
+
+def test_variants_of_which_none_is_preferred_are_not_chosen_from_unasked() -> None:
+    names = ["model_index.json", *(f"unet/diffusion_pytorch_model.{each}.safetensors" for each in ("ema", "non_ema"))]
+    with pytest.raises(ArtifactFormatError, match="unet: it has the variants ema, non_ema"):
+        files_read(names, None)
+    assert files_read(names, "ema") == names[:2]
+
+
+def test_of_a_repository_of_checkpoints_none_is_fetched_as_a_vae() -> None:
+    assert files_read(["README.md", "dream.safetensors", "photo-v5.safetensors"], None) == []
 
 
 PART = ["config.json", "model.bin"]
@@ -226,6 +277,11 @@ PART = ["config.json", "model.bin"]
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
         ),
         (
+            ["model.safetensors", "model-00001-of-00001.fp16.safetensors", "model.safetensors.index.fp16.json"],
+            "fp16",
+            ["model-00001-of-00001.fp16.safetensors", "model.safetensors.index.fp16.json"],
+        ),
+        (
             ["model.safetensors", "model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"],
             "fp16",
             ["model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"],
@@ -236,8 +292,45 @@ def test_what_is_fetched_is_what_a_folder_s_reading_would_choose(
     weights: list[str], variant: str | None, read: list[str]
 ) -> None:
     names = ["model_index.json", "README.md", "x.safetensors", "../out.json", "safety_checker/config.json"]
+    names += ["part//config.json", "./part/config.json", "part/._config.json", "part/other-tool.safetensors"]
     found = files_read([*names, *(f"part/{name}" for name in (*PART, *weights))], variant)
     assert found == ["model_index.json", "README.md", "part/config.json", *(f"part/{name}" for name in read)]
+
+
+def test_what_is_not_read_is_neither_hashed_nor_fetched(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder_3": [None, None]}))
+    before = model_hash(folder)
+    others = ("vae/other_tool.safetensors", "unet/._config.json", "text_encoder_3/config.json", "more/config.json")
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not read")
+    assert model_hash(folder) == before
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    assert not set(others) & set(files_read(names, None, listed_parts(index)))
+    load_model(config(folder, folder.parent))
+
+
+NOWHERE = ["~nobody-here/x", "models/sd--15", "models/sd..15", "x" * 5000, "x\0y", "models/x/y"]
+
+
+@pytest.mark.parametrize("path", NOWHERE, ids=range(len(NOWHERE)))
+def test_a_path_that_is_no_form_of_a_model_is_a_known_error(tmp_path: Path, path: str) -> None:
+    for look in (family_name, model_folder):
+        with pytest.raises(ConfigError) as refused:
+            look(config(path, tmp_path))
+        assert refused.value.field == "model.path"
+
+
+def test_a_folder_with_snapshots_of_its_own_is_no_cache(folder: Path, tmp_path: Path) -> None:
+    (folder / "snapshots").mkdir()
+    assert model_folder(config(folder, tmp_path)) == folder
+
+
+def test_a_cache_that_cannot_be_written_is_a_known_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ConfigError, match=r"model\.cache: .*cannot be made"):
+        model_folder(config(folder, tmp_path, vae=str(folder)))
 
 
 def test_a_variant_is_read_where_a_part_has_it(folder: Path, tmp_path: Path) -> None:
@@ -324,11 +417,34 @@ def test_a_vae_for_other_latents_is_refused(
     assert refused.value.field == "model.vae"
 
 
-def test_a_vae_that_is_none_or_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_vae_is_refused_and_its_own_setting_named(folder: Path, other_vae: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for vae in (tmp_path / "empty", tmp_path / "absent"):
-        with pytest.raises(SafetyError):
-            model_folder(config(folder, tmp_path, vae=str(vae)))
+    save_file({"lora_unet_mid.lora_down.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    weights = load_file(other_vae / "diffusion_pytorch_model.safetensors")
+    name = "decoder.conv_in.weight"
+    save_file({**weights, name: weights[name].repeat(1, 4, 1, 1)}, tmp_path / "channels.safetensors")
+    save_file(
+        {key: t for key, t in weights.items() if key != "decoder.conv_out.bias"}, tmp_path / "lacking.safetensors"
+    )
+    for vae, named in (
+        ("empty", "it is no VAE"),
+        ("absent", "there is nothing"),
+        ("lora.safetensors", "lacks a whole network"),
+        ("channels.safetensors", "cannot be loaded"),
+        ("lacking.safetensors", "lacks 1 weights of the vae, such as decoder.conv_out.bias|lacks weights of one"),
+    ):
+        with pytest.raises(SafetyError, match=named) as refused:
+            model_folder(config(folder, tmp_path, vae=str(tmp_path / vae)))
+        assert refused.value.field == "model.vae"
+
+
+def test_a_revision_is_of_the_model_and_not_of_another_vae(folder: Path, hub_cache: Path, tmp_path: Path) -> None:
+    repository = as_cache(folder, hub_cache)
+    other = Path(shutil.copytree(repository, hub_cache / "models--org--vae", symlinks=True))
+    (other / "snapshots" / COMMIT).rename(other / "snapshots" / COMMIT[::-1])
+    (other / "refs" / "main").write_text(COMMIT[::-1])
+    found = model_identity(config(ID, tmp_path, revision=COMMIT, vae="org/vae"))
+    assert found == model_identity(config(folder, tmp_path)), "it is the model's own"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -394,6 +510,7 @@ def test_an_address_is_fetched_by_its_scheme_s_fetcher(
         return folder
 
     monkeypatch.setitem(fetchers, "mem", fetch)
+    names += ["vae_decoder/config.json", "vae_decoder/model.onnx"]  # as beside Stable Diffusion XL
     settings = config("mem://bucket/prefix", tmp_path, endpoint="http://somewhere")
     assert not known_here(settings)
     assert family_name(settings) == "stable-diffusion"
@@ -402,11 +519,38 @@ def test_an_address_is_fetched_by_its_scheme_s_fetcher(
     assert model_identity(settings) == model_identity(config(folder, tmp_path))
     [_, (again, chosen)] = asked
     assert again == place
-    assert set(chosen) == set(names)
+    assert set(chosen) == set(names[:-2])
     with pytest.raises(ConfigError, match="nothing here fetches gopher://"):
         model_folder(config("gopher://x/y", tmp_path))
 
 
-def test_a_prediction_is_for_single_files(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.prediction: .*leave the setting out"):
-        model_folder(config(folder, tmp_path, prediction="epsilon"))
+def test_a_pickle_at_an_address_is_refused_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fetchers, "mem", lambda *_: pytest.fail("it was fetched"))
+    for use in (family_name, model_folder):
+        with pytest.raises(ArtifactFormatError, match=r"v1-5\.ckpt: it is pickled.*jobs\.convert"):
+            use(config("mem://bucket/models/v1-5.ckpt", tmp_path))
+
+
+def test_a_copy_that_was_deleted_meanwhile_is_fetched_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(place: Place, _: Any) -> Path:
+        copy = place.cache / "copy"
+        return copy if copy.is_dir() else Path(shutil.copytree(folder, copy))
+
+    monkeypatch.setitem(fetchers, "mem", fetch)
+    settings = config("mem://bucket/deleted", tmp_path)
+    first = model_hash(model_folder(settings))
+    shutil.rmtree(settings.cache)
+    assert family_name(settings) == "stable-diffusion"
+    shutil.rmtree(settings.cache)
+    assert model_hash(model_folder(settings)) == first
+
+
+@pytest.mark.parametrize("settings", [{"prediction": "epsilon"}, {"settings": "/anywhere"}])
+def test_a_prediction_and_settings_are_for_single_files(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    [name] = settings
+    with pytest.raises(ConfigError, match=rf"model\.{name}: .*leave the setting out"):
+        model_folder(config(folder, tmp_path, **settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_an_unpacked_folder_depends_on_the_file_s_content_and_not_on_its_place(
     weights["model.diffusion_model.out.2.bias"] += 1
     save_file(weights, moved, metadata={"format": "pt"})
     assert model_identity(config(moved, tmp_path, **settings)) not in identities
+
+
+def test_what_a_folder_of_settings_says_counts_whatever_it_is_called(
+    pico_model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    named = Path(shutil.copytree(pico_model_dir("stable-diffusion-2"), tmp_path / "stable-diffusion-2"))
+    stock = PICO_MODELS["stable-diffusion-2"].stock(named)
+    file = save_original(stock, "2", tmp_path / "model.safetensors")
+    folder = model_folder(config(file, tmp_path, settings=str(named)))
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
 
 
 @pytest.mark.parametrize(("name", "layout"), [("stable-diffusion-1", "1"), ("stable-diffusion-2", "2"), ("sdxl", "xl")])
@@ -187,7 +199,7 @@ def test_a_file_of_2x_says_what_it_predicts_or_the_setting_does(
         assert refused.value.field == "model.prediction"
     else:
         assert layout_folder(file, settings).name == "stable-diffusion-2"
-        assert predicted(file, read_header(file), "stable-diffusion-2", settings) == expected
+        assert predicted(file, read_header(file), LAYOUTS / "stable-diffusion-2", settings) == expected
 
 
 @pytest.mark.parametrize(
@@ -224,6 +236,14 @@ def test_a_file_that_is_no_known_model_says_what_it_is(tmp_path: Path, tensors: 
             "conv_out.bias has values",
         ),
         (lambda weights: weights.update({"model.diffusion_model.out.2.bias": torch.zeros(3)}), "cannot be loaded"),
+        (
+            lambda weights: weights.update({"model.diffusion_model.time_embed.cond_proj.weight": torch.zeros(4, 4)}),
+            "it is of another kind",
+        ),
+        (
+            lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("cond_stage")],
+            "lacks a whole network .*CLIPTextModel",
+        ),
     ],
 )
 def test_a_file_with_missing_odd_or_broken_weights_names_them(
@@ -239,6 +259,26 @@ def test_a_file_with_missing_odd_or_broken_weights_names_them(
     assert len(unpacked) == ("conv_out.bias has" in named), "what cannot be unpacked leaves nothing"
 
 
+def test_a_full_disk_is_a_known_error_and_leaves_nothing(pico: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = save_original(pico, "1", tmp_path / "file.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"model\.cache: .*cannot be unpacked into"):
+            model_folder(config(file, tmp_path, settings=str(tiny_model_dir)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in (tmp_path / "cache" / "unpacked").iterdir() if path.is_dir()]
+
+
+def test_settings_that_are_no_folder_of_a_model_are_named(tmp_path: Path) -> None:
+    file = sparse_file({"x": meta(1)}, tmp_path / "file.safetensors")
+    for settings in ("org/name", "~nobody-here/x"):
+        with pytest.raises(ConfigError) as refused:
+            family_name(config(file, tmp_path, settings=settings))
+        assert refused.value.field == "model.settings"
+
+
 def test_cut_files_and_pointers_are_refused_as_in_a_folder(pico: Any, tmp_path: Path) -> None:
     file = save_original(pico, "1", tmp_path / "file.safetensors")
     data = file.read_bytes()
@@ -252,7 +292,14 @@ def test_cut_files_and_pointers_are_refused_as_in_a_folder(pico: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "named"), [("m.ckpt", "jobs.convert"), ("m.pt", "jobs.convert"), ("m.zip", "model_index")]
+    ("name", "named"),
+    [
+        ("m.ckpt", "jobs.convert"),
+        ("m.pt", "jobs.convert"),
+        ("m.gguf", "diffusers folder"),
+        ("m.pdparams", "diffusers folder"),
+        ("m.zip", "model_index"),
+    ],
 )
 def test_another_file_is_refused_with_a_fix(tmp_path: Path, name: str, named: str) -> None:
     (tmp_path / name).write_bytes(b"x")
