@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,18 @@ from safety.errors import ArtifactFormatError
 Head = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
 T = TypeVar("T")
+
+
+def save_tensors(tensors: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; raise OSError where the library hides one (a full disk, a folder that is not open to us)."""
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def under(name: str, tensors: Tensors) -> dict[str, Tensor]:
@@ -46,7 +60,7 @@ class TensorFormat:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         plain, metadata = self._content(tensors, head)
-        save_file(plain, partial, metadata=metadata)
+        save_tensors(plain, partial, metadata)
         partial.replace(path)
         return path
 

@@ -5,6 +5,7 @@ Each imports its job only when it runs, since Ray and torch take seconds and hel
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from jobs.convert.command import main as convert_model
 from jobs.export.form import FormOption, OutputOption, ReleaseOption
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
+CardsOption = Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")]
 
 app = typer.Typer(
     name="safetydpo",
@@ -26,12 +28,20 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def find_modules_here() -> None:
+    """Find a run's own judges and writers in the working folder, as ``python -m`` does and an installed program does not."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
 @app.command()
-def preflight(config: ConfigOption) -> None:
+def preflight(config: ConfigOption, cards: CardsOption = False) -> None:
     """Check in seconds whether a run can start."""
     from jobs.preflight import main  # slow to import
 
-    main(config)
+    main(config, cards)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.merge.config import ConsolidateConfig
+from jobs.merge.files import truncation_error
 from jobs.merge.rendered_scores import Candidate, Candidates, score_all
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.placement import placed_unless_cheap
@@ -52,6 +53,8 @@ class Consolidation(Config):
     """The merge artifact's id."""
     trained: str
     """The trained adapter's artifact id; that artifact has the training's card and curves."""
+    truncation: float | None = None
+    """The relative error with which the start was cut to its rank; None: its report says nothing of it."""
     scales: tuple[float, ...]
     chosen: int
     """The chosen scale's index in ``scales``."""
@@ -109,6 +112,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
         dataset=dataset.id,
         start=merged.id,
         trained=task.ref.id,
+        truncation=truncation_error(context.folder(merged, REPORT_FILE)),
         scales=config.scales,
         chosen=chosen,
         confirmed=confirmed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -49,14 +50,18 @@ class Usage(NamedTuple):
     pipeline: str = "StableDiffusionPipeline"
     """The class of the base model's pipeline in diffusers."""
     hub_id: str | None = None
-    """The base model's id on its hub; None: it is a folder of the user's."""
+    """The base model's id on its hub; None: it is a folder or file of the user's."""
+    single_file: bool = False
+    """Whether the base model is one file of the user's, and no folder."""
+    load: Mapping[str, str | None] = {}
+    """Further arguments that the base model is loaded with: its revision on a hub, None for a part that it does without."""
     sampler: str | None = None
     """The class of the base model's own scheduler."""
     steps: int | None = None
     guidance: float | None = None
     """Of the images that were measured."""
     truncation: float | None = None
-    """The relative error of the merge's truncation to its rank."""
+    """The relative error with which the merge was cut to its rank, before any consolidation."""
 
 
 def write_card(
@@ -80,9 +85,11 @@ def write_card(
         use: How it is used with its base model; None: as a Stable Diffusion 1.x or 2.x.
         attributed: Whether ``ATTRIBUTION.md`` lies beside the card.
     """
+    use = use or Usage()
     entries = {
         "license": licence,
-        "base_model": info.base.id,
+        # Hubs take it for an id of theirs, which a path on the user's machine is not.
+        **({"base_model": use.hub_id} if use.hub_id else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "safety", "safetydpo", "text-to-image"],
@@ -96,7 +103,7 @@ def write_card(
         "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
         *([quoted(notice)] if notice else []),
         CAUTION,
-        _usage(info, use or Usage()),
+        _usage(info, use),
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
@@ -109,18 +116,22 @@ def write_card(
 
 def _usage(info: ReleaseInfo, use: Usage) -> str:
     base = use.hub_id or "PATH_OF_THE_BASE_MODEL"
+    method = "from_single_file" if use.single_file and use.hub_id is None else "from_pretrained"
     # The pipelines of SD 1.x and 2.x alone have a safety checker, which this project's folders leave out.
     checker = ", safety_checker=None" if use.pipeline == "StableDiffusionPipeline" else ""
+    load = "".join(f", {name}={json.dumps(value) if value else None}" for name, value in use.load.items())
     parts = [
         f"## Use\n\n```python\nfrom diffusers import {use.pipeline}\n\n"
-        f'pipeline = {use.pipeline}.from_pretrained("{base}"{checker})\n'
+        f'pipeline = {use.pipeline}.{method}("{base}"{load}{checker})\n'
         'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")\n```',
         f"`{KOHYA_FILE}` is the same adapter in kohya's form, for ComfyUI (in `models/loras`) and other tools.",
         "There is no trigger word: it acts on every prompt. Use it at strength 1, at which it was made; a lower strength "
         "weakens the alignment.",
         _sampling(use),
         *(
-            [f"Its layers were cut to their rank with a relative error of {use.truncation:.4f}."]
+            [
+                f"The merge of the experts was cut to its rank with a relative error of {use.truncation:.4f} (Frobenius norm)."
+            ]
             if use.truncation
             else []
         ),

@@ -16,7 +16,7 @@ from rich.markup import escape
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
 from cluster.store.signatures import Signer
-from jobs.merge.files import REPORT_FILE
+from jobs.merge.files import truncation_error
 from jobs.release.card import Measured, Usage, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.base_model import ATTRIBUTION_FILE, DescribedModel, describe_model
@@ -155,23 +155,23 @@ def build_folder(
     taxonomy = run.load_taxonomy()
     use = Usage(
         pipeline=base.pipeline,
-        hub_id=run.release.base_model,
+        hub_id=run.release.base_model or base.hub_id,
+        single_file=base.single_file,
+        load=_load_arguments(run.model, base),
         sampler=base.sampler,
         steps=run.evaluate.render.steps,
         guidance=run.evaluate.render.guidance,
-        truncation=_truncation(merged),
+        truncation=truncation_error(merged),
     )
     attributed = base.attribution is not None
     card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, use, attributed=attributed)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _truncation(merged: Path) -> float | None:
-    """Return the relative error of the merge's truncation to its rank; None where its report has none."""
-    path = merged / REPORT_FILE
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found: float | None = report.get("svd_error", {}).get("overall")
-    return found
+def _load_arguments(model: ModelConfig, base: DescribedModel) -> dict[str, str | None]:
+    """Return the arguments by which the stock pipeline loads what the run has loaded."""
+    named = {"revision": model.revision, "variant": model.variant} if base.hub_id else {}
+    return {name: value for name, value in named.items() if value is not None} | dict.fromkeys(base.absent)
 
 
 def check_adapter(run: RunConfig, adapter: Path) -> None:

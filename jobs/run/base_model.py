@@ -10,7 +10,8 @@ from jobs.run.placement import Place, placed_unless_cheap
 from jobs.run.places import generate_place
 from safety.families.family import ModelConfig, configured_family, family_name, model_folder
 from safety.families.identity import ModelIdentity, model_identity
-from safety.families.source import known_here
+from safety.families.model_index import absent_parts
+from safety.families.source import hub_id, known_here, located
 from safety.families.weight_files import read_json
 
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
@@ -26,6 +27,12 @@ class DescribedModel(NamedTuple):
     """The diffusers class that draws with it."""
     sampler: str | None
     """The class of its own sampler; None where it names none."""
+    hub_id: str | None = None
+    """Its id on a hub, where it came from there; None: it is a folder or file of the user's."""
+    absent: tuple[str, ...] = ()
+    """Parts of its pipeline that it does without."""
+    single_file: bool = False
+    """Whether it is one file, and no folder."""
 
 
 def identify(run: RunConfig) -> ModelIdentity:
@@ -60,6 +67,9 @@ def _describe(config: ModelConfig) -> DescribedModel:
         attribution.read_bytes() if attribution.is_file() else None,
         configured_family(config).pipeline_class,
         read_json(scheduler).get("_class_name") if scheduler.is_file() else None,
+        hub_id(config),
+        tuple(absent_parts(folder)),
+        located(config.path, config).is_file(),
     )
 
 

@@ -148,7 +148,8 @@ def _explain(problem: Any) -> tuple[str, str, str]:
         return field, "unknown key", f"it is called {RENAMED[field]} now"
     known = _known_keys(location[:-1])
     near = difflib.get_close_matches(location[-1], known, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"remove it, or use one of: {', '.join(known)}"
+    others = f", or use one of: {', '.join(known)}" if known else ""
+    fix = f"did you mean {near[0]!r}?" if near else f"remove it{others}"
     return field, "unknown key", fix
 
 

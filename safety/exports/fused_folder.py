@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safety.exports.fused_weights import Rounding, denoiser_files, denoiser_part, fused_tensor, tensors_of
 from safety.families.model_index import model_parts
 from safety.families.weight_files import INDEX_FILE, LEFT_OUT, PartFiles, part_files, read_index, read_json
 from safety.lora.weights import LoraWeights
+from safety.tensor_format import save_tensors
 
 
 def write_fused_folder(base: Path, weights: LoraWeights, target: Path) -> Rounding:
@@ -36,7 +36,6 @@ def write_fused_folder(base: Path, weights: LoraWeights, target: Path) -> Roundi
     kept = [name for name in model_parts(base) if name not in LEFT_OUT]
     lost: dict[str, list[None]] = {name: [None, None] for name in LEFT_OUT if name in index}
     settings = {**index, **lost, **({"requires_safety_checker": False} if "requires_safety_checker" in index else {})}
-    (target / INDEX_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     changed = denoiser_part(base)
     for part in kept:
         found = files if part == changed else part_files(base / part)
@@ -45,7 +44,10 @@ def write_fused_folder(base: Path, weights: LoraWeights, target: Path) -> Roundi
             shutil.copyfile(path, target / part / path.name)
         if part != changed:
             _copy_weights(found, target / part)
-    return _fuse(files, weights, target / changed)
+    rounding = _fuse(files, weights, target / changed)
+    # The last file: a folder without it is no model, so none that is half written is taken for one.
+    (target / INDEX_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return rounding
 
 
 def _fuse(files: PartFiles, weights: LoraWeights, target: Path) -> Rounding:
@@ -56,7 +58,7 @@ def _fuse(files: PartFiles, weights: LoraWeights, target: Path) -> Rounding:
 
     def flush() -> None:
         if current is not None:
-            save_file(held, target / _plain_name(current.name, files.variant), metadata={"format": "pt"})
+            save_tensors(held, target / _plain_name(current.name, files.variant), {"format": "pt"})
             held.clear()
 
     for path, name, tensor in tensors_of(files):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safety.families.weight_files import INDEX_FILE, broken, listed_parts, read_index, read_json
+from safety.families.weight_files import INDEX_FILE, LEFT_OUT, broken, listed_parts, read_index, read_json
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -32,6 +32,15 @@ def model_parts(folder: Path) -> list[str]:
         for file, name in _named_files(folder / part):
             _check(file, name)
     return parts
+
+
+def absent_parts(folder: Path) -> list[str]:
+    """Return the parts that a model's index lists as none: SD3's T5, perhaps. diffusers wants to be told of each by name.
+
+    Parts that no family here loads are not among them.
+    """
+    index = read_index(folder)
+    return [name for name, value in index.items() if value in ([None], [None, None]) and name not in LEFT_OUT]
 
 
 def _named_files(part: Path) -> Iterator[tuple[Path, Any]]:

@@ -161,6 +161,15 @@ def known_here(config: ModelConfig) -> bool:
     return hub.HUB_ID.fullmatch(config.path) is not None and _cached(config.path, config.revision) is not None
 
 
+def hub_id(config: ModelConfig) -> str | None:
+    """Return the id on a hub that a config's path stands for; None for what lies on this machine, or at an address.
+
+    Raises as ``here`` does.
+    """
+    is_id = not is_address(config.path) and hub.HUB_ID.fullmatch(config.path) is not None
+    return config.path if is_id and here(config.path, config.revision) is None else None
+
+
 def _index_place(config: ModelConfig) -> Path:
     """Return a folder with the model's index, or its single file."""
     path = config.path

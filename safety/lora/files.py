@@ -39,6 +39,7 @@ UNREADABLE = {
 OTHER_FORMATS = {
     "text_encoder": "it adapts the text encoder too, and only the denoiser is adapted here",
     "lora_unet_": "it is in kohya's format",
+    "lora_transformer_": "it is in kohya's format",
     "lora_te": "it is in kohya's format",
     "base_model.model.": "it is in peft's own format",
 }
@@ -86,8 +87,11 @@ def write_tensors(
     entries = {"format": "pt", **header, OWN_METADATA: _to_json(dict(metadata))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(_canonical(save(dict(tensors), metadata=entries)))
-    partial.replace(path)
+    try:
+        partial.write_bytes(_canonical(save(dict(tensors), metadata=entries)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -7,15 +7,17 @@ trial 0 and always rendered, so that by the rendered score the search cannot los
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from safety.base import Config
 from safety.merge.methods.co_merge import UNET_GROUPS, BlockGroup, CoMergeConfig
 
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Parameters = dict[str, Any]
 """One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
 
@@ -34,9 +36,9 @@ class SearchConfig(Config):
     )
     expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
     block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
-    benign: tuple[float, float] = Field((0.25, 4.0), description="range of the benign prompts' weight")
-    tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
-    temperature: tuple[float, float] = Field(
+    benign: tuple[Positive, Positive] = Field((0.25, 4.0), description="range of the benign prompts' weight")
+    tau: tuple[Share, Share] = Field((0.0, 0.2), description="range of the soft selection's least share")
+    temperature: tuple[Positive, Positive] = Field(
         (0.02, 10.0),
         description="range of the soft selection's temperature; shares differ by 1 at most, so 10 mixes evenly",
     )
@@ -47,6 +49,13 @@ class SearchConfig(Config):
         description="granularity 'weight' is tried where the dense fp32 matrices of one candidate, all layers together, take "
         "at most so many bytes, or where the search starts from it; said when the merge begins",
     )
+
+    @field_validator("benign", "tau", "temperature")
+    @classmethod
+    def _ascending(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if limits[0] > limits[1]:
+            raise ValueError(f"it begins above its end; write [{limits[1]:g}, {limits[0]:g}]")
+        return limits
 
 
 class Trial(Config):
@@ -102,7 +111,8 @@ class SearchSpace:
         )
         return {
             "granularity": CategoricalDistribution(self.granularities),
-            "benign": FloatDistribution(*benign, log=True),
+            # Zero, which a start may have, is no number of a logarithmic scale.
+            "benign": FloatDistribution(*benign, log=benign[0] > 0),
             "score": CategoricalDistribution(("vote", "sum")),
             "selection": CategoricalDistribution(("hard", "soft")),
             "tau": FloatDistribution(*tau),

@@ -50,7 +50,7 @@ def of_unet(config: Mapping[str, Any]) -> dict[str, Target]:
 
 def of_sd3(blocks: int) -> dict[str, Target]:
     """Return the map for a Stable Diffusion 3 of so many blocks."""
-    found: dict[str, Target] = {}
+    found: dict[str, Target] = {"lora_transformer_context_embedder": "diffusion_model.context_embedder.weight"}
     for block in range(blocks):
         to = f"diffusion_model.joint_blocks.{block}"
         names: dict[str, Target] = {"attn.to_out.0": f"{to}.x_block.attn.proj.weight"}
@@ -69,7 +69,7 @@ def of_sd3(blocks: int) -> dict[str, Target]:
 
 def of_flux(double: int, single: int) -> dict[str, Target]:
     """Return the map for a FLUX of so many dual and single stream blocks."""
-    found: dict[str, Target] = {}
+    found: dict[str, Target] = {"lora_transformer_context_embedder": "diffusion_model.txt_in.weight"}
     for block in range(double):
         to = f"diffusion_model.double_blocks.{block}"
         names: dict[str, Target] = {"attn.to_out.0": f"{to}.img_attn.proj.weight"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import resource
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -68,6 +71,43 @@ def test_a_wrong_config_ends_as_in_the_jobs_own_module(command: str, tmp_path: P
     assert own.returncode == done.exit_code == 2
     assert own.stdout.splitlines()[-1] == done.output.splitlines()[-1]
     assert "no file" in done.output
+
+
+MODULES = {
+    "run": "jobs.pipeline",
+    "serve": "serve.__main__",
+    "preflight": "jobs.preflight",
+    **{name: f"jobs.{name}.__main__" for name in ("generate", "train", "merge", "evaluate", "release")},
+    **{name: f"jobs.{name}.command" for name in ("export", "convert")},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_subcommand_has_every_option_of_the_jobs_own_module(command: str) -> None:
+    alone = typer.Typer(add_completion=False)
+    alone.command()(importlib.import_module(MODULES[command]).main)
+
+    def options(parameters: list[Any]) -> dict[str, bool]:
+        return {name: each.required for each in parameters for name in each.opts}
+
+    known: Any = typer.main.get_command(app)
+    assert options(known.commands[command].params) == options(typer.main.get_command(alone).params)
+
+
+def test_it_finds_the_users_modules_in_the_working_folder(tmp_path: Path) -> None:
+    """An installed program's own folder is searched for modules, and not the working one: a run's judges lie there."""
+    (tmp_path / "my_judges.py").write_text("loaded = True\n", encoding="utf-8")
+    script = (
+        "from jobs.command.app import app\n"
+        "try: app(['export', '--help'], prog_name='safetydpo')\n"
+        "except SystemExit: pass\n"
+        "import my_judges\n"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_checkout_that_is_not_installed_has_it_as_a_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cluster.store.artifacts import ArtifactStore
 from jobs.command.app import app
 from safety.families import ModelConfig, load_model
 from safety.lora.files import LORA_FILE, save_lora
+from safety.lora.kohya import KOHYA_FILE
 from safety.lora.weights import LoraWeights
 from tests.support.release_maker import point, publish
 from tests.support.small_sets import random_lora
@@ -109,9 +111,49 @@ def test_a_release_by_its_id_or_folder_is_exported(
         assert (output / LORA_FILE).read_bytes() == (folder / LORA_FILE).read_bytes()
 
 
+def test_what_the_cards_speak_of_lies_beside_them(
+    export: Run, adapter: LoraWeights, store: ArtifactStore, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    publish(store, "release-3", adapter, tiny_model_dir)
+    folder = store.fetch("release", "release-3", tmp_path / "released")
+    for name in (KOHYA_FILE, "README.md", "ATTRIBUTION.md"):
+        (folder / name).write_text(f"the release's {name}", encoding="utf-8")
+    for form in ("diffusers", "fused-folder"):
+        done = export(form, tmp_path / form, "--release", str(folder))
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / form / "ATTRIBUTION.md").read_bytes() == (folder / "ATTRIBUTION.md").read_bytes()
+    plain = {path.name for path in (tmp_path / "diffusers").iterdir()}
+    assert plain == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    card = (tmp_path / "fused-folder" / "README.md").read_text(encoding="utf-8")
+    assert "see `ATTRIBUTION.md`" in card
+    assert "base_model" not in card.split("---")[1], "the tiny model's path is no id on a hub"
+
+
+def test_an_export_that_fails_on_its_way_leaves_nothing_and_says_why(
+    export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_tensors: object, path: Path, _metadata: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for module in ("fused_folder", "fused_file"):
+        monkeypatch.setattr(f"safety.exports.{module}.save_tensors", full)
+    monkeypatch.setattr(Path, "replace", lambda path, _target: full(None, path, None))
+    (tmp_path / "empty").mkdir()
+    outputs = {"new": "fused-folder", "empty": "fused-folder", "x.safetensors": "fused-file", "y.safetensors": "kohya"}
+    for output, form in outputs.items():
+        done = export(form, tmp_path / output)
+        assert done.exit_code == 2, done.output
+        assert "No space left on device. Fix: free some space" in " ".join(done.output.split())
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "empty").iterdir())
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
 @pytest.mark.parametrize(
     ("form", "output", "more", "said"),
     [
+        ("kohya", "taken/file/x.safetensors", (), "taken/file is a file, and no folder"),
+        ("diffusers", "new", ("--release", "out/demo/release"), "--release: there is no release.json in out/demo/rel"),
         ("kohya", "lora.pt", (), "--output: lora.pt is no name of a safetensors file"),
         ("kohya", "taken.safetensors", (), "--output: taken.safetensors is there already"),
         ("fused-folder", "taken", (), "--output: taken is there already"),
@@ -155,3 +197,16 @@ def test_nothing_behind_the_pointer_is_a_known_error(config: Path, tmp_path: Pat
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert "nothing behind the pointer 'aligned'" in done.output
+
+
+def test_a_base_that_is_not_there_is_named_before_anything_is_written(
+    config: Path, export: Run, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    document["model"]["path"] = str(tmp_path / "lost")
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    for form, output in (("fused-folder", "new"), ("kohya", "new.safetensors")):
+        done = export(form, tmp_path / output)
+        assert done.exit_code == 2
+        assert "model.path: no diffusers-format model in" in done.output
+        assert not (tmp_path / output).exists()

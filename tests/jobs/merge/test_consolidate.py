@@ -14,6 +14,7 @@ from cluster.session import Session
 from jobs.merge import consolidate
 from jobs.merge.config import ConsolidateConfig
 from jobs.merge.consolidate import REPORT_FILE, Consolidation
+from jobs.merge.files import truncation_error
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.stages import Stages
@@ -76,6 +77,7 @@ def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.
 def merged(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     folder = tmp_path_factory.mktemp("merged")
     save_lora(random_lora(model, 5), folder, metadata={})
+    (folder / REPORT_FILE).write_text(json.dumps({"svd_error": {"overall": 0.125}}), encoding="utf-8")
     return put(context, "merge", "merge-consolidate", folder)
 
 
@@ -98,6 +100,14 @@ def found(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef) -> A
 @pytest.fixture(scope="module")
 def report(context: StageContext, found: ArtifactRef) -> Consolidation:
     return Consolidation.model_validate_json((context.folder(found) / REPORT_FILE).read_bytes())
+
+
+def test_its_report_says_what_cutting_the_merge_to_its_rank_cost(
+    context: StageContext, found: ArtifactRef, report: Consolidation
+) -> None:
+    assert report.truncation == 0.125
+    # The release's card, too.
+    assert truncation_error(context.folder(found)) == 0.125
 
 
 def assert_same(found: LoraWeights, expected: LoraWeights) -> None:

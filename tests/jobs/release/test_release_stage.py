@@ -29,6 +29,7 @@ from jobs.run.config import RunConfig
 from safety.errors import ArtifactFormatError
 from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
+from safety.exports.fused_file import write_fused_file
 from safety.families import ModelConfig, load_model
 from safety.lora.files import LORA_FILE, load_lora, save_lora
 from safety.lora.kohya import KOHYA_FILE
@@ -161,8 +162,50 @@ def test_a_card_names_the_pipelines_own_class_and_what_truncation_cost() -> None
     card = write_card(info, "mit", {}, None, None, use)
     assert "from diffusers import StableDiffusionXLPipeline\n" in card
     assert 'StableDiffusionXLPipeline.from_pretrained("PATH_OF_THE_BASE_MODEL")\n' in card
-    assert "cut to their rank with a relative error of 0.0123" in card
-    assert "cut to their rank" not in write_card(info, "mit", {}, None, None)
+    assert "cut to its rank with a relative error of 0.0123" in card
+    assert "cut to its rank" not in write_card(info, "mit", {}, None, None)
+
+
+def test_a_card_loads_a_hubs_model_by_its_id_as_the_run_did(
+    context: StageContext, merged: ArtifactRef, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is ``model.path`` itself, and ``release.base_model`` is not set."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--someone--a-model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit, encoding="utf-8")
+    (cache / "snapshots").mkdir()
+    (cache / "snapshots" / commit).symlink_to(tiny_model_dir)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = ModelConfig(path="someone/a-model", revision=commit)
+    ref = release.run(replace(context, run=context.run.model_copy(update={"model": model})), merged, None)
+    card = (context.store.fetch(ref.kind, ref.id, tmp_path / "fetched") / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "someone/a-model"
+    assert f'from_pretrained("someone/a-model", revision="{commit}", safety_checker=None)' in card
+
+
+def test_a_card_opens_a_single_file_as_one(
+    context: StageContext, merged: ArtifactRef, adapter: LoraWeights, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "base.safetensors"
+    write_fused_file(tiny_model_dir, adapter, file, {})
+    model = ModelConfig(path=str(file), settings=str(tiny_model_dir), cache=tmp_path / "cache")
+    run = context.run.model_copy(update={"model": model})
+    named = run.model_copy(update={"release": run.release.model_copy(update={"base_model": "someone/a-model"})})
+    for given, line in (
+        (run, 'from_single_file("PATH_OF_THE_BASE_MODEL", safety_checker=None)'),
+        (named, 'from_pretrained("someone/a-model", safety_checker=None)'),
+    ):
+        ref = release.run(replace(context, run=given), merged, None)
+        card = context.store.read_file(ref.kind, ref.id, "README.md").decode()
+        assert line in card
+
+
+def test_a_card_gives_a_hub_no_path_for_an_id(context: StageContext, merged: ArtifactRef, tmp_path: Path) -> None:
+    ref = release.run(context, merged, None)
+    card = (context.store.fetch(ref.kind, ref.id, tmp_path / "fetched") / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert 'from_pretrained("PATH_OF_THE_BASE_MODEL", safety_checker=None)' in card
 
 
 def test_the_pointer_names_the_release_and_the_same_content_is_published_once(

@@ -82,6 +82,13 @@ def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> No
     assert refused.value.fix == f"it is called {RENAMED[old]} now"
 
 
+def test_an_unknown_key_of_a_part_by_name_ends_in_no_empty_list(tmp_path: Path) -> None:
+    objective = {"name": "diffusion-dpo", "anchor_weight": 3}
+    with pytest.raises(ConfigError, match="anchor_weight: unknown key") as refused:
+        load_run(write(tmp_path, train={"expert": {"objective": objective}}))
+    assert refused.value.fix == "remove it"
+
+
 def test_a_misspelt_key_of_an_optional_section_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"consolidate\.stepz: unknown key.*did you mean 'steps'\?"):
         load_run(write(tmp_path, consolidate={"stepz": 3}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from safety.errors import ArtifactFormatError, ConfigError
 from safety.exports.fused_file import write_fused_file
 from safety.exports.fused_folder import write_fused_folder
 from safety.exports.original_layout import unet_name
+from safety.families import ModelConfig
+from safety.families.single_file import KNOWN, predicted, read_header
 from safety.families.weight_files import read_index
 from safety.lora.files import save_lora
 from safety.lora.weights import LoraLayer, LoraWeights
@@ -57,10 +60,36 @@ def test_a_fused_file_in_original_layout_draws_the_adapters_image(
     file = tmp_path / "fused.safetensors"
     rounding = write_fused_file(base, adapter, file, {"title": "fused"})
     with safe_open(file, "pt") as handle:
-        assert handle.metadata() == {"format": "pt", "title": "fused"}
+        assert handle.metadata() == {"format": "pt", "title": "fused", "modelspec.prediction_type": prediction_of(base)}
     pipeline = pipeline_class(base).from_single_file(file, config=str(base), local_files_only=True)
     assert np.abs(draw(pipeline) - expected).max() <= PIXELS
     assert rounding.error < 1e-6
+
+
+def prediction_of(base: Path) -> str:
+    """Return what a base predicts, in the words of single files: "v" for velocity."""
+    settings = json.loads((base / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return {"epsilon": "epsilon", "v_prediction": "v"}[settings["prediction_type"]]
+
+
+@pytest.mark.parametrize(("kind", "base"), [("xl", "xl"), ("1", "1"), ("2", "2")], indirect=["base"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_single_file_says_what_it_predicts_as_other_programs_and_our_own_reader_know_it(
+    kind: str, base: Path, adapter: LoraWeights, tmp_path: Path, zero_snr: bool
+) -> None:
+    """A file has no settings: velocity taken for noise, or a schedule for another, draws noise."""
+    velocity = tmp_path / "velocity"
+    shutil.copytree(base, velocity)
+    path = velocity / "scheduler" / "scheduler_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    changed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    path.write_text(json.dumps({**settings, **changed}), encoding="utf-8")
+    file = tmp_path / "fused.safetensors"
+    write_fused_file(velocity, adapter, file, {})
+    header = read_header(file)
+    assert {name for name in header.shapes if "." not in name} == {"v_pred", *(["ztsnr"] if zero_snr else [])}
+    layout = {"1": "v1", "2": "v2", "xl": "xl_base"}[kind]
+    assert predicted(file, header, KNOWN[layout], ModelConfig(path=str(file))) == "v_prediction"
 
 
 def test_every_tensor_of_the_base_is_in_the_single_file(base: Path, adapter: LoraWeights, tmp_path: Path) -> None:
@@ -127,6 +156,17 @@ def test_a_model_without_an_original_layout_is_refused(tmp_path: Path) -> None:
     for odd in ("mid_block.attentions.1.norm.weight", "class_embedding.weight", "down_blocks.0.motion.0.x.weight"):
         with pytest.raises(ConfigError, match="no place for"):
             unet_name(odd, {"layers_per_block": 2})
+
+
+def test_a_folder_of_a_kindred_pipeline_has_the_same_layout(tmp_path: Path) -> None:
+    """Hubs hold the same parts under image-to-image classes too, and the families take them."""
+    pipeline = make_pipeline("1")
+    pipeline.save_pretrained(tmp_path / "base")
+    index = tmp_path / "base" / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": "StableDiffusionImg2ImgPipeline"}
+    index.write_text(json.dumps(named), encoding="utf-8")
+    write_fused_file(tmp_path / "base", random_adapter(pipeline.unet), tmp_path / "x.safetensors", {})
+    assert any(name.startswith("cond_stage_model.") for name in load_file(tmp_path / "x.safetensors"))
 
 
 def test_the_names_of_an_older_vae_are_read(tmp_path: Path) -> None:

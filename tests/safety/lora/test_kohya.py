@@ -73,8 +73,10 @@ def test_comfyui_maps_every_name_of_sd3_and_flux() -> None:
         medium = SD3Transformer2DModel(num_layers=3, dual_attention_layers=(0, 1))
         flux = FluxTransformer2DModel(num_layers=2, num_single_layers=3)
     for denoiser, known in ((medium, comfyui_keys.of_sd3(3)), (flux, comfyui_keys.of_flux(2, 3))):
-        names = stems(adapter_on(denoiser), "transformer")
+        # The default targets of a run are the reader of the prompt there.
+        names = stems(adapter_on(denoiser, (*ATTENTION, "context_embedder")), "transformer")
         assert len(names) > 16
+        assert "context_embedder" in names.values()
         assert set(names) <= set(known)
         assert len({known[name] for name in names}) == len(names)
 
@@ -165,6 +167,9 @@ def test_kohyas_form_holds_the_same_matrices_at_one_rank_with_alpha_as_rank(
     assert write_kohya(adapter, tmp_path / KOHYA_FILE, {"release": "tiny"}).read_bytes() == first
     with pytest.raises(ArtifactFormatError, match="kohya's format"):
         load_lora(tmp_path / KOHYA_FILE)
+    other = save_lora(weights, tmp_path / "other", metadata={}, component="transformer")
+    with pytest.raises(ArtifactFormatError, match="kohya's format"):
+        load_lora(write_kohya(other, tmp_path / KOHYA_FILE, {}))
 
 
 def test_a_family_of_its_own_is_a_unet_here(model: ModelFamily, make_weights: MakeWeights, tmp_path: Path) -> None:

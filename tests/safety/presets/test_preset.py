@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from jobs.run.config import RunConfig, load_run
 from safety.errors import ConfigError
 from safety.objectives.diffusion_dpo import DiffusionDpoConfig
-from safety.presets.preset import merged, preset_names, read_extended
+from safety.presets.preset import FOLDER, merged, preset_names, read_extended
 from serve.config import load_config
 
 JUDGE = {"judge": {"name": "mine:load"}}
@@ -19,7 +21,7 @@ OWN: dict[str, Any] = {
     "run": {"name": "mine", "output": "out"},
     "model": {"path": "models/mine"},
     "taxonomy": "taxonomy.yaml",
-    "generate": JUDGE,
+    "generate": {**JUDGE, "writer": "mine:Writer"},
     "merge": JUDGE,
     "evaluate": JUDGE,
 }
@@ -53,8 +55,10 @@ def test_a_dozen_lines_on_a_preset_make_a_run(preset: str, tmp_path: Path) -> No
     assert (run.serve.default_steps, run.serve.default_guidance) == (steps, guidance)
     assert run.model.path == "models/mine"
     assert {run.generate.judge.name, run.merge.judge.name, run.evaluate.judge.name} == {"mine:load"}
+    assert run.generate.writer == "mine:Writer"
     assert run.evaluate.goals.merged_ip is None
     assert run.evaluate.goals.ip_fall is not None
+    assert run.evaluate.features is None, "the embedded ones know emoji alone, and are refused on another model"
     # The endpoint reads the same file.
     assert load_config(write(tmp_path, {**OWN, "extends": preset})).serve == run.serve
 
@@ -72,19 +76,60 @@ def test_the_published_hyper_parameters_are_those_of_the_authors_launchers(
     assert (expert.learning_rate, expert.schedule, expert.warmup) == (rate, "constant", 500)
     assert (expert.caption_dropout, expert.timesteps, expert.distinct_batches) == (0.2, (0.0, 1.0), None)
     assert (run.train.gate, run.consolidate) == (None, None)
+    merge = run.merge
+    assert (merge.co_merge.granularity, merge.co_merge.score, merge.co_merge.selection) == ("row", "vote", "hard")
+    assert merge.search.trials == 1, "its first trial is the merge that it starts from"
 
 
-@pytest.mark.parametrize(
-    "key", ["model.path", "taxonomy", "generate.judge.name", "merge.judge.name", "evaluate.judge.name"]
-)
+REQUIRED = [
+    "model.path",
+    "taxonomy",
+    "generate.writer",
+    "generate.judge.name",
+    "merge.judge.name",
+    "evaluate.judge.name",
+]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
 def test_what_a_preset_cannot_know_is_asked_for_by_its_key(key: str, tmp_path: Path) -> None:
-    section, *_ = key.split(".")
-    own = {name: value for name, value in OWN.items() if name != section}
+    own = json.loads(json.dumps(OWN))
+    section, _, inner = key.partition(".")
+    if inner:
+        del own[section][inner.partition(".")[0]]
+    else:
+        del own[section]
     with pytest.raises(ConfigError) as refused:
         load_run(write(tmp_path, {**own, "extends": "sd15"}))
     assert refused.value.field == key
-    assert key in refused.value.message
+    assert f"the preset sd15 leaves {key} to the run" in refused.value.message
     assert refused.value.fix.startswith("name ")
+
+
+def test_all_that_is_missing_is_asked_for_at_once(tmp_path: Path) -> None:
+    write(tmp_path, {"extends": "sdxl"}, "house.yaml")
+    for extended in ("sdxl", "house.yaml"):
+        with pytest.raises(ConfigError) as refused:
+            load_run(write(tmp_path, {"run": OWN["run"], "extends": extended}))
+        assert refused.value.field == ", ".join(REQUIRED)
+        assert "the preset sdxl leaves model.path" in refused.value.message
+
+
+def test_a_shipped_preset_is_the_same_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    by_path = load_run(write(tmp_path, {**OWN, "extends": os.path.relpath(FOLDER / "sd15.yaml", tmp_path)}))
+    assert by_path == load_run(write(tmp_path, {**OWN, "extends": "sd15"}))
+    with pytest.raises(ConfigError, match=r"presets/sd15.yaml: the preset sd15 leaves model.path"):
+        load_run(Path("presets/sd15.yaml"))
+
+
+def test_the_name_of_a_run_or_release_is_of_no_kind(tmp_path: Path) -> None:
+    """Another name there replaces a name, and not the section."""
+    below = {"run": {"name": "house", "output": "out", "seed": 7}, "release": {"name": "house", "licence": "mit"}}
+    write(tmp_path, below, "house.yaml")
+    above = {"extends": "house.yaml", "run": {"name": "mine"}, "release": {"name": "mine"}}
+    run = load_run(write(tmp_path, above))
+    assert (run.run.name, run.run.seed, run.release.name, run.release.licence) == ("mine", 7, "mine", "mit")
 
 
 def test_the_filled_in_config_extends_nothing_and_reads_back_equal(tmp_path: Path) -> None:
@@ -97,7 +142,7 @@ def test_the_filled_in_config_extends_nothing_and_reads_back_equal(tmp_path: Pat
 
 
 def test_the_users_own_keys_win_and_mappings_are_merged(tmp_path: Path) -> None:
-    own = {**OWN, "extends": "sd15", "generate": {**JUDGE, "render": {"steps": 50}}, "consolidate": None}
+    own = {**OWN, "extends": "sd15", "generate": {**OWN["generate"], "render": {"steps": 50}}, "consolidate": None}
     run = load_run(write(tmp_path, own))
     assert (run.generate.render.steps, run.generate.render.guidance) == (50, 7.5)
     assert run.consolidate is None
