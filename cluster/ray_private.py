@@ -24,6 +24,8 @@ UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 STREAM_READER = "data-stream-reader"
 """The name of threads that read a stream of Ray Data."""
 READER_END_S = 5.0
+UNLIMITED = 10_000
+"""The number of nodes of a kind of which a cluster's service names no limit: places on them are counted one by one."""
 
 
 def reread_environment() -> None:
@@ -83,5 +85,5 @@ def reported_node_types() -> list[tuple[dict[str, float], int]]:
         return []
     config = state.get_cluster_config()
     groups = [] if config is None else config.node_group_configs
-    most = [sys.maxsize if group.max_count == -1 else int(group.max_count) for group in groups]
+    most = [UNLIMITED if group.max_count == -1 else int(group.max_count) for group in groups]
     return [(dict(group.resources), count) for group, count in zip(groups, most, strict=True) if count]

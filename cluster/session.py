@@ -77,8 +77,8 @@ class ClusterConfig(Config):
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
     node_types: tuple[NodeType, ...] = Field(
         (),
-        description="kinds of nodes that the cluster's autoscaler adds when they are needed; what fits one of them is not "
-        "refused although no such node is there yet",
+        description="kinds of nodes that a running cluster's autoscaler adds when they are needed; what fits one of them "
+        "is not refused although no such node is there yet",
     )
 
 
@@ -176,7 +176,6 @@ def connect(
         ClusterError: the store or the cluster cannot be used; the message names the setting and the fix.
     """
     cluster = resolve_address(cluster)
-    declare_node_types(cluster.node_types)
     artifacts = open_store(store)
     if publishes:
         artifacts.check()
@@ -219,6 +218,8 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
         ClusterUnreachable: It does not start, or does not answer in time.
         WrongToken: It requires another token.
     """
+    # A cluster that starts here adds no node.
+    declare_node_types(() if config.address == LOCAL else config.node_types)
     if ray.is_initialized():
         yield None
         return

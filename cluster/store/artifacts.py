@@ -15,7 +15,8 @@ from typing import Any
 from cluster.errors import AlreadyPublished, CorruptArtifact, InvalidArtifactFolder, UnsafeStore
 from cluster.store.config import StoreConfig
 from cluster.store.folder import FolderObjects
-from cluster.store.local_copy import VerifiedFiles
+from cluster.store.limits import limit_of
+from cluster.store.local_copy import PARTIAL, VerifiedFiles
 from cluster.store.manifest import (
     MANIFEST,
     FileEntry,
@@ -31,6 +32,7 @@ from cluster.store.objects import LostRace, Objects, Versioned
 from cluster.store.s3 import S3Objects
 from cluster.store.s3_errors import CONDITIONAL_STORES
 from cluster.store.signatures import Signer, TrustedKeys
+from cluster.store.suspects import note_suspect
 
 logger = logging.getLogger(__name__)
 
@@ -182,11 +184,20 @@ class ArtifactStore:
         Raises:
             AlreadyPublished: another publisher put other content under this id.
             CorruptArtifact: a file of ``stored`` is not there, or has another size.
-            InvalidArtifactFolder: there are no files, or one whose name or format an artifact may not have.
+            InvalidArtifactFolder: there are no files, too many, or one whose name or format an artifact may not have.
         """
         manifest = describe(
             kind, artifact_id, folder, config=dict(config), seed=seed, parents=tuple(parents), stored=stored
         )
+        place, data = f"{self._folder_key(kind, artifact_id)}/{MANIFEST}", dump_manifest(manifest)
+        if len(data) > (limit := limit_of(place)).size:
+            # Written, it could never be read.
+            raise InvalidArtifactFolder(
+                f"the manifest of its {len(manifest.files)} files has {len(data)} bytes, more than {limit.kind} may have "
+                f"({limit.size})",
+                field=f"{kind}/{artifact_id}",
+                fix="put more into each file, or divide it into several artifacts",
+            )
         for name in sorted(set(manifest.files) - set(stored or {})):
             self.upload(self._file_key(kind, artifact_id, name, manifest.files[name]), str(folder / name))
         lost = self.lost_files(kind, artifact_id, stored or {})
@@ -196,9 +207,8 @@ class ArtifactStore:
                 field=f"{kind}/{artifact_id}/{lost[0]}",
                 fix=REBUILD,
             )
-        data = dump_manifest(manifest)
         try:
-            self.write(f"{self._folder_key(kind, artifact_id)}/{MANIFEST}", data, if_absent=True)
+            self.write(place, data, if_absent=True)
         except LostRace:
             winner = self.manifest(kind, artifact_id)
             if winner is None or winner.files != manifest.files:
@@ -278,7 +288,8 @@ class ArtifactStore:
                 it the folder is a copy of this artifact alone, and files of an earlier making are deleted.
 
         Raises:
-            CorruptArtifact: a file is missing or does not match its size and SHA-256.
+            CorruptArtifact: a file is missing or does not match its size and SHA-256, which is noted for the stage that
+                makes the artifact (``cluster.store.suspects``).
             UntrustedArtifact: none of the trusted keys has signed it.
         """
         manifest = self._known(kind, artifact_id, trusted)
@@ -292,9 +303,15 @@ class ArtifactStore:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             # The name is unique to this call: several actors of a host may fetch into one folder.
-            partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-            self._download(manifest, name, entry, partial)
-            partial.replace(target)
+            partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+            try:
+                self._download(manifest, name, entry, partial)
+                partial.replace(target)
+            except CorruptArtifact:
+                note_suspect(self.objects, kind, artifact_id, name)
+                raise
+            finally:
+                partial.unlink(missing_ok=True)
             if verified:
                 verified.note(name, entry)
         if verified:
@@ -334,6 +351,10 @@ class ArtifactStore:
             raise CorruptArtifact("the file is missing or corrupt", field=f"{kind}/{artifact_id}/{name}", fix=REBUILD)
         return data
 
+    def drop_stored(self, kind: str, artifact_id: str, name: str, entry: FileEntry) -> None:
+        """Delete a file that ``add`` has stored and that is corrupt; only for the maker of the artifact."""
+        self.delete(self._file_key(kind, artifact_id, name, entry))
+
     def verify(self, kind: str, artifact_id: str) -> Manifest:
         """Read every file of an artifact against its manifest; raise CorruptArtifact at the first that differs."""
         manifest = self._known(kind, artifact_id)
@@ -351,7 +372,7 @@ class ArtifactStore:
         try:
             self._verify(manifest, [name])
         except CorruptArtifact:
-            self.delete(self._file_key(kind, artifact_id, name, manifest.files[name]))
+            self.drop_stored(kind, artifact_id, name, manifest.files[name])
             raise
 
     def _verify(self, manifest: Manifest, names: Iterable[str]) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import secrets
+import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.store.manifest import MANIFEST, FileEntry, hash_file
 
+logger = logging.getLogger(__name__)
+
 PARTIAL = ".partial"
-"""Suffix of a file that another process is fetching."""
+"""Suffix of a file that a process is fetching."""
+ABANDONED_S = 3600.0
+"""Age after which such a file is that of a process that was killed."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class VerifiedFiles:
@@ -51,17 +59,34 @@ class VerifiedFiles:
         self._known[name] = [*_stamp(self.folder / name), entry.sha256]
 
     def drop_others(self, names: Container[str]) -> None:
-        """Delete the folder's files that have other names: an artifact that was made again may lack some."""
+        """Delete files of other names: those of an earlier making, and those that killed processes have left half fetched."""
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and name not in names and name != MANIFEST and path.suffix != PARTIAL:
-                path.unlink()
+            if path.is_file() and name not in names and name != MANIFEST and not _in_progress(path):
+                path.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the record, atomically; what another process wrote meanwhile is lost, and verified again."""
-        partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
-        partial.write_text(json.dumps(self._known), encoding="utf-8")
-        partial.replace(self.path)
+        """Write the record, atomically; what another process wrote meanwhile is lost, and verified again.
+
+        Where it cannot be written, as on a full disk, the files are verified again too.
+        """
+        partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            partial.write_text(json.dumps(self._known), encoding="utf-8")
+            partial.replace(self.path)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self.path, error)
+            partial.unlink(missing_ok=True)
+
+
+def _in_progress(path: Path) -> bool:
+    """Return whether another process may be fetching a file."""
+    if path.suffix != PARTIAL:
+        return False
+    try:
+        return time.time() - path.stat().st_mtime < ABANDONED_S
+    except FileNotFoundError:
+        return True
 
 
 def _stamp(path: Path) -> list[int]:
@@ -71,8 +96,15 @@ def _stamp(path: Path) -> list[int]:
 
 @contextmanager
 def fetching(folder: Path) -> Iterator[None]:
-    """Let one process of this machine at a time fetch into ``folder``: the others then find the files there."""
+    """Let one process of this machine at a time fetch into ``folder``: the others then find the files there.
+
+    On a file system without locks each fetches for itself, which is slower and no less safe.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield

@@ -75,7 +75,7 @@ def run(
     ref = artifact_ref(context, KIND, settings, parents)
     groups = FinishedGroups(context.store, ref)
     if finished(context, ref):
-        context.console.print(f"report {ref.id}: already published and verified")
+        context.console.print(f"report {ref.id}: already published")
         # They are left over when a run died between publishing and clearing.
         groups.clear()
         _deliver(context, ref)
@@ -144,7 +144,7 @@ def render_all(
     if tables:
         context.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} groups are finished already")
     if missing:
-        inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups)
+        inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups, context.work.resolve())
         total, left = (sum(len(group.images) for group in groups) for groups in (wanted, missing))
         with StageProgress(context.console, "evaluate", total, "images", done=total - left) as progress:
             for row in evaluate_groups(missing, inputs):

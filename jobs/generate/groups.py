@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -69,15 +70,24 @@ class GroupStore(NumberedGroups[GroupFigures]):
         """Return the strip of a group's samples, or None when no training pair is kept.
 
         It is a small piece of the work area, and is made of the group's shard where that piece was lost.
+
+        Raises:
+            CorruptArtifact: The shard is corrupt; it is deleted, and the next start makes its group again.
         """
         shard = data_file("train", number)
         if shard not in figures.files:
             return None
         found = self.area.read(_samples(number))
-        if found is None:
-            data = self.store.read_stored(*self.ref, shard, stored_files({number: figures})[shard])
-            found = sample_strip(read_images(data))
-        return found
+        if found is not None:
+            return found
+        entry = stored_files({number: figures})[shard]
+        try:
+            data = self.store.read_stored(*self.ref, shard, entry)
+        except CorruptArtifact:
+            # By its size alone it would be taken for whole at every start.
+            self.store.drop_stored(*self.ref, shard, entry)
+            raise
+        return sample_strip(read_images(data))
 
     def finished(self) -> dict[int, GroupFigures]:
         """Return the figures of the finished groups whose files are all in the store, by number.
@@ -118,17 +128,19 @@ class GroupStore(NumberedGroups[GroupFigures]):
     def reopen(self, kind: str, artifact_id: str) -> None:
         """Make a published dataset unfinished again, with those of its groups whose files are whole.
 
-        It takes the figures from the dataset itself; without them every group is made again.
+        It takes the figures from the dataset itself; without them every group is made again. Without the empty prompt's
+        states one is (``finished``).
         """
         try:
             for line in self.store.read_file(kind, artifact_id, FIGURES_FILE).decode().splitlines():
                 document = json.loads(line)
                 self.write(int(document.pop("group")), GroupFigures.model_validate(document))
-            self.write_empty(parse_states(self.store.read_file(kind, artifact_id, EMPTY_FILE)))
-        except (CorruptArtifact, ArtifactFormatError, ValidationError, ValueError, KeyError, TypeError):
+        except (CorruptArtifact, ValidationError, ValueError, KeyError, TypeError):
             self.clear()
             self.store.discard(kind, artifact_id)
             return
+        with suppress(CorruptArtifact, ArtifactFormatError):
+            self.write_empty(parse_states(self.store.read_file(kind, artifact_id, EMPTY_FILE)))
         self.store.withdraw(kind, artifact_id)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.table import Table
 
 from cluster.errors import CorruptArtifact
 from cluster.progress import StageProgress
+from cluster.store.limits import limit_of
+from cluster.store.manifest import MANIFEST
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
@@ -26,6 +29,7 @@ from safety.dataset.latents import EMPTY_FILE, write_empty
 from safety.dataset.layout import summarise, write_layout
 from safety.dataset.plan import DatasetPlan, Group, plan_dataset
 from safety.dataset.summary import DatasetProvenance, DatasetSummary, SplitCount
+from safety.errors import ConfigError
 from safety.judges.judge import judge_identity
 from safety.prompts.writer import write_prompts, writers
 from safety.taxonomy import Taxonomy
@@ -35,13 +39,15 @@ BARREN_GROUPS, BARREN_ROWS = 3, 48
 """Groups of a category, and rows in them, that may keep nothing before the stage gives up."""
 LAYOUT = 2
 """Version of a dataset's files: another one is another artifact, which readers of the old one would not find."""
+GROUP_MANIFEST_BYTES = 600
+"""The bytes of a group in the manifest: up to four files, of some 150 bytes each."""
 
 
 def run(context: StageContext) -> ArtifactRef:
     """Generate the run's dataset and return its name; published and finished parts are reused.
 
     Raises:
-        ConfigError: A setting does not fit the model, the judge or the taxonomy.
+        ConfigError: A setting does not fit the model, the judge or the taxonomy, or the dataset has too many groups.
         EmptyDatasetError: Filtering left a category without a row, at the end or in its first groups.
         ImpossibleResources: The cluster can never run the actors.
     """
@@ -50,15 +56,16 @@ def run(context: StageContext) -> ArtifactRef:
     settings = dataset_settings(context, taxonomy, provenance)
     ref = artifact_ref(context, KIND, settings)
     groups = GroupStore(context.store, ref)
-    if finished(context, ref, groups.reopen):
-        context.console.print(f"dataset {ref.id}: already published and verified")
-        # Left by a run that died between publishing and deleting them.
-        groups.clear()
+    if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
     prompts = write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed)
     plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
+    require_room(plan, config.group_size)
     figures = render_missing(context, plan, taxonomy, groups)
+    # Another run of the same dataset may have published it meanwhile, and cleared the work area.
+    if _is_published(context, ref, groups):
+        return ref
     summary = summarise(plan, provenance, figures)
     publish(
         context, ref, settings, [], lambda folder: fill(folder, plan, summary, figures, groups), stored_files(figures)
@@ -68,6 +75,28 @@ def run(context: StageContext) -> ArtifactRef:
     context.console.print(summary_table(summary))
     context.console.print(f"dataset {ref.id}, hash {summary.dataset_hash}")
     return ref
+
+
+def _is_published(context: StageContext, ref: ArtifactRef, groups: GroupStore) -> bool:
+    """Return whether the dataset is published, and then delete what a run has left that died right after publishing."""
+    if not finished(context, ref, groups.reopen):
+        return False
+    context.console.print(f"dataset {ref.id}: already published")
+    if groups.area.names():
+        context.store.prune(*ref)
+        groups.clear()
+    return True
+
+
+def require_room(plan: DatasetPlan, group_size: int) -> None:
+    """Raise ConfigError, before anything is rendered, for more groups than a dataset's manifest can name."""
+    most = limit_of(f"artifacts/{KIND}/id/{MANIFEST}").size // GROUP_MANIFEST_BYTES
+    if len(plan.groups) > most:
+        raise ConfigError(
+            f"{plan.rows} rows in groups of {group_size} are {len(plan.groups)} groups, and a dataset holds {most}",
+            field="generate.group_size",
+            fix=f"raise it to {math.ceil(group_size * len(plan.groups) / most)}, or divide the taxonomy among several runs",
+        )
 
 
 def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
@@ -106,7 +135,7 @@ def render_missing(
         context.console.print(f"{len(found)} of {len(plan.groups)} groups are finished already")
     missing = [group for group in plan.groups if group.index not in found]
     if missing:
-        found |= groups.whole(_render(context, plan, missing, taxonomy, groups))
+        found |= groups.whole(_render(context, plan, missing, taxonomy, groups, BarrenCategories(found.values())))
     lost = [group.index for group in plan.groups if group.index not in found]
     if lost:
         raise CorruptArtifact(
@@ -123,13 +152,17 @@ def _planned(plan: DatasetPlan, found: Mapping[int, GroupFigures]) -> dict[int, 
 
 
 def _render(
-    context: StageContext, plan: DatasetPlan, missing: Sequence[Group], taxonomy: Taxonomy, groups: GroupStore
+    context: StageContext,
+    plan: DatasetPlan,
+    missing: Sequence[Group],
+    taxonomy: Taxonomy,
+    groups: GroupStore,
+    barren: BarrenCategories,
 ) -> dict[int, GroupFigures]:
     """Render, judge and store groups; return their figures."""
     made = {}
     rows, left = (sum(len(group.rows) for group in several) for several in (plan.groups, missing))
     kept = moved = 0
-    barren = BarrenCategories()
     with StageProgress(context.console, "generate", rows, "rows", done=rows - left) as progress:
         for group in stream_groups(missing, context.run.model, taxonomy, context.run.generate, groups):
             _count(context.run.run.name, group)
@@ -146,21 +179,29 @@ def _render(
 class BarrenCategories:
     """Stops a generation whose first groups of a category keep nothing: the rest would not either, and cost as much."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[GroupFigures] = ()) -> None:
+        """Begin with the groups that earlier starts have finished."""
         self._rows: Counter[str] = Counter()
         self._groups: Counter[str] = Counter()
         self._outcomes: dict[str, Counter[str]] = {}
+        for found in before:
+            outcomes = Counter({KEPT: sum(count.kept for count in found.counts)})
+            for count in found.counts:
+                outcomes.update({str(reason): rows for reason, rows in count.rejected.items()})
+            self._note(found.category, found.rows, outcomes)
+
+    def _note(self, category: str, rows: int, outcomes: Mapping[str, int]) -> None:
+        self._groups[category] += 1
+        self._rows[category] += rows
+        self._outcomes.setdefault(category, Counter()).update(outcomes)
 
     def add(self, group: Mapping[str, Any]) -> None:
         """Count a finished group; raise EmptyDatasetError when its category has kept nothing in so many."""
         category = str(group["category"])
-        self._groups[category] += 1
-        self._rows[category] += int(group["rows"])
-        outcomes = self._outcomes.setdefault(category, Counter())
-        outcomes.update(json.loads(group["outcomes"]))
-        if outcomes[KEPT] == 0 and self._groups[category] >= BARREN_GROUPS and self._rows[category] >= BARREN_ROWS:
+        self._note(category, int(group["rows"]), json.loads(group["outcomes"]))
+        outcomes, rows = self._outcomes[category], self._rows[category]
+        if outcomes[KEPT] == 0 and self._groups[category] >= BARREN_GROUPS and rows >= BARREN_ROWS:
             rejected = {RejectionReason(name): count for name, count in outcomes.items() if name != KEPT}
-            rows = self._rows[category]
             SplitCount(category=category, split="train", rows=rows, kept=0, rejected=rejected).check()
 
 

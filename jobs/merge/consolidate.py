@@ -102,7 +102,7 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
     settings = _settings(context, config)
     ref = artifact_ref(context, KIND, settings, [dataset, task.ref])
     if finished(context, ref):
-        context.console.print(f"consolidation {ref.id}: already published and verified")
+        context.console.print(f"consolidation {ref.id}: already published")
         return ref
     train.train_missing(context, [task])
     weights = load_lora(context.folder(task.ref, LORA_FILE))

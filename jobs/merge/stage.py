@@ -58,7 +58,7 @@ def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, Artif
     missing = {}
     for name, ref in refs.items():
         if finished(context, ref):
-            context.console.print(f"merge {name} {ref.id}: already published and verified")
+            context.console.print(f"merge {name} {ref.id}: already published")
         else:
             missing[name] = configs[name]
     if missing:

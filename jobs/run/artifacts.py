@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,10 @@ from rich.markup import escape
 from cluster.errors import CorruptArtifact
 from cluster.hashing import artifact_id
 from cluster.store.artifacts import ALL_FILES, ArtifactStore
-from cluster.store.checksummed import read_checksummed, write_checksummed
+from cluster.store.checksummed import read_checksummed
 from cluster.store.local_copy import VerifiedFiles, fetching
 from cluster.store.manifest import FileEntry
+from cluster.store.suspects import suspects_prefix
 
 if TYPE_CHECKING:  # Actors and workers import this module, and need no run's whole config.
     from jobs.run.config import RunConfig
@@ -73,24 +73,10 @@ def fetch_artifact(store: ArtifactStore, work: Path, ref: ArtifactRef, files: It
         verified = VerifiedFiles(folder)
         try:
             store.fetch(ref.kind, ref.id, folder, files=files, verified=verified)
-        except CorruptArtifact as error:
-            _suspect(store, ref, error)
-            raise
         finally:
             if folder.is_dir():
                 verified.save()
     return folder
-
-
-def _suspect(store: ArtifactStore, ref: ArtifactRef, error: CorruptArtifact) -> None:
-    """Note a file that did not verify where it was used: a stage's start asks the store for sizes alone."""
-    name = (error.field or "").removeprefix(f"{ref.kind}/{ref.id}").removeprefix("/")
-    key = f"{_suspects(ref)}{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    write_checksummed(store, key, name.encode())
-
-
-def _suspects(ref: ArtifactRef) -> str:
-    return f"work/suspects/{ref.kind}/{ref.id}/"
 
 
 def put_artifact(
@@ -115,7 +101,13 @@ def artifact_ref(
     return ArtifactRef(kind, artifact_id(kind, dict(settings), [parent.id for parent in parents], context.run.run.seed))
 
 
-def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, str], None] | None = None) -> bool:
+def finished(
+    context: StageContext,
+    ref: ArtifactRef,
+    discard: Callable[[str, str], None] | None = None,
+    *,
+    in_full: bool = False,
+) -> bool:
     """Return whether the artifact is published with all its files; a corrupt one is reported and discarded, to be rebuilt.
 
     Its manifest is read, and the store is asked for the sizes of its files. Their content is verified where it is used,
@@ -125,6 +117,7 @@ def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, st
         context: The run.
         ref: The artifact.
         discard: Deletes what keeps it from being made again; None: all of it.
+        in_full: Read all of its files, for an artifact whose users may not leave a note on what they found corrupt.
     """
     try:
         manifest = context.store.manifest(ref.kind, ref.id)
@@ -138,6 +131,8 @@ def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, st
                 field=f"{ref.kind}/{ref.id}/{lost[0]}",
                 fix="run the stage that makes it again",
             )
+        if in_full:
+            context.store.verify(ref.kind, ref.id)
     except CorruptArtifact as error:
         context.console.print(f"[yellow]{ref.kind} {ref.id} is corrupt; rebuilding it:[/] {escape(str(error))}")
         (discard or context.store.discard)(ref.kind, ref.id)
@@ -148,7 +143,7 @@ def finished(context: StageContext, ref: ArtifactRef, discard: Callable[[str, st
 def _verify_suspects(store: ArtifactStore, ref: ArtifactRef) -> None:
     """Read the files in full that did not verify where they were used; raise CorruptArtifact when one is corrupt."""
     corrupt: CorruptArtifact | None = None
-    for key in store.keys(_suspects(ref)):
+    for key in store.keys(suspects_prefix(ref.kind, ref.id)):
         try:
             name = (read_checksummed(store, key) or b"").decode()
             store.verify_file(ref.kind, ref.id, name)

@@ -25,6 +25,7 @@ from safety.errors import ConfigError
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
 from safety.families.family import ModelConfig
+from safety.prompts.rows import slug
 from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.config import read_run
 from serve.endpoint_config import EndpointConfig
@@ -119,7 +120,8 @@ class RunConfig(Config):
         """
         taxonomy = find_taxonomy(self.taxonomy)
         reserved = {*RESERVED, *self.merge.merges()}
-        taken = [name for name in taxonomy.categories if name.lower() in reserved]
+        # As in file names and ids, which leave out case and punctuation.
+        taken = [name for name in taxonomy.categories if slug(name) in map(slug, reserved)]
         if taken:
             raise ConfigError(
                 f"a category is called {taken[0]!r}, as are results of every run",

@@ -54,7 +54,7 @@ def train_missing(context: StageContext, tasks: Sequence[ExpertTask]) -> None:
     missing = [task for task in tasks if not finished(context, task.ref)]
     for task in tasks:
         if task not in missing:
-            context.console.print(f"expert {escape(task.name)} {task.ref.id}: already published and verified")
+            context.console.print(f"expert {escape(task.name)} {task.ref.id}: already published")
             # Left by a run that died between publishing and deleting them.
             checkpointer(context.store, task.ref).clear()
     if missing:

@@ -1,8 +1,8 @@
 """The published form of a dataset: parquet shards in the pickapic columns that preference trainers read.
 
-A shard has the kept pairs of one group, and is written by the worker that judged them. Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both
-(``jpg_0``, ``label_0`` 1). The two rows share their images through parquet's dictionary, so an image is stored
-once.
+A shard has the kept pairs of one split of a group, and is written by the worker that judged them. Each kept pair gives
+two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both (``jpg_0``, ``label_0`` 1).
+The two rows share their images through parquet's dictionary, so an image is stored once.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import ast
 import importlib
 import importlib.metadata
 import re
-import sys
 import threading
 import time
 import tomllib
@@ -162,7 +161,7 @@ def test_node_types_that_a_cluster_s_service_has_reported_are_read(monkeypatch: 
         assert hasattr(ray_private.state, "get_cluster_config")
         monkeypatch.setattr(ray_private.ray, "is_initialized", lambda: True)
         monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: reported)
-        assert ray_private.reported_node_types() == [({"CPU": 8.0, "GPU": 1.0}, 3), ({"CPU": 2.0}, sys.maxsize)]
+        assert ray_private.reported_node_types() == [({"CPU": 8.0, "GPU": 1.0}, 3), ({"CPU": 2.0}, 10_000)]
         monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: None)
         assert ray_private.reported_node_types() == []
 

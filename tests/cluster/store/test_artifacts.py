@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact
+from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact, InvalidArtifactFolder
 from cluster.store.artifacts import ArtifactStore
+from cluster.store.limits import Limit, limit_of
 from cluster.store.local_copy import VerifiedFiles
 from cluster.store.manifest import MANIFEST, hash_file
 from cluster.store.pointer import read_pointer
@@ -197,6 +198,16 @@ def test_what_an_artifact_may_not_hold_is_not_published(
     with pytest.raises(ClusterError, match=match) as caught:
         publish(store, filled(tmp_path / "source", files))
     assert caught.value.field == "expert/expert-1"
+    assert store.keys("") == []
+
+
+def test_a_manifest_that_could_never_be_read_is_not_written(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Limit("a manifest", 1000)
+    monkeypatch.setattr("cluster.store.artifacts.limit_of", lambda key: small if key == PLACE else limit_of(key))
+    with pytest.raises(InvalidArtifactFolder, match=r"expert/expert-1: the manifest of its 4 files has \d+ bytes"):
+        publish(store, filled(tmp_path / "source"))
     assert store.keys("") == []
 
 

@@ -222,6 +222,17 @@ def test_the_pointer_names_the_release_and_the_same_content_is_published_once(
     assert read_pointer(context.store, "aligned") == other.id
 
 
+def test_a_release_that_is_corrupt_in_the_store_is_published_again_although_this_machines_copy_is_whole(
+    context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
+) -> None:
+    ref = release.run(context, merged, report)
+    [key] = [key for key in context.store.keys("artifacts/release/") if key.endswith(f"/{LORA_FILE}")]
+    whole = context.store.read(key) or b""
+    context.store.write(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert release.run(context, merged, report) == ref
+    assert context.store.read(key) == whole
+
+
 def test_the_release_is_delivered_into_the_output_folder_in_place_of_an_older_one(
     context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
 ) -> None:
