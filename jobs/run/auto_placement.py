@@ -1,4 +1,4 @@
-"""Automatic placement of a model on GPUs: a GPU for each process that holds it, and as many processes as there are GPUs.
+"""Automatic placement of a model on GPUs: as many processes as there are GPUs, each with the one that its settings have.
 
 What a run's settings name is never changed. On a CPU nothing is: there the defaults are the placement.
 """
@@ -6,27 +6,17 @@ What a run's settings name is never changed. On a CPU nothing is: there the defa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from cluster.hashing import ID_DIGITS, config_hash
 from cluster.store.artifacts import ArtifactStore
 from jobs.run.artifacts import ArtifactRef
+from jobs.run.config import RunConfig
 from jobs.run.work_area import WorkArea
 from safety.errors import ConfigError
 
-if TYPE_CHECKING:  # RunConfig fills its settings in by ``with_gpus``.
-    from jobs.run.config import RunConfig
-
-GPU_SETTINGS = (
-    ("generate", "gpus_per_actor"),
-    ("train", "gpus_per_worker"),
-    ("merge", "gpus_per_worker"),
-    ("evaluate", "gpus_per_actor"),
-    ("serve", "num_gpus"),
-)
-"""The settings of GPUs of the processes that hold the run's model."""
 POOLS = (
     ("generate", "actors", "gpus_per_actor"),
     ("merge", "workers", "gpus_per_worker"),
@@ -34,22 +24,6 @@ POOLS = (
 )
 """Sections, and their settings of the number of processes and of each one's GPUs."""
 WORKERS = TypeAdapter(Annotated[int, Field(gt=0)])
-
-
-def with_gpus(document: Any) -> Any:
-    """Return a run's document with one GPU for each process that holds a model of a GPU, where it says nothing."""
-    if not isinstance(document, Mapping) or document.get("placement", "auto") != "auto":
-        return document
-    model = document.get("model")
-    device = model.get("device", "cpu") if isinstance(model, Mapping) else getattr(model, "device", "cpu")
-    if not str(device).startswith("cuda"):
-        return document
-    found = dict(document)
-    for section, name in GPU_SETTINGS:
-        part = found.get(section, {})
-        if isinstance(part, Mapping):
-            found[section] = {name: 1.0, **part}
-    return found
 
 
 class BegunWorkers:

@@ -15,7 +15,7 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
 from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
-from jobs.run.auto_placement import with_gpus
+from jobs.run.gpu_settings import with_gpus
 from jobs.train.config import CONSOLIDATED, TrainConfig
 from safety.base import Config
 from safety.dataset.summary import BENIGN

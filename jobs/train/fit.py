@@ -38,7 +38,18 @@ def start_fit(plan: FitPlan) -> Any:
     Each fit brings a controller, which Ray Train starts beside it: on one node those of many experts would fill its
     memory. One whose node is lost is tried again elsewhere, and goes on from the expert's last checkpoint.
     """
-    return fit.options(max_retries=plan.max_failures, scheduling_strategy="SPREAD").remote(plan)
+    return fit.options(
+        max_retries=plan.max_failures, scheduling_strategy="SPREAD", runtime_env={"env_vars": own_cluster()}
+    ).remote(plan)
+
+
+def own_cluster() -> dict[str, str]:
+    """Return the variables by which Ray's helpers of a training ask the cluster that they are on.
+
+    Ray Train's PlacementGroupCleaner looks for a cluster as a command would, and with several on a host it takes the latest,
+    where its controller is unknown: what a lost training had reserved is then never freed (Ray 2.60).
+    """
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
