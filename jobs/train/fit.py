@@ -36,7 +36,8 @@ def start_fit(plan: FitPlan) -> Any:
     """Start a fit on one of the cluster's nodes and return its reference.
 
     Each fit brings a controller, which Ray Train starts beside it: on one node those of many experts would fill its
-    memory. One whose node is lost is tried again elsewhere, and goes on from the expert's last checkpoint.
+    memory. One whose node is lost is tried again elsewhere, and goes on from the expert's last checkpoint; with
+    ``train.min_workers`` some three minutes later, when Ray Train's request for the lost one's workers expires.
     """
     return fit.options(
         max_retries=plan.max_failures, scheduling_strategy="SPREAD", runtime_env={"env_vars": own_cluster()}

@@ -44,10 +44,10 @@ class Nodes:
         """Bring a node up."""
         self.alive.append(self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
 
-    def kill(self, running: str | None = None) -> None:
-        """Kill a node with all its processes: one that runs a process of this name, or the oldest when none does."""
-        busy = [node for node in self.alive if running is not None and _runs(node, running)]
-        node = (busy or self.alive)[0]
+    def kill(self, *, driving: bool | None = None) -> None:
+        """Kill a node with all its processes: one that drives a training, or does not; else the oldest."""
+        fitting = [node for node in self.alive if driving is not None and _runs(node, "ray::fit") == driving]
+        node = (fitting or self.alive)[0]
         self.alive.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
         self.killed += 1
