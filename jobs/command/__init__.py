@@ -1,1 +1,0 @@
-"""The console command ``safetydpo``, which has every job as a subcommand."""

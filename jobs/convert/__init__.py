@@ -1,1 +1,0 @@
-"""Turns pickled models into safetensors: the one command that opens pickles, in a process under limits."""

@@ -1,1 +1,0 @@
-"""The job that writes a release in the forms that other programs want."""
