@@ -129,11 +129,15 @@ def test_a_run_over_half_weights_ends_with_the_stock_pipelines_images_up_to_roun
     settings["train"]["expert"]["precision"] = "auto"
     assert "run family is finished" in run(settings, tmp_path)
     # In fp32: a bf16 number has eight bits, as many as a pixel, and each layer rounds.
-    assert_drawn_by(PICO_MODELS[name].stock(model), tmp_path / "out", most)
+    assert_drawn_by(PICO_MODELS[name].stock(model), tmp_path / "out", most, getattr(torch, dtype))
 
 
-def assert_drawn_by(stock: Any, output: Path, most: int) -> None:
-    """Assert that a run's endpoint drew what a stock pipeline draws, without and with the release, up to ``most`` / 255."""
+def assert_drawn_by(stock: Any, output: Path, most: int, dtype: torch.dtype = torch.float32) -> None:
+    """Assert that a run's endpoint drew what a stock pipeline draws, without and with the release, up to ``most`` / 255.
+
+    An adapter as strong as this run's multiplies roundings: with the release, the endpoint may be as far from the pipeline as
+    that is from itself in ``dtype``.
+    """
     prompts = first_test_prompts()
     base, aligned = served(output / "endpoint.png", len(prompts))
     size = base[0].shape[:2]
@@ -141,7 +145,11 @@ def assert_drawn_by(stock: Any, output: Path, most: int) -> None:
     assert difference(base, drawn) <= most
     assert difference(aligned, drawn) > most, "the release changes no image"
     stock.load_lora_weights(output / "release")
-    assert difference(aligned, [draw(stock, prompt, size) for prompt in prompts]) <= most
+    drawn = [draw(stock, prompt, size) for prompt in prompts]
+    rounded = (
+        0 if dtype == torch.float32 else difference([draw(stock.to(dtype), prompt, size) for prompt in prompts], drawn)
+    )
+    assert difference(aligned, drawn) <= max(most, rounded)
 
 
 def first_test_prompts() -> list[str]:
