@@ -21,7 +21,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 SHARED = -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve preflight report world test test-fast faults coverage lint ruff mypy imports arrows format docs lock audit clean
+.PHONY: help demo serve preflight report world test test-fast nightly faults coverage lint ruff mypy imports arrows format docs lock audit clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,18 +51,21 @@ serve: $(INSTALLED) ## keep the endpoint of the last release up, with a page in 
 preflight: $(INSTALLED) ## check in seconds whether a run can start
 	$(JOB) jobs.preflight --config $(CONFIG)
 
-test: lint ## set up, then run the linters, the type checks and all tests
-	$(PYTEST) $(SHARED)
+test: lint ## set up, then run the linters, the type checks and all tests but the nightly ones
+	$(PYTEST) $(SHARED) -m "not nightly"
+
+nightly: $(VENV)/.installed-dev ## run the tests that take minutes each: every model family through the whole pipeline
+	$(PYTEST) -m nightly
 
 # What needs no Ray, no endpoint and no S3 server, and takes under five seconds a test.
 test-fast: lint ## run the linters, the type checks and the fast tests (2 minutes on 2 cores)
-	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not ray and not serve and not s3 and not slow"
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not ray and not serve and not s3 and not slow and not nightly"
 
 faults: $(VENV)/.installed-dev ## run the fault tests in their full counts and write docs/faults (half an hour)
 	$(PYTEST) tests/faults --faults-full
 
 coverage: $(VENV)/.installed-dev ## run all tests and report which lines they run, subprocesses and Ray workers included
-	$(PYTEST) $(SHARED) --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
+	$(PYTEST) $(SHARED) -m "not nightly" --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
 
 lint: $(VENV)/.installed-dev ## run ruff, mypy and the import contracts
 	$(MAKE) --no-print-directory -j 2 ruff mypy imports

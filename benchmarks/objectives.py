@@ -21,8 +21,8 @@ import typer
 from torch import Tensor
 
 from jobs.run.config import load_run
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import PreferenceSet, load_preferences
+from safety.dataset.latents import load_preferences
+from safety.dataset.preferences import PreferenceSet
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import TrainingHealthError
 from safety.experts.config import ExpertConfig
@@ -113,7 +113,7 @@ def main(
     torch.set_num_threads(threads)
     given = {"steps": steps, "learning_rate": learning_rate, "threads": threads}
     changed = {key: value for key, value in given.items() if value is not None}
-    pairs = load_preferences(dataset / latents_file(category))
+    pairs = load_preferences(dataset, category)
     taxonomy = find_taxonomy(EMBEDDED_TAXONOMY)
     train = load_run(config).train
     gate = None

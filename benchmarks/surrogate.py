@@ -22,8 +22,7 @@ import typer
 import yaml
 from scipy.stats import spearmanr
 
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import load_preferences
+from safety.dataset.latents import load_preferences
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.families import ModelConfig, load_model
 from safety.judges.judge import JudgeConfig, load_judge
@@ -72,7 +71,7 @@ def main(
     experts: dict[str, LoraWeights] = {n: load_lora(work / "expert" / i) for n, i in recipe["experts"].items()}
     statistics = load_calibration(work / "calibration" / recipe["calibration"] / "calibration.safetensors")
     dataset = work / "dataset" / recipe["dataset"]
-    sets = {name: load_preferences(dataset / latents_file(name)) for name in experts}
+    sets = {name: load_preferences(dataset, name) for name in experts}
     model = load_model(ModelConfig(path=recipe["base_model"]))
     judge = load_judge(JudgeConfig(), find_taxonomy(EMBEDDED_TAXONOMY))
     config = SurrogateConfig()

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 from ray._private import auto_init_hook, ray_constants
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray._private.state import state
 from ray._raylet import Config as RayEnvironment  # type: ignore[attr-defined]
 
 UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
@@ -22,6 +24,8 @@ UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 STREAM_READER = "data-stream-reader"
 """The name of threads that read a stream of Ray Data."""
 READER_END_S = 5.0
+UNLIMITED = 10_000
+"""The number of nodes of a kind of which a cluster's service names no limit: places on them are counted one by one."""
 
 
 def reread_environment() -> None:
@@ -70,3 +74,16 @@ def uploaded_files(root: Path, excludes: Sequence[str]) -> list[Path]:
     quiet.setLevel(logging.WARNING)
     _dir_travel(root, [skip], found.append, include_gitignore=True, logger=quiet)
     return [path for path in found if path.is_file()]
+
+
+def reported_node_types() -> list[tuple[dict[str, float], int]]:
+    """Return the resources and the largest number of each kind of node that the connected cluster's service has reported.
+
+    Ray Data plans with the same report (``get_max_resources_from_cluster_config``). Most clusters give none.
+    """
+    if not ray.is_initialized():
+        return []
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    most = [UNLIMITED if group.max_count == -1 else int(group.max_count) for group in groups]
+    return [(dict(group.resources), count) for group, count in zip(groups, most, strict=True) if count]

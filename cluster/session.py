@@ -26,6 +26,7 @@ from pydantic import Field
 from cluster.base import Config
 from cluster.errors import ClusterError, ClusterUnreachable, WrongToken
 from cluster.loopback import exempted_loopback
+from cluster.node_types import NodeType, declare_node_types
 from cluster.progress import set_ray_data_console_level
 from cluster.ray_private import UV_HOOK, end_data_streams, forbid_auto_connect, reread_environment
 from cluster.shared_folder import require_shared_folder
@@ -74,6 +75,11 @@ class ClusterConfig(Config):
         "reach its ports, which Ray opens on every network of the machine",
     )
     start_timeout_s: float = Field(60.0, gt=0, description="longest wait for a running cluster to answer")
+    node_types: tuple[NodeType, ...] = Field(
+        (),
+        description="kinds of nodes that a running cluster's autoscaler adds when they are needed; what fits one of them "
+        "is not refused although no such node is there yet",
+    )
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ def connect_ray(config: ClusterConfig, environment: Mapping[str, str]) -> Iterat
         ClusterUnreachable: It does not start, or does not answer in time.
         WrongToken: It requires another token.
     """
+    # A cluster that starts here adds no node.
+    declare_node_types(() if config.address == LOCAL else config.node_types)
     if ray.is_initialized():
         yield None
         return
@@ -341,9 +349,17 @@ def _temporary_token() -> Path:
 def _join(config: ClusterConfig, environment: Mapping[str, str]) -> str | None:
     """Connect to a running cluster; return its dashboard's URL, or None without one."""
     try:
-        return _init(address=config.address, runtime_env={"env_vars": dict(environment)})
+        dashboard = _init(address=config.address, runtime_env={"env_vars": dict(environment)})
     except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise _unreachable(f"no Ray cluster answers: {error}") from error
+    if dashboard is None:
+        # Ray Train's PlacementGroupCleaner asks the dashboard whether a training's controller is alive.
+        LOGGER.warning(
+            "the cluster at %s has no dashboard: Ray then keeps what a training had reserved when it loses the node that "
+            "drives it, and its next try may wait for that in vain. Start the head with --include-dashboard=true",
+            config.address,
+        )
+    return dashboard
 
 
 def _init(**settings: object) -> str | None:

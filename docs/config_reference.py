@@ -21,7 +21,8 @@ Written by `make docs` from the config's models, and held to them by a test: do 
 
 A run's YAML names only what differs from these defaults; `jobs/configs/emoji.yaml` is the demo's. An unknown key or a
 wrong value is refused before anything starts, with the field and a fix, and the filled-in config is written beside the
-results as `run.yaml`.
+results as `run.yaml`. Beside these keys, `extends: NAME` or `extends: PATH` takes over the keys of a
+[preset](presets.md) or of another YAML.
 """
 PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", Any: "any"}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

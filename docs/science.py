@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from safety.dataset.layout import preference_set
+from safety.dataset.latents import preference_set
 from safety.dataset.preferences import PreferenceSet
 from safety.dataset.record import Record
 from safety.dataset.renderer import GroupRenderer

@@ -2,5 +2,8 @@
 
 import os
 
+# It enters the fetcher of models at s3:// addresses, which jobs' workers need as well as an endpoint's.
+import serve  # noqa: F401
+
 # transformers warns on import when torchvision is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -90,7 +90,7 @@ def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
 
 def first_prompts(context: StageContext, dataset: ArtifactRef) -> list[tuple[str, str]]:
     """Return the first unsafe test prompt of each category."""
-    prompts = read_prompt_file(context.folder(dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(dataset, PROMPTS_FILE) / PROMPTS_FILE)
     first: dict[str, str] = {}
     for pair in prompts.pairs:
         if pair.split == "test":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated
 
 import ray
 import typer
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.errors import ClusterError
 from cluster.preflight.check import (
     CHECK_TIMEOUT_S,
     Check,
@@ -54,10 +56,12 @@ from cluster.session import (
 )
 from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
+from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
-from jobs.run.load_checks import LoadChecks, finding
+from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
 from jobs.run.needs import STAGES, name_problems
+from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from safety.errors import SafetyError
 from safety.taxonomy import Taxonomy
@@ -96,9 +100,11 @@ class Preflight:
             Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
+            Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S),
         ]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
+            checks.append(Check("memory", self._memory, LOAD_TIMEOUT_S))
         if self.joined:
             checks.append(Check("nodes", lambda: self._of_view(check_nodes)))
             checks.append(
@@ -164,6 +170,13 @@ class Preflight:
             return failed(error.message, error.fix)
         return passed("Serve has stopped" if listener is None else f"Serve listens on {listener.host}")
 
+    def _memory(self) -> Finding:
+        """Fail when a training step does not fit where the run's workers will be."""
+        try:
+            return check_memory(self.run)
+        except (SafetyError, ClusterError) as error:
+            return warned(f"not checked: {error.message}", FIRST)
+
     def _gpus(self, view: ClusterView) -> Finding:
         lacking = without_gpu(self.run)
         if lacking:
@@ -219,9 +232,24 @@ def report(console: Console, config: Path) -> int:
     return EXIT_USER_ERROR if bad else 0
 
 
-def main(config: ConfigOption) -> None:
+def report_cards(console: Console, config: Path) -> int:
+    """Print the presets by card and return the exit code."""
+    try:
+        console.print(card_table(load_run(config)))
+    except SafetyError as error:
+        console.print(f"[bold red]{escape(str(error))}[/]", soft_wrap=True)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def main(
+    config: ConfigOption,
+    cards: Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")] = False,
+) -> None:
     """Check a run before any work; exit with 2 when a check fails."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    if cards:
+        raise typer.Exit(report_cards(make_console(), config))
     raise typer.Exit(report(make_console(), config))
 
 

@@ -45,7 +45,7 @@ def files(runtime: dict[str, str], extras: dict[str, dict[str, str]], torch_cpu:
 
 def main() -> None:
     """Write the files."""
-    extras = {extra: export(extra) for extra in ("dev", "world")}
+    extras = {extra: export(extra) for extra in ("dev", "quantized", "world")}
     for name, text in files(export(), extras, TORCH_CPU.read_text(encoding="utf-8")).items():
         (FOLDER / name).write_text(text, encoding="utf-8")
 

@@ -26,16 +26,17 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field
-from scipy.linalg import eigh
 from torch import Tensor
 
 from safety.base import Config
+from safety.eigen import generalised_eigh
 from safety.errors import EmptyDatasetError
 from safety.families.family import ModelFamily
 from safety.prompts.rows import PromptSet
 from safety.tensor_format import Head, TensorFormat, Tensors
 
-BATCH = 64
+BATCH, BATCH_BYTES = 64, 2**27
+"""Most prompts that are encoded at once, and most bytes of their states in fp64: a T5's are 16 MiB a prompt."""
 FORMAT = TensorFormat(
     name="safetydpo-prompt-moments-1",
     key="prompt_moments",
@@ -99,11 +100,26 @@ class PromptMoments(NamedTuple):
         """Write the moments as one safetensors file."""
         FORMAT.write(path, self._asdict(), {})
 
-    def gates(self, config: GateConfig) -> Tensor:
-        """Return P_i, fp32 [N, K, K]; their sum is the gate of one expert for all unsafe prompts."""
-        total = self.unsafe.sum(dim=0) + config.benign * len(self.unsafe) * self.preserved
-        total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
-        return torch.stack([_gate(own, total, config.directions) for own in self.unsafe]).float()
+    def gates(
+        self, config: GateConfig, experts: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return P_i, fp32 [N, K, K] on the CPU; their sum is the gate of one expert for all unsafe prompts.
+
+        Args:
+            config: How the directions are divided.
+            experts: The positions of the experts that are wanted; None: all. Each costs a decomposition of [K, K].
+            device: Where they are computed.
+        """
+        own, preserved = self.unsafe.to(device), self.preserved.to(device)
+        total = own.sum(dim=0) + config.benign * len(own) * preserved
+        total = total + config.ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=device)
+        wanted = own if experts is None else own[list(experts)]
+        return torch.stack([_gate(each, total, config.directions) for each in wanted]).float().cpu()
+
+
+def no_moments(experts: int) -> PromptMoments:
+    """Return moments without a width, for experts that cannot be gated: none adapts a layer that reads the prompt alone."""
+    return PromptMoments(torch.zeros(experts, 0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
 
 
 def load_prompt_moments(path: Path) -> PromptMoments:
@@ -116,37 +132,58 @@ def _build(_head: Head, tensors: Tensors) -> PromptMoments:
 
 
 def _gate(own: Tensor, total: Tensor, directions: int | None) -> Tensor:
-    """Return sum_k h_k (T v_k) v_k^T, fp64 [K, K], with ``own`` for G_i and ``total`` for T."""
-    shares, vectors = (torch.from_numpy(found) for found in eigh(own.numpy(), total.numpy()))
-    if directions is not None:
-        # Shares ascend, so the largest are the last.
-        vectors = vectors[:, -directions:]
-        return total @ vectors @ vectors.T
-    return total @ (vectors * shares) @ vectors.T
+    """Return sum_k h_k (T v_k) v_k^T over the directions of the largest shares, fp64 [K, K].
+
+    ``own`` is G_i and ``total`` is T. Over all directions the sum is G_i T^-1, which needs no decomposition.
+    """
+    if directions is None:
+        solved: Tensor = torch.cholesky_solve(own, torch.linalg.cholesky(total))
+        return solved.transpose(0, 1)
+    _, vectors = generalised_eigh(own, total, min(directions, len(total)))
+    return total @ vectors @ vectors.T
 
 
 @torch.no_grad()
 def gather_prompt_moments(model: ModelFamily, texts: GatePrompts) -> PromptMoments:
     """Encode the prompts and compute their second moments.
 
-    The empty prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the
-    prompt itself, so a change to it changes every image.
+    No prompt counts as preserved, with the weight of all the others together: guidance reads it as often as the prompt
+    itself, so a change to it changes every image. (Where it is zeros, no linear layer without a bias can change it.)
+
+    Only ``states`` are divided: a pooled prompt, which some families read too, passes every gate.
 
     Args:
         model: The model whose text encoder is used.
         texts: At least one unsafe prompt per expert, and the preserved ones.
     """
+    nothing = model.unconditional()["states"]
+    size = prompts_at_once(nothing)
     return PromptMoments(
-        unsafe=torch.stack([_second_moment(model, prompts) for prompts in texts.unsafe.values()]),
-        preserved=_second_moment(model, texts.preserved) + _second_moment(model, [""]),
+        unsafe=torch.stack([_second_moment(model, prompts, size) for prompts in texts.unsafe.values()]),
+        preserved=_second_moment(model, texts.preserved, size) + _moment([nothing]),
     )
 
 
-def _second_moment(model: ModelFamily, prompts: Sequence[str]) -> Tensor:
-    """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]."""
-    total, count = torch.zeros(()), 0
-    for start in range(0, len(prompts), BATCH):
-        states = model.encode_text(prompts[start : start + BATCH])["states"].double().flatten(0, 1).cpu()
-        total = total + states.T @ states
+def prompts_at_once(states: Tensor) -> int:
+    """Return how many prompts are encoded at once, by the size of one's states [1, T, K]."""
+    return min(BATCH, max(1, BATCH_BYTES // (states.numel() * 8)))
+
+
+def _second_moment(model: ModelFamily, prompts: Sequence[str], size: int) -> Tensor:
+    """Return the mean of x x^T over all tokens of the prompts, fp64 [K, K]; ``size`` prompts are encoded at once."""
+    starts = range(0, len(prompts), size)
+    return _moment(model.encode_text(prompts[start : start + size])["states"] for start in starts)
+
+
+def _moment(batches: Iterable[Tensor]) -> Tensor:
+    """Return the mean of x x^T over all tokens of states [B, T, K], fp64 [K, K] on the CPU; summed on their own device."""
+    total: Tensor | None = None
+    count = 0
+    for batch in batches:
+        states = batch.double().flatten(0, 1)
+        found = states.T @ states
+        total = found if total is None else total + found
         count += len(states)
-    return total / count
+    if total is None:
+        raise ValueError("there are no states")
+    return (total / count).cpu()

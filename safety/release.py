@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -10,11 +9,20 @@ from pydantic import Field, ValidationError
 from safety.base import Config
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
-from safety.families.model_index import model_parts
-from safety.families.weight_files import INDEX_FILE, LEFT_OUT, part_files
+from safety.families.identity import file_hash, model_hash
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.weights import LoraWeights
+
+__all__ = [
+    "RELEASE_FILE",
+    "BaseModelIdentity",
+    "ReleaseInfo",
+    "file_hash",
+    "load_release",
+    "model_hash",
+    "read_release",
+]
 
 RELEASE_FILE = "release.json"
 
@@ -38,30 +46,6 @@ class ReleaseInfo(Config):
     provenance: dict[str, str] = Field(description="ids of the run and of the artifacts the release was made from")
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def model_hash(folder: Path) -> str:
-    """Return the SHA-256 of a diffusers folder: of the names and contents of the files that are loaded from it.
-
-    Others (cards, judges, the safety checker, pickles, other variants of the weights) do not count: they do not change
-    the model's images.
-
-    Raises:
-        ConfigError: The folder holds no diffusers-format model.
-        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
-    """
-    read = {path for part in model_parts(folder) if part not in LEFT_OUT for path in part_files(folder / part).read}
-    files = sorted(path.relative_to(folder).as_posix() for path in read)
-    digest = hashlib.sha256()
-    for name in [INDEX_FILE, *files]:
-        digest.update(f"{name}\x1f{file_hash(folder / name)}\n".encode())
-    return digest.hexdigest()
-
-
 def read_release(folder: Path) -> ReleaseInfo:
     """Read ``release.json``; raise ArtifactFormatError when it is missing or not of this format."""
     path = folder / RELEASE_FILE
@@ -82,6 +66,17 @@ def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[R
     Raises:
         ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.
     """
+    info, weights = read_verified(folder, base_folder)
+    check_fits(weights, model)
+    return info, weights
+
+
+def read_verified(folder: Path, base_folder: Path) -> tuple[ReleaseInfo, LoraWeights]:
+    """Read a release and its adapter, and check by their hashes that it is whole and for the base model in a folder.
+
+    Raises:
+        ArtifactFormatError: A file is missing, changed or of the wrong form, or the release is for another base.
+    """
     info = read_release(folder)
     if (found := model_hash(base_folder)) != info.base.sha256:
         raise ArtifactFormatError(
@@ -94,6 +89,4 @@ def load_release(folder: Path, model: ModelFamily, base_folder: Path) -> tuple[R
         raise ArtifactFormatError(
             f"{LORA_FILE} is not the one that {RELEASE_FILE} names", field="release", fix="publish the release again"
         )
-    weights = load_lora(adapter)
-    check_fits(weights, model)
-    return info, weights
+    return info, load_lora(adapter)

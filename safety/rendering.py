@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safety.base import Config
 from safety.images import to_uint8
+from safety.precision import compute_dtype
 from safety.seeds import derive_seed
 
 if TYPE_CHECKING:  # Configs name RenderConfig in processes that never load a model.
@@ -44,7 +45,7 @@ def initial_noise(model: ModelFamily, seed: int, height: int | None = None, widt
     It is drawn in the denoiser's own dtype, because a half-precision draw is not a rounded fp32 draw.
     """
     shape = model.latent_shape(height or model.default_size, width or model.default_size)
-    dtype = next(model.denoiser.parameters()).dtype
+    dtype = compute_dtype(model.denoiser)
     return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
 
 

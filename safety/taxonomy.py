@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,10 +127,13 @@ class Taxonomy(Config):
 
     def concept(self, name: str) -> BenignConcept:
         """Return the concept called ``name``; raise KeyError when there is none."""
-        for candidate in (*self.concepts, *self.benign):
-            if candidate.name == name:
-                return candidate
-        raise KeyError(f"the taxonomy {self.name!r} has no concept {name!r}")
+        if name not in self._by_name:
+            raise KeyError(f"the taxonomy {self.name!r} has no concept {name!r}")
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, BenignConcept]:
+        return {concept.name: concept for concept in (*self.concepts, *self.benign)}
 
     def in_category(self, category: str, *, heldout: bool | None = None) -> Sequence[UnsafeConcept]:
         """Return the category's concepts; ``heldout`` filters by split, None keeps both."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError
@@ -17,6 +19,18 @@ from safety.errors import ArtifactFormatError
 Head = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
 T = TypeVar("T")
+
+
+def save_tensors(tensors: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; raise OSError where the library hides one (a full disk, a folder that is not open to us)."""
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def under(name: str, tensors: Tensors) -> dict[str, Tensor]:
@@ -44,16 +58,23 @@ class TensorFormat:
         The folder is created when missing. The write is atomic.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        text = json.dumps({**head, "format": self.name}, sort_keys=True)
         partial = path.with_name(f"{path.name}.partial")
-        # One entry only: the order in which safetensors writes several changes from process to process.
-        save_file(plain, partial, metadata={self.key: text})
+        plain, metadata = self._content(tensors, head)
+        save_tensors(plain, partial, metadata)
         partial.replace(path)
         return path
 
+    def dump(self, tensors: Tensors, head: Head) -> bytes:
+        """Return the bytes of the file that ``write`` would write."""
+        return save(*self._content(tensors, head))
+
+    def _content(self, tensors: Tensors, head: Head) -> tuple[dict[str, Tensor], dict[str, str]]:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # One entry only: the order in which safetensors writes several changes from process to process.
+        return plain, {self.key: json.dumps({**head, "format": self.name}, sort_keys=True)}
+
     def read(self, path: Path, build: Callable[[Head, Tensors], T]) -> T:
-        """Read a file and return ``build(header, tensors)``; the tensors are on the CPU.
+        """Read a file and return ``build(header, tensors)``; the tensors are on the CPU, mapped from the file.
 
         Raises:
             ArtifactFormatError: The file cannot be read or is of another format; ``build`` missed an entry

@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
 from safety.base import Config
-from safety.documents import read_mapping
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
 from safety.families import ModelConfig
+from safety.presets.preset import read_extended
 from serve.endpoint_config import EndpointConfig
 
 
@@ -45,8 +45,19 @@ def parse_config(document: Mapping[str, Any]) -> ServeConfig:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return the mapping in a run's YAML; raise ConfigError when the file is missing or holds no mapping in YAML."""
-    return read_mapping(path, field="--config", what="a run's YAML, such as one of jobs/configs")
+    """Return the mapping in a run's YAML, with what it ``extends`` filled in; raises ConfigError as ``read_extended`` does.
+
+    A model at an ``s3://`` address lies where the store is unless it says otherwise.
+    """
+    document = read_extended(path, field="--config", what="a run's YAML, such as one of jobs/configs")
+    model, store = document.get("model"), document.get("store")
+    if (
+        isinstance(model, dict)
+        and isinstance(store, dict)
+        and any(str(model.get(key, "")).startswith("s3://") for key in ("path", "vae"))
+    ):
+        document["model"] = {**{key: store[key] for key in ("endpoint", "region") if key in store}, **model}
+    return document
 
 
 def load_config(path: Path) -> ServeConfig:

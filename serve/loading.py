@@ -73,7 +73,7 @@ def load_served(config: ServeConfig, name: str, release: str) -> ServedModel:
         folder = ArtifactStore(config.store).fetch(KIND, release, Path(scratch) / release, trusted)
         # After the release, which may be refused, or not be there yet, at every poll.
         family = load_model(config.model)
-        _, weights = load_release(folder, family, model_folder(config.model.path))
+        _, weights = load_release(folder, family, model_folder(config.model))
         fuse(family, weights)
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     _check_renders(family, config, release)

@@ -48,5 +48,5 @@ def load_output_judge(config: ServeConfig) -> OutputJudge | None:
     if chosen is None:
         return None
     field, fix = "serve.judge.name", "name a judge of what this model draws"
-    require_made_for(config.model.path, judges.find(chosen.name, field), chosen.name, field, fix)
+    require_made_for(config.model, judges.find(chosen.name, field), chosen.name, field, fix)
     return OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)

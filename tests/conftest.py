@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cluster.session import ClusterConfig, Session, worker_environment
 from cluster.store.artifacts import ArtifactStore
@@ -73,61 +72,28 @@ def _ray_runs() -> bool:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a diffusers folder of a real, random Stable Diffusion: 16-pixel images, 4x4 latents, 32 tokens."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    # Late, for many tests need no diffusers, which takes seconds to import.
+    from tests.support.pico_models import build_stable_diffusion
 
-    from safety.emoji.build.clip import train_tokenizer
-    from safety.emoji.build.unet import make_scheduler
-
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["a kitchen knife and a house on a blue background"], vocab_size=600)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.5,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=2,
-    )
     folder = tmp_path_factory.mktemp("tiny-model")
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    build_stable_diffusion(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pico_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a name in ``PICO_MODELS`` to that model's folder, which is written once a session."""
+    from tests.support.pico_models import PICO_MODELS
+
+    made: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(f"pico-{name}")
+            PICO_MODELS[name].build(made[name])
+        return made[name]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from packaging.version import Version
 from requirements.lock import HEADER, OF_CUDA, TORCH_CPU, files
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("cpu", "cuda", "dev", "world")
+LOCKS = ("cpu", "cuda", "dev", "quantized", "world")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["world"]]
@@ -62,10 +62,12 @@ def test_every_package_is_locked_once_by_version_and_hash() -> None:
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), f"{name}.txt: {line}"
         found = versions(name)
         assert {package: in_lock[package] for package in found} == found
-    assert set(versions("cuda")) | set(versions("dev")) | set(versions("world")) == set(in_lock)
+    assert set(versions("cuda")) | set(versions("dev")) | set(versions("world")) | set(versions("quantized")) == set(
+        in_lock
+    )
     every = [
         canonicalize_name(Requirement(text).name)
-        for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["world"])
+        for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["world"], *EXTRAS["quantized"])
     ]
     assert set(every) <= set(in_lock)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from cluster.node_types import node_types
 from cluster.preflight.check import Finding, failed, passed, warned, worst
 from cluster.preflight.node import ClusterView, Node, NodeReport
 from cluster.session import PROXY_CALLBACK
@@ -129,6 +130,8 @@ def check_gpus(view: ClusterView, asked: Sequence[str]) -> Finding:
     if not asked:
         return passed("none asked for")
     having = {node.address: node.resources["GPU"] for node in view.nodes if node.resources.get("GPU", 0.0) > 0}
+    if not having and any(kind.resources.get("GPU", 0.0) > 0 for kind in node_types()):
+        return passed("none yet: the autoscaler adds nodes with one")
     if not having:
         return failed(f"{', '.join(asked)} ask(s) for a GPU, and no node has one", "use a cluster with GPUs, or 'cpu'")
     reports = {report.node: report for report in view.reports}
@@ -175,13 +178,17 @@ def check_proxy_middlewares(reports: Sequence[NodeReport], import_path: str) -> 
 
 
 def count_fitting(each: Mapping[str, float], nodes: Sequence[Node]) -> float:
-    """Return how many processes with the resources ``each`` fit on the nodes at once; none is split over two nodes."""
+    """Return how many processes with the resources ``each`` fit at once, with all nodes that can be added; none is split."""
     asked = {name: amount for name, amount in each.items() if amount > 0}
     if not asked:
         return math.inf
-    return sum(
-        min(int(node.resources.get(name, 0.0) / amount + EPSILON) for name, amount in asked.items()) for node in nodes
-    )
+
+    def fitting(resources: Mapping[str, float]) -> int:
+        return min(int(resources.get(name, 0.0) / amount + EPSILON) for name, amount in asked.items())
+
+    there = sum(fitting(node.resources) for node in nodes)
+    # What is there may be of the kinds that an autoscaler adds, and counts once.
+    return max(there, sum(kind.max_nodes * fitting(kind.resources) for kind in node_types()))
 
 
 def check_resource_requests(resource_requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> Finding:

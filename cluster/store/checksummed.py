@@ -75,7 +75,7 @@ def _sealed(key: str, data: bytes) -> bytes:
         raise StoreRefused(
             f"it has {len(sealed)} bytes, more than {limit.kind} may have ({limit.size})",
             field=key,
-            fix="make the pieces smaller, for example by generate.group_size or train.expert.lora.rank",
+            fix="make the pieces smaller, for example by evaluate.group_size or train.expert.lora.rank",
         )
     return sealed
 

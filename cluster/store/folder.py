@@ -173,6 +173,10 @@ class FolderObjects:
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with a prefix, sorted; links and temporary files are not among them."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes of the objects whose keys begin with a prefix, by key."""
         folder, _, start = self.config.full_key(prefix).rpartition("/")
         cut = len(self.config.full_key(""))
         with (
@@ -180,9 +184,9 @@ class FolderObjects:
             self._directory([OBJECTS, *(self._parts(folder) if folder else ())]) as directory,
         ):
             if directory is None:
-                return []
+                return {}
             above = f"{folder}/" if folder else ""
-            return sorted((above + name)[cut:] for name in _files(directory, start))
+            return {(above + name)[cut:]: size for name, size in _files(directory, start)}
 
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it does not exist."""
@@ -352,8 +356,8 @@ def _linked(name: str) -> CorruptArtifact:
     )
 
 
-def _files(directory: int, start: str) -> Iterator[str]:
-    """Yield the paths of the regular files below a directory whose first name begins with ``start``."""
+def _files(directory: int, start: str) -> Iterator[tuple[str, int]]:
+    """Yield the paths and sizes of the regular files below a directory whose first name begins with ``start``."""
 
     def failed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -365,5 +369,6 @@ def _files(directory: int, start: str) -> Iterator[str]:
             names = [name for name in names if name.startswith(start)]
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISREG(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode):
-                    yield f"{place}/{name}".removeprefix("./")
+                status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield f"{place}/{name}".removeprefix("./"), status.st_size

@@ -22,7 +22,7 @@ LIMITS = (
     (re.compile(r"pointers/.*"), Limit("a pointer", 64 * KIB)),
     (re.compile(r"probe/.*"), Limit("a probe", 64 * KIB)),
     (re.compile(r"artifacts/[^/]*/[^/]*/manifest\.json"), Limit("a manifest", 32 * MIB)),
-    # Sixteen SDXL pairs with latents and text states are some 100 MiB.
+    # Evaluated images in figures, features and a few small PNGs; a dataset's group in figures alone.
     (re.compile(r"work/.*/groups/.*"), Limit("a group", GIB)),
     # Adapter and both moments in fp32: 1.1 GiB for a LoRA of rank 64 on all of SDXL's attention.
     (re.compile(r"work/.*/checkpoints/.*"), Limit("a checkpoint", 4 * GIB)),

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,13 +52,23 @@ class Manifest(Config):
     @classmethod
     def _safe_names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
-            path = PurePosixPath(name)
-            plain = re.fullmatch(r"[A-Za-z0-9._ /-]+", name) is not None and str(path) == name != "."
-            if not plain or path.is_absolute() or ".." in path.parts or name == MANIFEST:
-                raise ValueError(f"unsafe file name {name!r}")
-            if path.suffix.lower() in UNSAFE_SUFFIXES:
-                raise ValueError(f"{name!r} is in a format that can run code when it is loaded")
+            check_name(name)
         return files
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a file that no artifact may have, by its path or its format."""
+    path = PurePosixPath(name)
+    plain = re.fullmatch(r"[A-Za-z0-9._ /-]+", name) is not None and str(path) == name != "."
+    if not plain or path.is_absolute() or ".." in path.parts or name == MANIFEST:
+        raise ValueError(f"unsafe file name {name!r}")
+    if path.suffix.lower() in UNSAFE_SUFFIXES:
+        raise ValueError(f"{name!r} is in a format that can run code when it is loaded")
+
+
+def hash_bytes(data: bytes) -> FileEntry:
+    """Return the size and SHA-256 of a file's content."""
+    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -98,15 +109,22 @@ def _version(package: str) -> str:
 
 
 def describe(
-    kind: str, artifact_id: str, folder: Path, *, config: dict[str, Any], seed: int, parents: tuple[str, ...]
+    kind: str,
+    artifact_id: str,
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    parents: tuple[str, ...],
+    stored: Mapping[str, FileEntry] | None = None,
 ) -> Manifest:
-    """Return the manifest of a local folder's files (its own manifest aside).
+    """Return the manifest of a local folder's files (its own manifest aside), and of those that are stored already.
 
     Raises:
         InvalidArtifactFolder: there are no files, or one has a name or a format that a manifest may not name.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    files = {name: hash_file(folder / name) for name in names if name != MANIFEST}
+    files = {**(stored or {}), **{name: hash_file(folder / name) for name in names if name != MANIFEST}}
     field = f"{kind}/{artifact_id}"
     if not files:
         raise InvalidArtifactFolder(f"{folder} has no files to publish", field=field, fix="fill the folder first")

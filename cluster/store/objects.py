@@ -79,5 +79,8 @@ class Objects(Protocol):
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with a prefix, sorted."""
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes in bytes of the objects whose keys begin with a prefix, by key, without reading one."""
+
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it does not exist."""

@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from boto3.exceptions import RetriesExceededError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -35,6 +35,14 @@ OWN_BUCKET = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 DEFAULT_REGION = "us-east-1"
 CHUNK = 2**20
 CONDITIONS = {"IfNoneMatch": "If-None-Match", "IfMatch": "If-Match"}
+
+
+class Stored(NamedTuple):
+    """What a listing says of an object."""
+
+    size: int
+    etag: str
+    """Without its quotes."""
 
 
 def _age_s(answer: Mapping[str, Any]) -> float:
@@ -254,16 +262,33 @@ class S3Objects:
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys with a prefix, sorted, without the zero-byte folder markers that some writers leave."""
+        return sorted(self.listing(prefix))
 
-        def listing() -> list[str]:
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes of the objects with a prefix, by key; one request tells of a thousand."""
+        return {key: found.size for key, found in self.listing(prefix).items()}
+
+    def listing(self, prefix: str) -> dict[str, Stored]:
+        """Return the objects with a prefix by their keys, as ``keys`` does."""
+
+        def found() -> dict[str, Stored]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.config.bucket, Prefix=self.config.full_key(prefix)
             )
-            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
             cut = len(self.config.full_key(""))
-            return sorted(key[cut:] for key in found if not key.endswith("/"))
+            return {
+                item["Key"][cut:]: Stored(int(item["Size"]), item["ETag"].strip('"'))
+                for page in pages
+                for item in page.get("Contents", ())
+                if not item["Key"].endswith("/")
+            }
 
-        return self._try(listing)
+        return self._try(found)
+
+    def names_md5(self, key: str) -> bool:
+        """Return whether an object's ETag can be its MD5: not where it is encrypted by a key of the store's user."""
+        answer = self._try(lambda: self._client.head_object(Bucket=self.config.bucket, Key=self.config.full_key(key)))
+        return "SSECustomerAlgorithm" not in answer and answer.get("ServerSideEncryption", "AES256") == "AES256"
 
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it does not exist."""

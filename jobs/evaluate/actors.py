@@ -12,18 +12,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import ray
 import torch
 from pydantic import TypeAdapter
 
-from cluster.resources import require
+from cluster.resources import PoolSize, pool_size, require
 from cluster.store.artifacts import ArtifactStore
 from jobs.evaluate.config import EvaluateConfig
-from jobs.run.artifacts import ArtifactRef
-from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
+from jobs.run.artifacts import ArtifactRef, fetch_artifact
+from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
 from jobs.run.work_area import NumberedGroups
 from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
@@ -31,7 +30,7 @@ from safety.evaluation.records import PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.features.extractor import FeatureExtractor, load_features
 from safety.judges.judge import Judge, load_judge
-from safety.lora.files import load_lora
+from safety.lora.files import LORA_FILE, load_lora
 from safety.lora.fuse import fused
 from safety.lora.weights import LoraWeights
 from safety.rendering import render
@@ -57,6 +56,8 @@ class EvaluationInputs:
     adapters: Mapping[str, ArtifactRef]
     """Each adapted model's adapter by name."""
     groups: FinishedGroups
+    work: Path
+    """The folder of a node's copies of artifacts."""
 
 
 class Tools(NamedTuple):
@@ -103,9 +104,9 @@ class EvaluationActor:
     def _adapter(self, model: str) -> LoraWeights:
         """Return a model's adapter; one is cached, as groups come model by model."""
         if model not in self._adapters:
-            with TemporaryDirectory(prefix="adapter-") as scratch:
-                folder = self.inputs.groups.area.store.fetch(*self.inputs.adapters[model], Path(scratch))
-                self._adapters = {model: load_lora(folder)}
+            inputs = self.inputs
+            folder = fetch_artifact(inputs.groups.area.store, inputs.work, inputs.adapters[model], [LORA_FILE])
+            self._adapters = {model: load_lora(folder)}
         return self._adapters[model]
 
 
@@ -128,14 +129,14 @@ def evaluate_groups(groups: Sequence[RenderGroup], inputs: EvaluationInputs) -> 
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         EvaluationActor,
         fn_constructor_kwargs={"inputs": inputs},
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+        compute=actor_pool(actors, config.min_actors, len(rows)),
         num_cpus=config.cpus_per_actor,
         num_gpus=config.gpus_per_actor,
     )
     yield from within(stream.iter_rows(), config.timeout_s, "evaluate.timeout_s")
 
 
-def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> int:
+def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> PoolSize:
     """Return how many actors the cluster holds, at most ``config.actors``.
 
     Raises:
@@ -144,4 +145,4 @@ def evaluation_actors(model: ModelConfig, config: EvaluateConfig) -> int:
     """
     require_gpu(model.device, config.gpus_per_actor, "evaluate.gpus_per_actor", "an actor")
     require(config.resources(), "evaluate.cpus_per_actor, evaluate.gpus_per_actor")
-    return fitting_actors(config.actors, config.resources())
+    return pool_size(config.actors, config.resources())

@@ -14,7 +14,7 @@ from safety.evaluation.plan import EvaluationCounts
 from safety.judges.judge import JudgeConfig
 from safety.rendering import RenderConfig
 
-PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
+PLACEMENT = frozenset({"actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
 """Fields that place the work: they cannot change a figure, so they are not part of the report's id."""
 
 
@@ -35,6 +35,9 @@ class EvaluateConfig(Config):
     group_size: int = Field(32, gt=0, description="images per unit of work: rendered, measured and stored together")
     threads: int = Field(1, gt=0, description="CPU threads of one actor; the images depend on it")
     actors: int = Field(2, gt=0, description="maximum number of actors")
+    min_actors: int = Field(
+        1, gt=0, description="actors that are waited for; more run as the cluster, or its autoscaler, has room"
+    )
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     timeout_s: float = Field(3600.0, gt=0, description="longest time until the next group is finished")

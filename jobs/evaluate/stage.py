@@ -28,6 +28,7 @@ from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.evaluation.records import RecordTable
 from safety.evaluation.report import render_report
 from safety.evaluation.tables import ReportTable, terminal_tables
+from safety.experts.curves import METRICS_FILE as CURVES_FILE
 from safety.features.extractor import features_name
 from safety.judges.judge import judge_identity
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
@@ -64,7 +65,7 @@ def run(
     provenance = describe(context, taxonomy, {"dataset": dataset, **adapters})
     settings = {
         "evaluate": config.recipe(),
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "taxonomy": taxonomy.model_dump(mode="json"),
         "judge": provenance.judge.model_dump(mode="json"),
         "features": provenance.features,
@@ -74,7 +75,7 @@ def run(
     ref = artifact_ref(context, KIND, settings, parents)
     groups = FinishedGroups(context.store, ref)
     if finished(context, ref):
-        context.console.print(f"report {ref.id}: already published and verified")
+        context.console.print(f"report {ref.id}: already published")
         # They are left over when a run died between publishing and clearing.
         groups.clear()
         _deliver(context, ref)
@@ -83,7 +84,7 @@ def run(
     table = render_all(context, ref, dataset, adapters, taxonomy)
     durations = {**(seconds or {}), "evaluate": time.monotonic() - started, "evaluate (all actors)": table.seconds}
     metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, durations)
-    curves = read_curves({name: context.folder(expert) for name, expert in experts.items()})
+    curves = read_curves({name: context.folder(expert, CURVES_FILE) for name, expert in experts.items()})
     publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table, curves))
     groups.clear()
     _deliver(context, ref)
@@ -134,25 +135,25 @@ def render_all(
 ) -> RecordTable:
     """Render and measure the groups that are not in the store yet; return all records and the actors' seconds."""
     config, groups = context.run.evaluate, FinishedGroups(context.store, ref)
-    prompts = read_prompt_file(context.folder(dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(dataset, PROMPTS_FILE) / PROMPTS_FILE)
     experts = {name for name in adapters if name in taxonomy.categories}
     plan = plan_evaluation(prompts, taxonomy.categories, list(adapters), experts, config.counts, context.run.run.seed)
     wanted = plan.groups(config.group_size)
-    done = groups.verified()
-    missing = [group for group in wanted if group.number not in done]
-    if done:
+    tables = dict(groups.all())
+    missing = [group for group in wanted if group.number not in tables]
+    if tables:
         context.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} groups are finished already")
     if missing:
-        inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups)
+        inputs = EvaluationInputs(context.run.model, taxonomy, config, adapters, groups, context.work.resolve())
         total, left = (sum(len(group.images) for group in groups) for groups in (wanted, missing))
         with StageProgress(context.console, "evaluate", total, "images", done=total - left) as progress:
             for row in evaluate_groups(missing, inputs):
                 IMAGES.add(row["images"], run=context.run.run.name, stage=STAGE)
                 GROUP_SECONDS.observe(row["seconds"], run=context.run.run.name, stage=STAGE)
                 progress.advance(int(row["images"]), str(row["model"]))
-    tables = [groups.read(group.number) for group in wanted]
-    records = tuple(record for table in tables for record in table.records)
-    return RecordTable(records=records, seconds=sum(table.seconds for table in tables))
+    tables |= {group.number: groups.read(group.number) for group in missing}
+    records = tuple(record for group in wanted for record in tables[group.number].records)
+    return RecordTable(records=records, seconds=sum(tables[group.number].seconds for group in wanted))
 
 
 def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curves) -> None:
@@ -163,7 +164,7 @@ def _fill(folder: Path, metrics: MetricsReport, table: RecordTable, curves: Curv
 
 def _deliver(context: StageContext, ref: ArtifactRef) -> None:
     """Copy the metrics and the report to the run's output folder, and print the tables."""
-    folder, output = context.folder(ref), context.run.run.output
+    folder, output = context.folder(ref, METRICS_FILE, REPORT_FILE), context.run.run.output
     output.mkdir(parents=True, exist_ok=True)
     for name in (METRICS_FILE, REPORT_FILE):
         shutil.copyfile(folder / name, output / name)

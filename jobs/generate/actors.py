@@ -17,66 +17,19 @@ from typing import Any
 
 import ray
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
-from cluster.errors import CorruptArtifact
-from cluster.resources import require, this_node
-from cluster.store.artifacts import ArtifactStore
+from cluster.resources import PoolSize, pool_size, require, this_node
 from jobs.generate.config import GenerateConfig
-from jobs.run.artifacts import ArtifactRef
+from jobs.generate.groups import GroupStore
 from jobs.run.metrics import KEPT
-from jobs.run.ray_data import configure_data, fitting_actors, require_gpu, within
-from jobs.run.work_area import RERUN, NumberedGroups
+from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
 from safety.dataset.plan import Group
-from safety.dataset.record import Record, dump_group, load_group
+from safety.dataset.record import dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
-from safety.errors import ArtifactFormatError
 from safety.families import ModelConfig, load_model
 from safety.judges.judge import load_judge
 from safety.taxonomy import Taxonomy
-
-EMPTY = "empty.safetensors"
-
-
-class GroupStore(NumberedGroups[list[Record]]):
-    """The finished groups of one dataset, and the empty prompt's text states, in the store's work area."""
-
-    def __init__(self, store: ArtifactStore, ref: ArtifactRef) -> None:
-        super().__init__(store, ref, dump_group, load_group)
-
-    def verified(self) -> set[int]:
-        """Return the numbers of the finished groups that are not corrupt.
-
-        Without the empty prompt's states one group counts as missing: the actor that rebuilds it writes them again.
-        """
-        found = super().verified()
-        if self.area.load(EMPTY, parse_states) is None:
-            found.discard(max(found, default=-1))
-        return found
-
-    def write_empty(self, states: dict[str, Tensor]) -> None:
-        """Write the empty prompt's text states, which are the same for every actor."""
-        self.area.write_once(EMPTY, save(states), parse_states)
-
-    def read_empty(self) -> dict[str, Tensor]:
-        """Return the empty prompt's text states; raise CorruptArtifact when they are missing or corrupt."""
-        found = self.area.load(EMPTY, parse_states)
-        if found is None:
-            raise CorruptArtifact(
-                "the empty prompt's states are missing or corrupt", field=self.area.place + EMPTY, fix=RERUN
-            )
-        return found
-
-
-def parse_states(data: bytes) -> dict[str, Tensor]:
-    """Return a prompt's text states; raise ArtifactFormatError for other bytes."""
-    try:
-        return load(data)
-    except (SafetensorError, ValueError) as error:
-        raise ArtifactFormatError(f"no text states: {error}", field="generate", fix=RERUN) from error
 
 
 class DiffusionActor:
@@ -90,7 +43,7 @@ class DiffusionActor:
         """Load the model, and write the empty prompt's states for the dataset's files."""
         torch.set_num_threads(self.config.threads)
         model = load_model(self.model)
-        states = {key: value.float().cpu().contiguous() for key, value in model.unconditional().items()}
+        states = {key: value.cpu().contiguous() for key, value in model.unconditional().items()}
         self.groups.write_empty(states)
         return GroupRenderer(model, self.config.render)
 
@@ -110,8 +63,8 @@ class DiffusionActor:
 class JudgeActor:
     """An actor that holds the judge, keeps or rejects a group's rows and stores the finished group."""
 
-    def __init__(self, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
-        self.taxonomy, self.config, self.groups = taxonomy, config, groups
+    def __init__(self, model: str, taxonomy: Taxonomy, config: GenerateConfig, groups: GroupStore) -> None:
+        self.model, self.taxonomy, self.config, self.groups = model, taxonomy, config, groups
 
     @cached_property
     def reviewer(self) -> GroupReviewer:
@@ -120,12 +73,12 @@ class JudgeActor:
         return GroupReviewer(load_judge(self.config.judge, self.taxonomy), self.config.filter)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Store the finished group and return its figures.
+        """Store the finished group and return its figures, those of the store as JSON among them.
 
         ``outcomes`` are its rows by outcome as JSON; ``moved`` is true when its images came from another node.
         """
         records = self.reviewer.review(load_group(row["records"]))
-        self.groups.write(int(row["index"]), records)
+        figures = self.groups.store_group(int(row["index"]), records, self.model)
         outcomes = Counter(KEPT if record.reason is None else str(record.reason) for record in records)
         return {
             "index": row["index"],
@@ -136,6 +89,7 @@ class JudgeActor:
             "moved": row["node"] != this_node(),
             "category": records[0].group,
             "outcomes": json.dumps(outcomes),
+            "figures": figures.model_dump_json(),
         }
 
 
@@ -158,14 +112,14 @@ def stream_groups(
         .map(
             DiffusionActor,
             fn_constructor_kwargs={"model": model, "config": config, "groups": store},
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+            compute=actor_pool(actors, config.min_actors, len(rows)),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
         )
         .map(
             JudgeActor,
-            fn_constructor_kwargs={"taxonomy": taxonomy, "config": config, "groups": store},
-            compute=ray.data.ActorPoolStrategy(size=config.judge_actors),
+            fn_constructor_kwargs={"model": model.path, "taxonomy": taxonomy, "config": config, "groups": store},
+            compute=actor_pool(PoolSize(1, config.judge_actors), config.judge_actors, len(rows)),
             num_cpus=config.cpus_per_judge,
             num_gpus=config.gpus_per_judge,
         )
@@ -173,7 +127,7 @@ def stream_groups(
     yield from within(stream.iter_rows(), config.timeout_s, "generate.timeout_s")
 
 
-def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> int:
+def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> PoolSize:
     """Return how many diffusion actors the cluster holds beside the judges, at most ``config.actors``.
 
     Raises:
@@ -186,4 +140,4 @@ def diffusion_actors(model: ModelConfig, config: GenerateConfig) -> int:
     require(judge, "generate.cpus_per_judge, generate.gpus_per_judge")
     require(config.pair_resources(), "generate.cpus_per_actor, generate.cpus_per_judge")
     judges = {name: config.judge_actors * amount for name, amount in judge.items()}
-    return fitting_actors(config.actors, each, judges)
+    return pool_size(config.actors, each, judges)

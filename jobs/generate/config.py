@@ -14,7 +14,16 @@ from safety.prompts.writer import PromptCounts
 from safety.rendering import RenderConfig
 
 PLACEMENT = frozenset(
-    {"actors", "cpus_per_actor", "gpus_per_actor", "judge_actors", "cpus_per_judge", "gpus_per_judge", "timeout_s"}
+    {
+        "actors",
+        "min_actors",
+        "cpus_per_actor",
+        "gpus_per_actor",
+        "judge_actors",
+        "cpus_per_judge",
+        "gpus_per_judge",
+        "timeout_s",
+    }
 )
 """Fields of placement: they cannot change a row, so the dataset's id leaves them out."""
 
@@ -22,15 +31,23 @@ PLACEMENT = frozenset(
 class GenerateConfig(Config):
     """Settings and placement of data generation: from prompts to a dataset of judged image pairs."""
 
-    writer: str = Field(EMBEDDED_WRITER, description="a name in the prompt writers' registry")
+    writer: str = Field(
+        EMBEDDED_WRITER, description="a name in the prompt writers' registry, or 'module:class' for one's own"
+    )
     counts: PromptCounts = PromptCounts()
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     filter: PairFilterConfig = PairFilterConfig()
-    group_size: int = Field(16, gt=0, description="rows of one group, which are rendered, judged and stored together")
-    shard_rows: int = Field(1000, gt=0, description="rows of one published parquet file")
+    group_size: int = Field(
+        16,
+        gt=0,
+        description="rows of one group, which are rendered, judged and stored together as a shard of the dataset",
+    )
     threads: int = Field(1, gt=0, description="CPU threads of one diffusion actor; an image depends on it")
     actors: int = Field(2, gt=0, description="most diffusion actors at once")
+    min_actors: int = Field(
+        1, gt=0, description="actors that are waited for; more run as the cluster, or its autoscaler, has room"
+    )
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     judge_actors: int = Field(

@@ -6,16 +6,16 @@ import time
 
 import torch
 
-from jobs.merge.source import MergeSource
+from jobs.merge.source import MergeSource, ProbeSource
 from jobs.run.artifacts import ArtifactRef, artifact_ref, finished, publish
 from jobs.run.placement import placed
 from jobs.run.places import merge_place
-from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
+from jobs.train.gate_moments import GateMomentsTask, gate_moments_task, gather_missing
 from safety.families import ModelConfig, load_model
+from safety.gates import no_moments
 from safety.lora.files import check_fits
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration, CalibrationConfig, calibrate, load_calibration
-from safety.merge.probes import Probes, gather_probes
 
 KIND = "calibration"
 CALIBRATION_FILE = "calibration.safetensors"
@@ -30,23 +30,21 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
     """
     context, config = source.context, source.config
     settings = {
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "calibration": config.calibration.model_dump(mode="json"),
     }
     ref = artifact_ref(context, KIND, settings, source.parents)
     if not finished(context, ref):
         started = time.monotonic()
-        probes = gather_probes(source.sets(), "train", config.calibration.pairs_per_category, 0)
         moments = gate_moments_task(context, source.dataset, tuple(source.experts))
-        # A corrupt copy is discarded before the worker reads it.
-        finished(context, moments.ref)
         place = merge_place(context.run, "the calibration")
+        gather_missing(context, moments, place, config.threads)
         statistics = placed(
             place,
             calibrate_task,
             context.run.model,
             weights,
-            probes,
+            source.probe_source,
             moments,
             config.calibration,
             context.run.run.seed,
@@ -60,7 +58,7 @@ def calibrated(source: MergeSource, weights: dict[str, LoraWeights]) -> tuple[Ar
 def calibrate_task(
     model: ModelConfig,
     experts: dict[str, LoraWeights],
-    probes: Probes,
+    source: ProbeSource,
     moments: GateMomentsTask,
     config: CalibrationConfig,
     seed: int,
@@ -68,7 +66,10 @@ def calibrate_task(
 ) -> Calibration:
     """Gather the calibration's statistics in a worker; raise ArtifactFormatError when an expert is for another base."""
     torch.set_num_threads(threads)
-    loaded = load_model(model)
+    probes = source.gather("train", config.pairs_per_category, 0)
+    loaded = load_model(model, "denoiser")
     for expert in experts.values():
         check_fits(expert, loaded)
-    return calibrate(loaded, experts, probes, moments.read(loaded), config, seed)
+    gated = any(name.endswith(loaded.text_targets) for expert in experts.values() for name in expert)
+    found = moments.read() if gated else no_moments(len(experts))
+    return calibrate(loaded, experts, probes, found, config, seed)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from jobs.train.config import TrainConfig
 from safety.base import Config
+from safety.experts.config import ExpertConfig
 from safety.judges.judge import JudgeConfig
 from safety.lora.config import LoraConfig
 from safety.merge.calibration import CalibrationConfig
@@ -122,6 +123,10 @@ class ConsolidateConfig(Config):
         if len(set(scales)) < len(scales):
             raise ValueError("scales names one twice; name each once")
         return scales
+
+    def check_parts(self, expert: ExpertConfig, workers: int) -> None:
+        """Raise ValueError when a step's rows cannot be spread evenly over the workers and passes of an expert."""
+        expert.model_copy(update={"rows": self.rows, "benign_rows": self.benign_rows}).check_parts(workers)
 
     def train(self, config: TrainConfig, lora: LoraConfig) -> TrainConfig:
         """Return the training's settings: the run's own, overridden by those given here."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from jobs.merge.config import ConsolidateConfig
+from jobs.merge.files import truncation_error
 from jobs.merge.rendered_scores import Candidate, Candidates, score_all
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.placement import placed_unless_cheap
@@ -26,9 +28,10 @@ from jobs.train.task import KIND as EXPERT
 from jobs.train.task import ExpertTask
 from jobs.train.task import plan as plan_experts
 from safety.base import Config
+from safety.families.family import families
 from safety.judges.judge import judge_identity
 from safety.lora.config import LoraConfig
-from safety.lora.files import load_lora, save_lora
+from safety.lora.files import LORA_FILE, load_lora, save_lora
 from safety.lora.weights import LoraWeights
 from safety.markdown import head
 from safety.merge.plots import plot_scales
@@ -50,6 +53,8 @@ class Consolidation(Config):
     """The merge artifact's id."""
     trained: str
     """The trained adapter's artifact id; that artifact has the training's card and curves."""
+    truncation: float | None = None
+    """The relative error with which the start was cut to its rank; None: its report says nothing of it."""
     scales: tuple[float, ...]
     chosen: int
     """The chosen scale's index in ``scales``."""
@@ -97,21 +102,23 @@ def run(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, config
     settings = _settings(context, config)
     ref = artifact_ref(context, KIND, settings, [dataset, task.ref])
     if finished(context, ref):
-        context.console.print(f"consolidation {ref.id}: already published and verified")
+        context.console.print(f"consolidation {ref.id}: already published")
         return ref
     train.train_missing(context, [task])
-    weights = load_lora(context.folder(task.ref))
+    weights = load_lora(context.folder(task.ref, LORA_FILE))
     confirmed, chosen = _choose(context, task, config, ref, weights)
     found = Consolidation(
-        base_model=context.run.model.path,
+        base_model=context.run.base_name,
         dataset=dataset.id,
         start=merged.id,
         trained=task.ref.id,
+        truncation=truncation_error(context.folder(merged, REPORT_FILE)),
         scales=config.scales,
         chosen=chosen,
         confirmed=confirmed,
     )
-    publish(context, ref, settings, [dataset, task.ref], lambda to: fill_consolidation(to, found, weights))
+    fill = partial(fill_consolidation, found=found, weights=weights, component=families[context.model.family].component)
+    publish(context, ref, settings, [dataset, task.ref], fill)
     context.console.print(scale_table(found))
     return ref
 
@@ -120,12 +127,12 @@ def plan(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef, confi
     """Return the training as an expert's task that learns all trained categories, starting from the merge's adapter."""
     tasks = plan_experts(context, dataset)
     categories = tuple(dict.fromkeys(name for task in tasks for name in task.categories))
-    weights = load_lora(context.folder(merged))
+    weights = load_lora(context.folder(merged, LORA_FILE))
     lora = LoraConfig(rank=weights.rank, alpha=weights.rank, targets=tuple(weights))
     training = config.train(context.run.train, lora)
     settings: dict[str, Any] = {
         "train": training.recipe(CONSOLIDATED),
-        "model": context.run.model.model_dump(mode="json"),
+        "model": context.model.model_dump(mode="json"),
         "categories": list(categories),
     }
     return replace(
@@ -157,7 +164,7 @@ def _choose(
     """Return the rendered score of each scale by its index in the config, and the best scale's index."""
     run, taxonomy = context.run, context.run.load_taxonomy()
     merge_place(run).require()
-    prompts = read_prompt_file(context.folder(task.dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(task.dataset, PROMPTS_FILE) / PROMPTS_FILE)
     candidates = ScaleCandidates(
         model=run.model,
         taxonomy=taxonomy,
@@ -184,10 +191,10 @@ def scale_table(found: Consolidation) -> Table:
     return table
 
 
-def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights) -> None:
-    """Write the artifact's files into an empty folder; ``weights`` are at scale 1."""
+def fill_consolidation(folder: Path, found: Consolidation, weights: LoraWeights, component: str) -> None:
+    """Write the artifact's files into an empty folder; ``weights`` are at scale 1 and adapt the pipeline's ``component``."""
     provenance = {"start": found.start, "trained": found.trained, "scale": found.scale}
-    save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance})
+    save_lora(weights.scaled(found.scale), folder, metadata={"consolidation": provenance}, component=component)
     (folder / REPORT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plot_scales(found.scores, found.scale, folder / SCALES_FILE)
     (folder / CARD_FILE).write_text(consolidation_card(found), encoding="utf-8")

@@ -54,11 +54,22 @@ class Recipe(Config):
     parameters: dict[str, Any]
 
 
-def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None) -> None:
-    """Write a merge's files into an empty folder."""
+def truncation_error(folder: Path) -> float | None:
+    """Return the relative error with which a merge was cut to its rank, by its report; None where that says nothing of it.
+
+    The report of a consolidation has the error of the merge that its training began with.
+    """
+    path = folder / REPORT_FILE
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: float | None = report.get("svd_error", {}).get("overall", report.get("truncation"))
+    return found
+
+
+def fill_merge(folder: Path, recipe: Recipe, result: MergeResult, searched: Searched | None, component: str) -> None:
+    """Write a merge's files into an empty folder; ``component`` is the part of the pipeline that it adapts."""
     document = recipe.model_dump(mode="json")
     report = result.report | ({} if searched is None else {"search": searched.report()})
-    save_lora(result.weights, folder, metadata={"merge": document})
+    save_lora(result.weights, folder, metadata={"merge": document}, component=component)
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if "shares" in report:

@@ -28,6 +28,7 @@ from rich.markup import escape
 from cluster.progress import StageProgress
 from cluster.resources import timeout_error
 from jobs.merge.rendered_scores import Candidates, score_all
+from jobs.merge.source import ProbeSource
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.ray_data import first_cause
 from jobs.run.retries import Retries, is_lasting
@@ -35,11 +36,11 @@ from jobs.run.work_area import Records
 from safety.families import load_model
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
-from safety.merge.methods.co_merge import CoMerge
-from safety.merge.probes import Probes
-from safety.merge.rendered_score import RenderedScore
+from safety.merge.methods.co_merge import CoMerge, block_groups
+from safety.merge.rendered_score import SPLIT, RenderedScore
 from safety.merge.search import Parameters, SearchSpace, Trial, best, in_order, shortlist
 from safety.merge.surrogate import Surrogate
+from safety.merge.weight_form import dense_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +55,26 @@ class SearchInputs(Candidates):
     """The run's name."""
     experts: dict[str, LoraWeights]
     statistics: Calibration
-    probes: Probes
-    """Of the validation split."""
+    probes: ProbeSource
+    """Where a worker gathers the probes of the validation split."""
 
     @property
     def space(self) -> SearchSpace:
         """Return the search space."""
-        return SearchSpace(list(self.experts), self.config.co_merge, self.config.search)
+        layers = next(iter(self.experts.values()))
+        config = self.config
+        return SearchSpace(
+            list(self.experts), config.co_merge, config.search, block_groups(layers), weight_bytes=dense_bytes(layers)
+        )
+
+    @cached_property
+    def co_merge(self) -> CoMerge:
+        """The method, which keeps what candidates have in common: one in each process, never sent to another."""
+        return CoMerge(self.model.device, keep=True)
 
     def merged(self, parameters: Mapping[str, Any]) -> LoraWeights:
         """Return the merge at a point of the space."""
-        return CoMerge()(self.experts, self.statistics, self.space.candidate(parameters)).weights
+        return self.co_merge(self.experts, self.statistics, self.space.candidate(parameters)).weights
 
 
 class TrialScorer:
@@ -82,7 +92,10 @@ class TrialScorer:
         """Load the model and compute the base's predictions."""
         torch.set_num_threads(self.inputs.config.threads)
         inputs = self.inputs
-        return Surrogate(load_model(inputs.model), inputs.probes, inputs.config.surrogate, inputs.seed)
+        config = inputs.config.surrogate
+        model = load_model(inputs.model, "denoiser")
+        probes = inputs.probes.gather(SPLIT, config.pairs_per_category, config.benign)
+        return Surrogate(model, probes, config, inputs.seed)
 
     def score(self, parameters: Parameters) -> Trial:
         """Return the finished trial of a point."""

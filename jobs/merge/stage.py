@@ -18,13 +18,14 @@ from jobs.run.artifacts import SEARCH_FOLDER, ArtifactRef, StageContext, artifac
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import merge_place
 from jobs.run.work_area import Records
+from safety.families.family import families
 from safety.judges.judge import judge_identity
 from safety.lora.weights import LoraWeights
 from safety.merge.calibration import Calibration
 from safety.merge.method import CALIBRATION, SEARCHED, MethodConfig, merge_methods
-from safety.merge.probes import gather_probes
-from safety.merge.rendered_score import SPLIT, choose_prompts
+from safety.merge.rendered_score import choose_prompts
 from safety.merge.search import SearchSpace
+from safety.merge.weight_form import describe_left_out
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 
 KIND = "merge"
@@ -57,7 +58,7 @@ def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, Artif
     missing = {}
     for name, ref in refs.items():
         if finished(context, ref):
-            context.console.print(f"merge {name} {ref.id}: already published and verified")
+            context.console.print(f"merge {name} {ref.id}: already published")
         else:
             missing[name] = configs[name]
     if missing:
@@ -68,7 +69,7 @@ def run(context: StageContext, dataset: ArtifactRef, experts: Mapping[str, Artif
 def _settings(source: MergeSource, name: str, config: MethodConfig) -> dict[str, Any]:
     """Return all that a merge depends on beside its parents; where the work runs is not part of it."""
     settings = {
-        "model": source.context.run.model.model_dump(mode="json"),
+        "model": source.context.model.model_dump(mode="json"),
         "name": name,
         **source.config.recipe(config),
     }
@@ -84,6 +85,9 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
     context = source.context
     merge_place(context.run).require()
     weights = source.weights()
+    left_out = describe_left_out(weights, source.config.search.max_weight_bytes)
+    if SEARCHED in missing and left_out and source.config.co_merge.granularity != "weight":
+        context.console.print(escape(left_out))
     needed = any(_is_calibrated(method) for method in missing.values())
     calibration, statistics = calibrated(source, weights) if needed else (None, None)
     for name, start in sorted(missing.items(), key=lambda item: item[0] == SEARCHED):
@@ -96,13 +100,14 @@ def merge_missing(source: MergeSource, missing: Mapping[str, MethodConfig], refs
         recipe = Recipe(
             name=name,
             method=parameters.name,
-            base_model=context.run.model.path,
+            base_model=context.run.base_name,
             experts={expert: found.id for expert, found in source.experts.items()},
             dataset=source.dataset.id,
             calibration=calibration.id if calibration is not None and _is_calibrated(parameters) else None,
             parameters=parameters.model_dump(mode="json", exclude={"name"}),
         )
-        fill = partial(fill_merge, recipe=recipe, result=result, searched=searched)
+        component = families[context.model.family].component
+        fill = partial(fill_merge, recipe=recipe, result=result, searched=searched, component=component)
         publish(context, refs[name], _settings(source, name, start), source.parents, fill)
         context.console.print(f"merge {name} {refs[name].id}: published")
 
@@ -117,7 +122,7 @@ def _search(
 ) -> tuple[Searched, MethodConfig]:
     """Search Co-Merge's coefficients; return the search's record and the chosen configuration."""
     context, config = source.context, source.config
-    prompts = read_prompt_file(context.folder(source.dataset) / PROMPTS_FILE)
+    prompts = read_prompt_file(context.folder(source.dataset, PROMPTS_FILE) / PROMPTS_FILE)
     inputs = SearchInputs(
         run=context.run.run.name,
         model=context.run.model,
@@ -126,7 +131,7 @@ def _search(
         seed=context.run.run.seed,
         experts=weights,
         statistics=statistics,
-        probes=gather_probes(source.sets(), SPLIT, config.surrogate.pairs_per_category, config.surrogate.benign),
+        probes=source.probe_source,
         prompts=choose_prompts(prompts, list(source.experts), config.confirm),
     )
     records = Records(context.store, ref)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.plan import BASE, MERGED
+from safety.lora.kohya import KOHYA_FILE
 from safety.markdown import code, head, plain, quoted
 from safety.release import ReleaseInfo
 
@@ -42,12 +44,33 @@ class Measured(BaseModel):
     provenance: dict[str, Any]
 
 
+class Usage(NamedTuple):
+    """How a release is used with its base model."""
+
+    pipeline: str = "StableDiffusionPipeline"
+    """The class of the base model's pipeline in diffusers."""
+    hub_id: str | None = None
+    """The base model's id on its hub; None: it is a folder or file of the user's."""
+    single_file: bool = False
+    """Whether the base model is one file of the user's, and no folder."""
+    load: Mapping[str, str | None] = {}
+    """Further arguments that the base model is loaded with: its revision on a hub, None for a part that it does without."""
+    sampler: str | None = None
+    """The class of the base model's own scheduler."""
+    steps: int | None = None
+    guidance: float | None = None
+    """Of the images that were measured."""
+    truncation: float | None = None
+    """The relative error with which the merge was cut to its rank, before any consolidation."""
+
+
 def write_card(
     info: ReleaseInfo,
     licence: str,
     config: Mapping[str, Any],
     measured: Measured | None,
     notice: str | None,
+    use: Usage | None = None,
     *,
     attributed: bool = False,
 ) -> str:
@@ -59,11 +82,14 @@ def write_card(
         config: The run's settings that made the model.
         measured: The report's figures; None when the model was not measured.
         notice: The taxonomy's notice.
+        use: How it is used with its base model; None: as a Stable Diffusion 1.x or 2.x.
         attributed: Whether ``ATTRIBUTION.md`` lies beside the card.
     """
+    use = use or Usage()
     entries = {
         "license": licence,
-        "base_model": info.base.id,
+        # Hubs take it for an id of theirs, which a path on the user's machine is not.
+        **({"base_model": use.hub_id} if use.hub_id else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "safety", "safetydpo", "text-to-image"],
@@ -77,7 +103,7 @@ def write_card(
         "trained with Diffusion-DPO on image pairs and merged into one (SafetyDPO).",
         *([quoted(notice)] if notice else []),
         CAUTION,
-        _usage(info),
+        _usage(info, use),
         "## Figures\n\n"
         + (_figures(measured) if measured else "This release was published without a report: it is not measured."),
         f"## Settings\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```",
@@ -88,13 +114,40 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(info: ReleaseInfo) -> str:
-    return (
-        "## Use\n\n```python\nfrom diffusers import StableDiffusionPipeline\n\n"
-        'pipeline = StableDiffusionPipeline.from_pretrained("PATH_OF_THE_BASE_MODEL", safety_checker=None)\n'
-        'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")\n```\n\n'
-        f"It fits the base model whose files hash to `{info.base.sha256}` and no other."
+def _usage(info: ReleaseInfo, use: Usage) -> str:
+    base = use.hub_id or "PATH_OF_THE_BASE_MODEL"
+    method = "from_single_file" if use.single_file and use.hub_id is None else "from_pretrained"
+    # The pipelines of SD 1.x and 2.x alone have a safety checker, which this project's folders leave out.
+    checker = ", safety_checker=None" if use.pipeline == "StableDiffusionPipeline" else ""
+    load = "".join(f", {name}={json.dumps(value) if value else None}" for name, value in use.load.items())
+    parts = [
+        f"## Use\n\n```python\nfrom diffusers import {use.pipeline}\n\n"
+        f'pipeline = {use.pipeline}.{method}("{base}"{load}{checker})\n'
+        'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")\n```',
+        f"`{KOHYA_FILE}` is the same adapter in kohya's form, for ComfyUI (in `models/loras`) and other tools.",
+        "There is no trigger word: it acts on every prompt. Use it at strength 1, at which it was made; a lower strength "
+        "weakens the alignment.",
+        _sampling(use),
+        *(
+            [
+                f"The merge of the experts was cut to its rank with a relative error of {use.truncation:.4f} (Frobenius norm)."
+            ]
+            if use.truncation
+            else []
+        ),
+        f"It fits the base model whose files hash to `{info.base.sha256}` and no other.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sampling(use: Usage) -> str:
+    own = f" The base model's own is `{use.sampler}`." if use.sampler else ""
+    drawn = (
+        f" The images behind the figures were drawn with {use.steps} steps at guidance {use.guidance:g}."
+        if use.steps is not None and use.guidance is not None
+        else ""
     )
+    return f"Any sampler of the base model works, since weights alone are changed.{own}{drawn}"
 
 
 def _figures(measured: Measured) -> str:

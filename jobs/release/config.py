@@ -19,6 +19,12 @@ class ReleaseConfig(Config):
     licence: str = Field(
         "apache-2.0", min_length=1, description="SPDX identifier of the adapter's licence, for its card"
     )
+    base_model: str | None = Field(
+        None,
+        min_length=1,
+        description="the base model's id on its hub, such as 'stable-diffusion-v1-5/stable-diffusion-v1-5', for cards; "
+        "None: model.path",
+    )
     smoke_prompts: tuple[str, ...] = Field(
         (), description="prompts of the check before publishing; none: the first concept of each category"
     )

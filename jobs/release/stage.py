@@ -16,26 +16,27 @@ from rich.markup import escape
 from cluster.errors import PointerMoved
 from cluster.store.pointer import read_pointer, swap_pointer
 from cluster.store.signatures import Signer
-from jobs.release.card import Measured, write_card
+from jobs.merge.files import truncation_error
+from jobs.release.card import Measured, Usage, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
+from jobs.run.base_model import ATTRIBUTION_FILE, DescribedModel, describe_model
 from jobs.run.config import RunConfig
 from jobs.run.placement import placed
 from jobs.run.places import evaluate_place
 from safety.errors import ArtifactFormatError
 from safety.evaluation.metrics import METRICS_FILE
 from safety.families import ModelConfig, ModelFamily, load_model
-from safety.families.family import family_name, model_folder
 from safety.images import to_uint8
 from safety.judges.judge import JudgeIdentity
 from safety.lora.files import LORA_FILE, check_fits, load_lora
 from safety.lora.fuse import fused
+from safety.lora.kohya import KOHYA_FILE, write_kohya
 from safety.lora.weights import LoraWeights
 from safety.release import (
     RELEASE_FILE,
     BaseModelIdentity,
     ReleaseInfo,
     file_hash,
-    model_hash,
 )
 from safety.rendering import RenderConfig, initial_noise, row_seed
 from safety.taxonomy import Taxonomy, with_article
@@ -43,8 +44,9 @@ from safety.taxonomy import Taxonomy, with_article
 KIND = "release"
 FOLDER = "release"
 """The release's folder in a run's output folder."""
-ATTRIBUTION_FILE = "ATTRIBUTION.md"
 CARD_PARTS = {"train", "merge", "consolidate", "model"}
+PLACEMENT = ("device", "cache", "endpoint")
+"""Settings of a model that say where it runs or lies, and are not for its users."""
 
 
 def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) -> ArtifactRef:
@@ -68,13 +70,14 @@ def run(context: StageContext, merged: ArtifactRef, report: ArtifactRef | None) 
     parents = [merged] if report is None else [merged, report]
     with TemporaryDirectory(prefix="safetydpo-release-") as scratch:
         folder = Path(scratch)
-        measured = None if report is None else read_metrics(context.folder(report))
-        build_folder(context.run, context.folder(merged), parents, measured, folder)
+        measured = None if report is None else read_metrics(context.folder(report, METRICS_FILE))
+        build_folder(context.run, describe_model(context.run), context.folder(merged), parents, measured, folder)
         files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
         settings = {"release": context.run.release.recipe(), "files": files}
         ref = artifact_ref(context, KIND, settings, parents)
-        if finished(context, ref):
-            context.console.print(f"release {ref.id}: already published and verified")
+        # An endpoint may only read the store, and this stage reads the machine's copy: only here a corrupt file is found.
+        if finished(context, ref, in_full=True):
+            context.console.print(f"release {ref.id}: already published")
         else:
             check_adapter(context.run, folder / LORA_FILE)
             publish(context, ref, settings, parents, lambda target: _copy(folder, target))
@@ -122,7 +125,12 @@ def read_metrics(folder: Path) -> Measured:
 
 
 def build_folder(
-    run: RunConfig, merged: Path, parents: Sequence[ArtifactRef], measured: Measured | None, folder: Path
+    run: RunConfig,
+    base: DescribedModel,
+    merged: Path,
+    parents: Sequence[ArtifactRef],
+    measured: Measured | None,
+    folder: Path,
 ) -> None:
     """Write a release's files; the same inputs give the same bytes."""
     adapter = merged / LORA_FILE
@@ -130,22 +138,40 @@ def build_folder(
         raise ArtifactFormatError(f"the merge holds no {LORA_FILE}", field="merged", fix="run the merge again")
     # The file that was measured is published byte for byte.
     shutil.copyfile(adapter, folder / LORA_FILE)
-    base = model_folder(run.model.path)
+    write_kohya(adapter, folder / KOHYA_FILE, {"release": run.release.name})
     judge = measured.provenance.get("judge") if measured else None
     info = ReleaseInfo(
         name=run.release.name,
-        base=BaseModelIdentity(id=run.model.path, family=family_name(run.model), sha256=model_hash(base)),
+        base=BaseModelIdentity(id=run.base_name, family=base.identity.family, sha256=base.identity.sha256),
         adapter_sha256=file_hash(adapter),
         judge=JudgeIdentity.model_validate(judge) if judge else None,
         provenance={"run": run.run.name, "seed": str(run.run.seed), **{parent.kind: parent.id for parent in parents}},
     )
     (folder / RELEASE_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if attributed := (base / ATTRIBUTION_FILE).is_file():
-        shutil.copyfile(base / ATTRIBUTION_FILE, folder / ATTRIBUTION_FILE)
+    if base.attribution is not None:
+        (folder / ATTRIBUTION_FILE).write_bytes(base.attribution)
     settings = json.loads(run.model_dump_json(include=CARD_PARTS))
+    settings["model"] = {key: value for key, value in settings["model"].items() if key not in PLACEMENT}
     taxonomy = run.load_taxonomy()
-    card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, attributed=attributed)
+    use = Usage(
+        pipeline=base.pipeline,
+        hub_id=run.release.base_model or base.hub_id,
+        single_file=base.single_file,
+        load=_load_arguments(run.model, base),
+        sampler=base.sampler,
+        steps=run.evaluate.render.steps,
+        guidance=run.evaluate.render.guidance,
+        truncation=truncation_error(merged),
+    )
+    attributed = base.attribution is not None
+    card = write_card(info, run.release.licence, settings, measured, taxonomy.notice, use, attributed=attributed)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _load_arguments(model: ModelConfig, base: DescribedModel) -> dict[str, str | None]:
+    """Return the arguments by which the stock pipeline loads what the run has loaded."""
+    named = {"revision": model.revision, "variant": model.variant} if base.hub_id else {}
+    return {name: value for name, value in named.items() if value is not None} | dict.fromkeys(base.absent)
 
 
 def check_adapter(run: RunConfig, adapter: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.session import ClusterConfig
 from cluster.store.config import StoreConfig
@@ -15,6 +15,7 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.generate.config import GenerateConfig
 from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
+from jobs.run.gpu_settings import with_gpus
 from jobs.train.config import CONSOLIDATED, TrainConfig
 from safety.base import Config
 from safety.dataset.summary import BENIGN
@@ -24,6 +25,7 @@ from safety.errors import ConfigError
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
 from safety.families.family import ModelConfig
+from safety.prompts.rows import slug
 from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.config import read_run
 from serve.endpoint_config import EndpointConfig
@@ -34,7 +36,10 @@ RUN_FILE = "run.yaml"
 RENAMED = {
     "train.expert.distinct_steps": "train.expert.distinct_batches",
     "consolidate.distinct_steps": "consolidate.distinct_batches",
+    "generate.shard_rows": "generate.group_size, since a shard is a group",
     "generate.counts.benign_text": "generate.counts.benign_text_only",
+    "merge.co_merge.form": "merge.co_merge.max_rank, None for the exact merge",
+    "merge.co_merge.svd_rank": "merge.co_merge.max_rank",
     "merge.concatenation": "merge.baselines, an entry {name: task-arithmetic, scale: ...}",
 }
 """Former keys, with their names now."""
@@ -57,6 +62,12 @@ class RunConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     store: StoreConfig = StoreConfig()
     model: ModelConfig = ModelConfig()
+    placement: Literal["auto", "fixed"] = Field(
+        "auto",
+        description="auto: with the model on a GPU, a GPU for each process that holds it, as many processes as the cluster "
+        "has GPUs, and more workers per expert where GPUs are left; what is set is kept. fixed: all as set. On a CPU both "
+        "are the same",
+    )
     taxonomy: str = Field(EMBEDDED_TAXONOMY, description=f"{EMBEDDED_TAXONOMY!r}, or a YAML file")
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
@@ -68,6 +79,39 @@ class RunConfig(Config):
     release: ReleaseConfig = ReleaseConfig()
     serve: EndpointConfig = EndpointConfig()
 
+    @property
+    def base_name(self) -> str:
+        """Return the base model's name on cards: its id on a hub where the run gives it, else its path."""
+        return self.release.base_model or self.model.path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_gpus(cls, document: Any) -> Any:
+        return with_gpus(document)
+
+    @model_validator(mode="after")
+    def _base_can_be_divided(self) -> RunConfig:
+        if self.train.shard_base and self.model.quantize != "none":
+            raise ValueError(
+                f"train.shard_base cannot divide weights of {self.model.quantize}; set it to false, or model.quantize to 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consolidation_can_be_shared(self) -> RunConfig:
+        for workers in range(self.train.min_workers or self.train.workers, self.train.workers + 1):
+            self.check_parts(workers)
+        return self
+
+    def check_parts(self, workers: int) -> None:
+        """Raise ValueError when the steps of an expert, or of the consolidation, cannot be spread evenly over workers."""
+        self.train.expert.check_parts(workers)
+        if self.consolidate is not None:
+            try:
+                self.consolidate.check_parts(self.train.expert, workers)
+            except ValueError as error:
+                raise ValueError(f"consolidate.{error}") from None
+
     def load_taxonomy(self) -> Taxonomy:
         """Return the run's taxonomy.
 
@@ -76,7 +120,8 @@ class RunConfig(Config):
         """
         taxonomy = find_taxonomy(self.taxonomy)
         reserved = {*RESERVED, *self.merge.merges()}
-        taken = [name for name in taxonomy.categories if name.lower() in reserved]
+        # As in file names and ids, which leave out case and punctuation.
+        taken = [name for name in taxonomy.categories if slug(name) in map(slug, reserved)]
         if taken:
             raise ConfigError(
                 f"a category is called {taken[0]!r}, as are results of every run",
@@ -118,7 +163,8 @@ def _explain(problem: Any) -> tuple[str, str, str]:
         return field, "unknown key", f"it is called {RENAMED[field]} now"
     known = _known_keys(location[:-1])
     near = difflib.get_close_matches(location[-1], known, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"remove it, or use one of: {', '.join(known)}"
+    others = f", or use one of: {', '.join(known)}" if known else ""
+    fix = f"did you mean {near[0]!r}?" if near else f"remove it{others}"
     return field, "unknown key", fix
 
 

@@ -19,10 +19,15 @@ from rich.markup import escape
 
 from cluster.errors import ClusterError, unusable_path
 from cluster.lease import lease
+from cluster.resources import grown_resources
 from cluster.session import LOCAL, Session, connect
+from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.artifacts import EXPERTS_FOLDER, SEARCH_FOLDER, StageContext
+from jobs.run.auto_placement import BegunWorkers, chooses_workers, settled, workers_notice
+from jobs.run.base_model import require_known_family
 from jobs.run.config import RunConfig, load_run
+from jobs.run.notices import notices
 from jobs.run.ray_data import first_cause
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -45,23 +50,38 @@ def opened(config: Path) -> Iterator[StageContext]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop_on_sigterm()
-    with _reporting_errors(console):
+    with reporting_errors(console):
         run = load_run(config)
         run.load_taxonomy()
+        require_known_family(run)
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")
         with connect(run.cluster, run.store, MIDDLEWARES) as session:
             stop_on_sigterm()
             # Report a submitted job's failure before disconnecting: Ray may kill its process group afterwards. Other
             # jobs report it last, below Ray's own lines on disconnecting.
-            early_report = _reporting_errors(console) if submission() is not None else nullcontext()
+            early_report = reporting_errors(console) if submission() is not None else nullcontext()
             with early_report, lease(session.store, run.run.name):
+                for notice in notices(run):
+                    console.print(f"[yellow]{escape(str(notice))}[/]", soft_wrap=True)
+                run = _placed(console, run, session.store)
                 run.write(run.run.output)
                 _print_links(console, run, session)
                 yield StageContext(run=run, store=session.store, work=run.run.output / "work", console=console)
 
 
+def _placed(console: Console, run: RunConfig, store: ArtifactStore) -> RunConfig:
+    """Return the run with its processes placed by the cluster's GPUs; say how many workers an expert has for that."""
+    resources = grown_resources()
+    if not chooses_workers(run):
+        return settled(run, resources)
+    begun = BegunWorkers(store, run).read()
+    run = settled(run, resources, begun)
+    console.print(escape(workers_notice(run, resources, begun)), soft_wrap=True)
+    return run
+
+
 @contextmanager
-def _reporting_errors(console: Console) -> Iterator[None]:
+def reporting_errors(console: Console) -> Iterator[None]:
     """Print why the block failed or was stopped, and raise the exit code; an exit passes unchanged."""
     try:
         yield

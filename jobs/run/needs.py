@@ -17,18 +17,23 @@ from cluster.store.signatures import Signer, TrustedKeys
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
+from jobs.run.resource_requests import without_gpu
 from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
 from safety.evaluation.moments import real_moments
 from safety.evaluation.plan import MERGED, plan_evaluation
+from safety.experts.config import ExpertConfig
+from safety.experts.passes import require_arithmetic
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.families.family import family_name, model_folder
 from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors, load_features
+from safety.fetchers import is_address
 from safety.judges.judge import JudgeConfig, judges, load_judge
 from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
+from safety.precision import compute_dtype
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.registry import Registry
 from safety.rendering import RenderConfig
@@ -62,8 +67,7 @@ class Loads:
     judge: JudgeConfig | None = None
     features: str | None = None
     render: RenderConfig | None = None
-    targets: tuple[str, ...] | None = None
-    """Endings of the layers that are adapted."""
+    expert: ExpertConfig | None = None
     prompts: tuple[str, ...] = ()
     """Prompts of the settings, which the model must be able to read."""
 
@@ -81,11 +85,10 @@ def stages_up_to(last: str) -> tuple[str, ...]:
 
 def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
     """Return what the processes of some stages load."""
-    targets = run.train.expert.lora.targets
     every = [
         Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
         Loads("generate", judge_place(run), judge=run.generate.judge),
-        Loads("train", train_place(run), model=run.model, targets=targets),
+        Loads("train", train_place(run), model=run.model, expert=run.train.expert),
         Loads("merge", merge_place(run), model=run.model, judge=run.merge.judge, render=run.merge.render),
         Loads(
             "evaluate",
@@ -154,7 +157,7 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
     def load() -> ModelFamily | None:
         if whole:
             return load_model(config)
-        require_folder(model_folder(config.path))
+        require_folder(model_folder(config))
         return None
 
     if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:
@@ -167,9 +170,11 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
     if each.render is not None:
         sides = [side or model.default_size for side in (each.render.height, each.render.width)]
         attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
-    if each.stage == "train":
-        targets = each.targets or model.lora_targets
+    if (expert := each.expert) is not None:
+        targets, dtype = expert.lora.targets_on(model), compute_dtype(model.denoiser)
         attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
+        # Where model.dtype is "auto", a GPU alone knows the type.
+        attempt(problems, "model", "train.expert.precision", lambda: require_arithmetic(expert, dtype))
     for prompt in each.prompts:
         attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]
 
@@ -220,7 +225,7 @@ def name_problems(run: RunConfig, taxonomy: Taxonomy, stages: Sequence[str]) -> 
             for name in named
             if name not in trained
         ]
-    return problems + fit_problems(run, stages) + key_problems(run, stages)
+    return problems + fit_problems(run, stages) + placement_problems(run, stages) + key_problems(run, stages)
 
 
 def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
@@ -232,18 +237,56 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
             problems,
             what,
             field,
-            lambda: require_made_for(run.model.path, registry.find(name, field), name, field, fix),
+            lambda: require_made_for(run.model, registry.find(name, field), name, field, fix),
         )
 
     found: list[Problem] = []
-    # A model that is not there is another problem, which the loads report.
-    if is_embedded_model(run.model.path) or attempt(found, "model", "", lambda: family_name(run.model)) is None:
+    if is_embedded_model(run.model):
+        return problems
+    # A model that is not there is another problem, which the loads report. One at an address is not fetched for this.
+    if not is_address(run.model.path) and attempt(found, "model", "", lambda: family_name(run.model)) is None:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:
             check("judges", f"{each.stage}.judge.name", judges, each.judge.name, OTHER_JUDGE)
         if each.features is not None:
             check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
+    return problems
+
+
+def placement_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
+    """Return what no cluster could run: a model on a GPU without one, workers that share one GPU, an impossible arithmetic."""
+    problems: list[Problem] = []
+    lacking = [field for field in without_gpu(run) if field.partition(".")[0] in stages]
+    if lacking:
+        problems.append(
+            Problem(
+                "names",
+                ", ".join(lacking),
+                f"the model is on {run.model.device!r} and these give its processes no GPU",
+                "set them to 1 or a share of 1, leave them out, or set model.device to 'cpu'",
+            )
+        )
+    train, dtype = run.train, run.model.dtype
+    if "train" in stages and train.workers > 1 and 0 < train.gpus_per_worker < 1:
+        problems.append(
+            Problem(
+                "names",
+                "train.gpus_per_worker",
+                f"{train.workers} workers of an expert would share a GPU ({train.gpus_per_worker:g} each), which NCCL refuses",
+                "set it to 1, or train.workers to 1: experts, each of one worker, can share a GPU",
+            )
+        )
+    arithmetic = {"fp32": "float32", "bf16": "bfloat16"}.get(train.expert.precision)
+    if "train" in stages and dtype in ("bfloat16", "float16") and arithmetic not in (None, dtype):
+        problems.append(
+            Problem(
+                "names",
+                "train.expert.precision",
+                f"weights of {dtype} (model.dtype) cannot compute in {train.expert.precision!r}",
+                "set it to 'auto', or model.dtype to float32",
+            )
+        )
     return problems
 
 

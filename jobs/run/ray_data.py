@@ -1,4 +1,4 @@
-"""Ray as the stages use it: how many actors fit, a stream read with a time limit, the first cause of a failure."""
+"""Ray as the stages use it: pools of actors, a stream read with a time limit, the first cause of a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import ray
@@ -14,7 +14,7 @@ import ray
 from cluster.errors import ClusterError
 from cluster.progress import set_ray_data_console_level
 from cluster.ray_private import STREAM_READER
-from cluster.resources import timeout_error
+from cluster.resources import PoolSize, timeout_error
 from safety.errors import ConfigError, SafetyError
 
 T = TypeVar("T")
@@ -32,19 +32,19 @@ def require_gpu(device: str, gpus: float, field: str, what: str) -> None:
         )
 
 
-def fitting_actors(most: int, each: Mapping[str, float], reserved: Mapping[str, float] | None = None) -> int:
-    """Return how many actors the cluster holds at once, from 1 to ``most``.
+def actor_pool(size: PoolSize, least: int, tasks: int) -> ray.data.ActorPoolStrategy:
+    """Return the strategy of a pool of actors that grows with the cluster.
+
+    A pool of a fixed size never asks an autoscaler for more. This one begins with what fits and asks for the rest.
 
     Args:
-        most: As many are asked for.
-        each: Ray's resources of one actor.
-        reserved: Resources that other actors take beside them.
+        size: What fits now, and with all nodes that can be added.
+        least: The actors that are kept in any case.
+        tasks: The tasks that there are, of which no actor needs less than one.
     """
-    total, taken = ray.cluster_resources(), reserved or {}
-    held = (
-        int((total.get(name, 0.0) - taken.get(name, 0.0)) / amount + 1e-6) for name, amount in each.items() if amount
-    )
-    return max(1, min([most, *held]))
+    most = max(1, min(size.most, tasks))
+    first = min(size.now, most)
+    return ray.data.ActorPoolStrategy(min_size=min(max(least, first), most), max_size=most)
 
 
 def configure_data() -> None:

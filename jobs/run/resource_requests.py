@@ -58,7 +58,6 @@ def gpu_settings(run: RunConfig) -> list[str]:
     amounts = {
         **_model_gpus(run),
         "generate.gpus_per_judge": run.generate.gpus_per_judge,
-        "serve.num_gpus": run.serve.num_gpus,
     }
     device = ["model.device"] if run.model.device != "cpu" else []
     return device + [name for name, amount in amounts.items() if amount > 0]
@@ -76,4 +75,5 @@ def _model_gpus(run: RunConfig) -> dict[str, float]:
         "train.gpus_per_worker": run.train.gpus_per_worker,
         "merge.gpus_per_worker": run.merge.gpus_per_worker,
         "evaluate.gpus_per_actor": run.evaluate.gpus_per_actor,
+        "serve.num_gpus": run.serve.num_gpus,
     }

@@ -25,15 +25,12 @@ class DeepSpeedEngine:
         self.parameters = expert.parameters_by_name()
         self.optimizer = make_optimizer(expert)
         self.sharded = config.deepspeed.stage > 0
-        # DeepSpeed sends the parameters to all workers as flat bytes, and can do so in the plain layout only.
-        expert.lay_out(torch.contiguous_format)
         self.engine: Any = deepspeed.initialize(
-            model=expert,
+            model=_Trained(expert),
             optimizer=self.optimizer,
             model_parameters=list(self.parameters.values()),
             config=_settings(config, torch.distributed.get_world_size()),
         )[0]
-        expert.lay_out()
         self.rank = torch.distributed.get_rank()
         self.workers = torch.distributed.get_world_size()
 
@@ -95,6 +92,21 @@ class DeepSpeedEngine:
             for moment in MOMENTS:
                 value = moments[f"{moment}/{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, moment)
+
+
+class _Trained(nn.Module):
+    """An expert's loss, and its trained parameters alone: DeepSpeed would send every worker the frozen base too."""
+
+    def __init__(self, expert: Expert) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(expert.parameters_by_name().values())
+        # A function, so that the expert is no submodule.
+        self._loss = expert.__call__
+
+    def forward(self, step: int, part: int) -> ObjectiveValue:
+        """Return the loss of one part of a step's batch."""
+        value: ObjectiveValue = self._loss(step, part)
+        return value
 
 
 def _import_deepspeed() -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from cluster.store.artifacts import ArtifactStore
@@ -15,13 +16,17 @@ from jobs.run.ray_data import require_gpu
 from jobs.run.work_area import WorkArea
 from jobs.train.config import JOINT, TrainConfig
 from jobs.train.gate_moments import GateMomentsTask, gate_moments_task
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import PreferenceSet, combine, load_preferences
-from safety.errors import ConfigError
+from safety.dataset.latents import load_preferences, training_files
+from safety.dataset.layout import SUMMARY_FILE
+from safety.dataset.preferences import PreferenceSet, combine
+from safety.dataset.summary import BENIGN, DatasetSummary
+from safety.errors import ArtifactFormatError, ConfigError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.checkpoint import Checkpointer
-from safety.experts.expert import configured_objective, training_rows
-from safety.families import ModelConfig, ModelFamily
+from safety.experts.expert import TRAIN, configured_objective, require_rows
+from safety.experts.memory import StepMemory
+from safety.families import ModelConfig
+from safety.families.family import configured_family
 from safety.lora.files import load_lora
 from safety.lora.weights import LoraWeights
 
@@ -50,6 +55,8 @@ class ExpertTask:
     """The folder of TensorBoard's events."""
     start: ArtifactRef | None = None
     """The artifact whose adapter training goes on from; None starts from no change."""
+    memory: StepMemory | None = None
+    """What a step needs; None where it is known to be small."""
 
     @property
     def parents(self) -> list[ArtifactRef]:
@@ -82,7 +89,7 @@ def plan(context: StageContext, dataset: ArtifactRef) -> list[ExpertTask]:
 def _task(context: StageContext, moments: GateMomentsTask, name: str, categories: tuple[str, ...]) -> ExpertTask:
     """Return an expert's task; ``moments`` are of all categories that are trained, whose experts will be added up."""
     run = context.run
-    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": run.model.model_dump(mode="json")}
+    settings: dict[str, Any] = {"train": run.train.recipe(name), "model": context.model.model_dump(mode="json")}
     if name == ALL_SINGLE:
         settings["categories"] = list(categories)
     if run.train.gate is not None:
@@ -111,10 +118,13 @@ def checkpointer(
 
 
 def load_sets(tasks: Sequence[ExpertTask]) -> dict[str, PreferenceSet]:
-    """Return the pairs of every category that one of the tasks learns; all are of one dataset."""
-    folder = tasks[0].moments.dataset_folder()
-    categories = dict.fromkeys(category for task in tasks for category in task.categories)
-    return {category: load_preferences(folder / latents_file(category)) for category in categories}
+    """Return the pairs of every category that one of the tasks learns; all are of one dataset.
+
+    Their latents, those of benign rows and nothing else are fetched, once for all processes of a machine.
+    """
+    categories = tuple(dict.fromkeys(category for task in tasks for category in task.categories))
+    folder = tasks[0].moments.dataset_folder(*training_files(categories))
+    return {category: load_preferences(folder, category) for category in categories}
 
 
 def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceSet:
@@ -123,15 +133,16 @@ def pairs_of(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> PreferenceS
     return combine(own, task.name) if task.name in JOINT else own[0]
 
 
-def expert_gate(task: ExpertTask, model: ModelFamily) -> Tensor | None:
-    """Return the gate that an expert is trained behind, [K, K]; an expert of several categories has their sum."""
-    if task.config.gate is None:
+def expert_gate(task: ExpertTask) -> Tensor | None:
+    """Return the gate that an expert is trained behind, [K, K], if any; an expert of several categories has their sum."""
+    config = task.config.gate_on(configured_family(task.model).model_class)
+    if config is None:
         return None
-    gates = task.moments.read(model).gates(task.config.gate)
-    return gates[[task.moments.categories.index(category) for category in task.categories]].sum(dim=0)
+    own = [task.moments.categories.index(category) for category in task.categories]
+    return task.moments.read().gates(config, own, task.model.device).sum(dim=0)
 
 
-def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
+def check_task(task: ExpertTask, summary: DatasetSummary) -> None:
     """Refuse a task that can never be trained before any worker starts: a restart would only fail again.
 
     Raises:
@@ -139,4 +150,30 @@ def check_task(task: ExpertTask, sets: Mapping[str, PreferenceSet]) -> None:
         EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
     """
     require_gpu(task.model.device, task.config.gpus_per_worker, "train.gpus_per_worker", "a worker")
-    training_rows(pairs_of(task, sets), configured_objective(task.config.expert))
+    require_rows(
+        task.name,
+        pairs=training_pairs(task, summary),
+        benign=_kept_for_training(summary).get(BENIGN, 0),
+        objective=configured_objective(task.config.expert),
+    )
+
+
+def training_pairs(task: ExpertTask, summary: DatasetSummary) -> int:
+    """Return the number of pairs that an expert is trained on."""
+    kept = _kept_for_training(summary)
+    return sum(kept.get(category, 0) for category in task.categories)
+
+
+def _kept_for_training(summary: DatasetSummary) -> dict[str, int]:
+    return {count.category: count.kept for count in summary.counts if count.split == TRAIN}
+
+
+def read_summary(task: ExpertTask) -> DatasetSummary:
+    """Return the summary of a task's dataset; raise ArtifactFormatError when it holds none."""
+    path = task.moments.dataset_folder(SUMMARY_FILE) / SUMMARY_FILE
+    try:
+        return DatasetSummary.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArtifactFormatError(
+            f"the dataset has no readable {SUMMARY_FILE}: {error}", field="dataset", fix="run jobs.generate again"
+        ) from error

@@ -1,185 +1,123 @@
-"""Writer of a dataset folder: shards, latents, prompts, rejected rows, card, summary and grid."""
+"""A dataset's folder: the files that its workers have stored by groups, and the small ones written last, from figures."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load
 from torch import Tensor
 
-from safety.dataset.plan import RENDERED_SPLITS
-from safety.dataset.preferences import PreferenceSet, write_preference_file
-from safety.dataset.published import RejectedWriter, ShardWriter
-from safety.dataset.record import Record
-from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Tally
-from safety.images import decode_image, encode_png, grid
+from safety.dataset.group_files import SAMPLE_PAIRS, GroupFigures, read_samples
+from safety.dataset.plan import RENDERED_SPLITS, DatasetPlan
+from safety.dataset.published import dump_rejected, rejected_file
+from safety.dataset.summary import (
+    BENIGN,
+    DatasetProvenance,
+    DatasetSummary,
+    SplitCount,
+    add_counts,
+    content_digest,
+    count_rows,
+    dataset_hash,
+)
+from safety.images import encode_png, grid
 from safety.markdown import code, head, plain, quoted
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
-from safety.prompts.rows import PromptSet, slug
-from safety.tensor_format import under
 
-GRID_PAIRS = 5
-GRID_PIXELS = 128
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
-
-
-def latents_file(category: str) -> str:
-    """Return the name of a category's latents in a dataset folder."""
-    name = slug(category)
-    if not name.isascii():
-        # A manifest names files in ASCII; the hash tells apart what is left of two names in another script.
-        rest = name.encode("ascii", "ignore").decode().strip("-")
-        name = "-".join(filter(None, (rest, hashlib.sha256(name.encode()).hexdigest()[:8])))
-    return f"latents/{name}.safetensors"
+SUMMARY_FILE, GRID_FILE, CARD_FILE = "summary.json", "grid.png", "README.md"
+GRID_CATEGORIES = 24
+"""Most categories that the grid of samples shows."""
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+Samples = Callable[[int], bytes | None]
+"""Returns the strip of a group's samples (``group_samples``), or None when there is none."""
 
 
-class DatasetWriter:
-    """Writes records, added per category and benign ones first, to the files of a dataset folder.
+def summarise(plan: DatasetPlan, provenance: DatasetProvenance, groups: Mapping[int, GroupFigures]) -> DatasetSummary:
+    """Return the summary of a dataset from its groups' figures; every row is kept or rejected, or this raises.
 
-    It holds the tensors of one category at a time, and those of the benign rows, which are in each category's file.
+    Raises:
+        EmptyDatasetError: None of the rows of a rendered split of a category is kept.
+        RuntimeError: Rows are missing or too many.
     """
-
-    def __init__(
-        self, folder: Path, prompts: PromptSet, provenance: DatasetProvenance, empty: Mapping[str, Tensor]
-    ) -> None:
-        """Write below ``folder``.
-
-        Args:
-            folder: An empty folder.
-            prompts: The accepted prompts of all splits.
-            provenance: Everything that the rows depend on; its recipe has ``shard_rows``.
-            empty: The empty prompt's text states, {key: [1, ...]}.
-        """
-        self.folder, self.prompts, self.provenance, self.empty = folder, prompts, provenance, dict(empty)
-        rows = int(provenance.recipe["shard_rows"])
-        self._shards = {split: ShardWriter(folder, split, provenance.model, rows) for split in RENDERED_SPLITS}
-        (folder / "latents").mkdir(parents=True, exist_ok=True)
-        self._rejected = RejectedWriter(folder / "rejected.parquet")
-        self._tally = Tally()
-        self._benign: list[Record] = []
-        self._samples: list[Record] = []
-
-    def add_benign(self, records: Iterable[Record]) -> None:
-        """Add the benign rows, before any category's; raise EmptyDatasetError when a split keeps none."""
-        self._benign = self._split_off_rejected(records)
-        self._check(BENIGN)
-
-    def add_category(self, category: str, records: Iterable[Record]) -> None:
-        """Add all the rows of one category, in the order of their ids.
-
-        Raises:
-            EmptyDatasetError: None of the rows of a split is kept.
-        """
-        kept = self._split_off_rejected(records)
-        self._check(category)
-        for record in kept:
-            self._shards[record.row.split].add(record)
-        training = [record for record in kept if record.row.split == "train"]
-        self._samples += training[:: max(1, len(training) // GRID_PAIRS)][:GRID_PAIRS]
-        if kept:
-            found = preference_set(category, kept, self._benign, self.empty)
-            write_preference_file(self.folder / latents_file(category), found)
-
-    def _split_off_rejected(self, records: Iterable[Record]) -> list[Record]:
-        """Count the records, write the rejected ones and return the kept ones."""
-        kept: list[Record] = []
-        rejected: list[Record] = []
-        for record in records:
-            self._tally.add(record)
-            (kept if record.kept else rejected).append(record)
-        self._rejected.add(rejected)
-        return kept
-
-    def _check(self, category: str) -> None:
-        """Raise EmptyDatasetError when none of a rendered split's rows is kept."""
-        for count in self._tally.counts():
-            if count.category == category and count.split in RENDERED_SPLITS:
-                count.check()
-
-    def finish(self) -> DatasetSummary:
-        """Write the remaining files and return the summary."""
-        for shard in self._shards.values():
-            shard.flush()
-        self._rejected.close()
-        write_prompt_file(self.prompts, self.folder / PROMPTS_FILE)
-        summary = self.summary()
-        (self.folder / "summary.json").write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (self.folder / "grid.png").write_bytes(encode_png(sample_grid(self._samples)))
-        (self.folder / "README.md").write_text(dataset_card(summary), encoding="utf-8")
-        return summary
-
-    def summary(self) -> DatasetSummary:
-        """Return the counts of the records added so far."""
-        splits = [*(pair.split for pair in self.prompts.pairs), *(f"benign_{b.split}" for b in self.prompts.benign)]
-        return DatasetSummary(
-            dataset_hash=self._tally.dataset_hash(),
-            provenance=self.provenance,
-            counts=self._tally.counts(),
-            prompts={split: splits.count(split) for split in dict.fromkeys(splits)},
-        )
-
-
-def preference_set(
-    category: str, pairs: list[Record], benign: list[Record], empty: Mapping[str, Tensor]
-) -> PreferenceSet:
-    """Return the training set of kept pairs and benign rows; raise ValueError for a record without tensors."""
-    pair_tensors, benign_tensors = _stacked(pairs), _stacked(benign)
-    return PreferenceSet(
-        category=category,
-        ids=tuple(record.row.row_id for record in pairs),
-        splits=tuple(record.row.split for record in pairs),
-        winner=pair_tensors["winner"],
-        loser=pair_tensors["loser"],
-        unsafe=under("unsafe", pair_tensors),
-        safe=under("safe", pair_tensors),
-        benign_ids=tuple(record.row.row_id for record in benign),
-        benign_splits=tuple(record.row.split for record in benign),
-        benign=benign_tensors["benign"],
-        benign_prompts=under("benign", benign_tensors),
-        empty=dict(empty),
+    parts: list[SplitCount] = []
+    for category in plan.categories:
+        parts += count_rows(plan.refused.get(category, ()))
+        parts += [count for group in plan.in_category(category) for count in groups[group.index].counts]
+    counts = add_counts(parts)
+    for count in counts:
+        if count.split in RENDERED_SPLITS:
+            count.check()
+    splits = [*(pair.split for pair in plan.prompts.pairs), *(f"benign_{row.split}" for row in plan.prompts.benign)]
+    refused = [record for records in plan.refused.values() for record in records]
+    summary = DatasetSummary(
+        dataset_hash=dataset_hash({number: found.digest for number, found in groups.items()}, content_digest(refused)),
+        provenance=provenance,
+        counts=counts,
+        prompts={split: splits.count(split) for split in dict.fromkeys(splits)},
     )
+    if summary.rows != plan.rows:
+        raise RuntimeError(f"{plan.rows} rows went in and {summary.rows} came out")
+    return summary
 
 
-def _stacked(records: list[Record]) -> dict[str, Tensor]:
-    """Return the records' tensors by name, stacked in the records' order."""
-    found: dict[str, list[Tensor]] = {}
-    for record in records:
-        if record.tensors is None:
-            raise ValueError(f"{record.row.row_id} has no tensors: it is not a kept, rendered row")
-        for name, tensor in load(record.tensors).items():
-            found.setdefault(name, []).append(tensor)
-    return {name: torch.stack(tensors) for name, tensors in found.items()}
+def write_layout(
+    folder: Path, plan: DatasetPlan, summary: DatasetSummary, groups: Mapping[int, GroupFigures], samples: Samples
+) -> None:
+    """Write what a dataset has beside its groups' files: prompts, refused rows, summary, grid and card.
+
+    Args:
+        folder: An empty folder.
+        plan: The dataset's plan.
+        summary: Its summary.
+        groups: The figures of all of its groups.
+        samples: Reads the samples of the few groups that the grid shows.
+    """
+    write_prompt_file(plan.prompts, folder / PROMPTS_FILE)
+    refused = [record for records in plan.refused.values() for record in records]
+    if refused:
+        path = folder / rejected_file(None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dump_rejected(refused))
+    (folder / SUMMARY_FILE).write_text(summary.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(dataset_card(summary), encoding="utf-8")
+    shown = sample_grid(plan, groups, samples)
+    if shown is not None:
+        (folder / GRID_FILE).write_bytes(encode_png(shown))
 
 
-def sample_grid(samples: list[Record]) -> Tensor:
-    """Return kept pairs as one image, one row per category, each unsafe image left of its safe one."""
-    tiles = []
-    by_category: dict[str, list[Record]] = {}
-    for record in samples:
-        by_category.setdefault(record.group, []).append(record)
-    for records in by_category.values():
-        line = [decode_image(data) for record in records for data in record.images]
-        blank = torch.full_like(line[0], 255)
-        tiles += line + [blank] * (2 * GRID_PAIRS - len(line))
-    images = torch.stack(tiles)
-    if images.shape[-1] > GRID_PIXELS:
-        small = F.interpolate(images.float(), (GRID_PIXELS, GRID_PIXELS), mode="area")
-        images = small.round().to(torch.uint8)
-    return grid(images, 2 * GRID_PAIRS)
+def sample_grid(plan: DatasetPlan, groups: Mapping[int, GroupFigures], samples: Samples) -> Tensor | None:
+    """Return kept pairs as one image, one row per category, each unsafe image left of its safe one; None without one."""
+    lines = []
+    for category in [name for name in plan.categories if name != BENIGN][:GRID_CATEGORIES]:
+        able = [group.index for group in plan.in_category(category) if groups[group.index].kept_for_training]
+        chosen = able[:: max(1, len(able) // SAMPLE_PAIRS)][:SAMPLE_PAIRS]
+        strips = [strip for strip in map(samples, chosen) if strip is not None]
+        # One of each group first, then the others' second ones, until there are enough.
+        pairs = [read_samples(strip) for strip in strips]
+        ordered = [found[depth] for depth in range(SAMPLE_PAIRS) for found in pairs if depth < len(found)]
+        if ordered:
+            lines.append([image for pair in ordered[:SAMPLE_PAIRS] for image in pair])
+    if not lines:
+        return None
+    blank = torch.full_like(lines[0][0], 255)
+    return grid(torch.stack([image for line in lines for image in _filled(line, blank)]), 2 * SAMPLE_PAIRS)
+
+
+def _filled(line: Sequence[Tensor], blank: Tensor) -> list[Tensor]:
+    return [*line, *[blank] * (2 * SAMPLE_PAIRS - len(line))]
 
 
 def dataset_card(summary: DatasetSummary) -> str:
     """Return the data card, a README with the header that dataset hubs read."""
     text = resources.files("safety.dataset").joinpath("card.md.j2").read_text(encoding="utf-8")
-    size = next((name for limit, name in SIZES if summary.kept < limit), "100K<n<1M")
+    size = next((name for limit, name in SIZES if summary.kept < limit), "n>1M")
     splits = [
-        split for split in RENDERED_SPLITS if any(c.split == split and c.category != BENIGN for c in summary.counts)
+        split
+        for split in RENDERED_SPLITS
+        if any(c.split == split and c.category != BENIGN and c.kept for c in summary.counts)
     ]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     environment.filters.update(plain=plain, code=code, quoted=quoted, head=head)

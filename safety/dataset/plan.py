@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from safety.dataset.filter import RejectionReason
-from safety.dataset.record import Record
+from safety.dataset.record import Record, row_group
 from safety.dataset.summary import BENIGN
 from safety.prompts.guard import MinorSafetyFilter
 from safety.prompts.rows import PromptRow, PromptSet
@@ -25,7 +26,14 @@ class Group:
 
     index: int
     category: str
-    records: tuple[Record, ...]
+    rows: tuple[PromptRow, ...]
+    seed: int
+    """The run's seed."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Return the rows as records to fill in; they are made anew, so that a plan of a million rows stays small."""
+        return tuple(Record(row=row, seed=row_seed(self.seed, row.row_id)) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,21 @@ class DatasetPlan:
         """Return the categories with rows to render or refused ones, benign first."""
         return tuple(dict.fromkeys([BENIGN, *(group.category for group in self.groups), *self.refused]))
 
+    def in_category(self, category: str) -> list[Group]:
+        """Return a category's groups in their order."""
+        return self._by_category.get(category, [])
+
+    @cached_property
+    def _by_category(self) -> dict[str, list[Group]]:
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.category, []).append(group)
+        return found
+
     @property
     def rows(self) -> int:
         """Return the number of rows, rendered or refused."""
-        return sum(len(g.records) for g in self.groups) + sum(len(records) for records in self.refused.values())
+        return sum(len(group.rows) for group in self.groups) + sum(len(records) for records in self.refused.values())
 
 
 def plan_dataset(prompts: PromptSet, group_size: int, seed: int) -> DatasetPlan:
@@ -59,20 +78,20 @@ def plan_dataset(prompts: PromptSet, group_size: int, seed: int) -> DatasetPlan:
     guard = MinorSafetyFilter()
     rows: tuple[PromptRow, ...] = (*prompts.benign, *prompts.pairs)
     refused = {row.row_id for row in rows if any(guard.check(prompt) for prompt in row.prompts)}
-    by_category: dict[str, list[Record]] = {}
+    by_category: dict[str, list[PromptRow]] = {}
     withheld_rows: dict[str, list[Record]] = {}
     for row in rows:
-        record = Record(row=row, seed=row_seed(seed, row.row_id))
         if row.row_id in refused:
-            withheld = Record(row=row.withheld(), seed=record.seed, reason=RejectionReason.REFUSED_PROMPT)
-            withheld_rows.setdefault(record.group, []).append(withheld)
+            row_noise = row_seed(seed, row.row_id)
+            withheld = Record(row=row.withheld(), seed=row_noise, reason=RejectionReason.REFUSED_PROMPT)
+            withheld_rows.setdefault(withheld.group, []).append(withheld)
         elif row.split in RENDERED_SPLITS:
-            by_category.setdefault(record.group, []).append(record)
+            by_category.setdefault(row_group(row), []).append(row)
     groups: list[Group] = []
-    for category, records in by_category.items():
-        ordered = sorted(records, key=lambda record: record.row.row_id)
+    for category, own in by_category.items():
+        ordered = sorted(own, key=lambda row: row.row_id)
         for start in range(0, len(ordered), group_size):
-            groups.append(Group(len(groups), category, tuple(ordered[start : start + group_size])))
+            groups.append(Group(len(groups), category, tuple(ordered[start : start + group_size]), seed))
     accepted = PromptSet(
         pairs=tuple(p for p in prompts.pairs if p.pair_id not in refused),
         benign=tuple(b for b in prompts.benign if b.prompt_id not in refused),

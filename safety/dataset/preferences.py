@@ -1,31 +1,26 @@
 """The training set of a category: latents and text states of its image pairs, encoded once, and its schedule.
 
-Each pair gives two rows, one conditioned on the unsafe and one on the safe prompt; the safe image wins in both.
+Each pair gives two rows, one conditioned on the unsafe and one on the safe prompt; the safe image wins in both. Sets are
+read from a dataset's files by ``safety.dataset.latents``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from safety.dataset.stack import Rows, Stack, join, take
 from safety.errors import EmptyDatasetError
 from safety.families.family import Conditioning
 from safety.seeds import rng
-from safety.tensor_format import Head, TensorFormat, Tensors, under
 
-FORMAT = TensorFormat(
-    name="safetydpo-preferences-1",
-    key="preferences",
-    misfit="is not a preference set",
-    field="dataset",
-    fix="run jobs.generate again",
-)
+States = Mapping[str, Rows]
+"""Encoded prompts of many rows by key, as ``Conditioning`` has them of a batch."""
 SIDES = ("unsafe", "safe")
 
 
@@ -51,27 +46,27 @@ class BenignRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceSet:
-    """N pairs and M benign rows of one category (or several, combined); all tensors fp32 on the CPU."""
+    """N pairs and M benign rows of one category (or several, combined); what is gathered is fp32 on the CPU."""
 
     category: str
     ids: tuple[str, ...]
     """The pairs' ids, N of them."""
     splits: tuple[str, ...]
     """The pairs' splits, N of them."""
-    winner: Tensor
+    winner: Rows
     """Latents of the safe images, [N, C, h, w]."""
-    loser: Tensor
+    loser: Rows
     """Latents of the unsafe images, [N, C, h, w]."""
-    unsafe: Conditioning
+    unsafe: States
     """The unsafe prompts, [N, ...]."""
-    safe: Conditioning
+    safe: States
     """The safe prompts, [N, ...]."""
     benign_ids: tuple[str, ...]
     """The benign rows' ids, M of them, M >= 0."""
     benign_splits: tuple[str, ...]
-    benign: Tensor
+    benign: Rows
     """Latents of benign images, [M, C, h, w]."""
-    benign_prompts: Conditioning
+    benign_prompts: States
     """The benign prompts, [M, ...]."""
     empty: Conditioning
     """The empty prompt, [1, ...], for caption dropout."""
@@ -100,11 +95,7 @@ class PreferenceSet:
         """Return one split's pairs and benign rows; raise EmptyDatasetError when it has no pair."""
         chosen = [i for i, name in enumerate(self.splits) if name == split]
         if not chosen:
-            raise EmptyDatasetError(
-                f"the category {self.category!r} has no pair in the split {split!r}",
-                field="dataset",
-                fix="raise generate.counts, or loosen generate.filter, and generate again",
-            )
+            raise no_pair(self.category, split)
         return self._take(chosen, [i for i, name in enumerate(self.benign_splits) if name == split])
 
     def conditioning(self, rows: Sequence[PreferenceRow]) -> Conditioning:
@@ -130,15 +121,24 @@ class PreferenceSet:
             self,
             ids=tuple(self.ids[i] for i in pair),
             splits=tuple(self.splits[i] for i in pair),
-            winner=self.winner[pair],
-            loser=self.loser[pair],
-            unsafe={key: value[pair] for key, value in self.unsafe.items()},
-            safe={key: value[pair] for key, value in self.safe.items()},
+            winner=take(self.winner, pair),
+            loser=take(self.loser, pair),
+            unsafe={key: take(value, pair) for key, value in self.unsafe.items()},
+            safe={key: take(value, pair) for key, value in self.safe.items()},
             benign_ids=tuple(self.benign_ids[i] for i in other),
             benign_splits=tuple(self.benign_splits[i] for i in other),
-            benign=self.benign[other],
-            benign_prompts={key: value[other] for key, value in self.benign_prompts.items()},
+            benign=take(self.benign, other),
+            benign_prompts={key: take(value, other) for key, value in self.benign_prompts.items()},
         )
+
+
+def no_pair(category: str, split: str) -> EmptyDatasetError:
+    """Return the error of a set without a pair in a split."""
+    return EmptyDatasetError(
+        f"the category {category!r} has no pair in the split {split!r}",
+        field="dataset",
+        fix="raise generate.counts, or loosen generate.filter, and generate again",
+    )
 
 
 def _walk(seed: int, name: str, step: int, size: int, count: int) -> Iterator[tuple[int, int]]:
@@ -169,13 +169,13 @@ def combine(sets: Sequence[PreferenceSet], category: str) -> PreferenceSet:
         category=category,
         ids=ids,
         splits=tuple(name for part in sets for name in part.splits),
-        winner=torch.cat([part.winner for part in sets]),
-        loser=torch.cat([part.loser for part in sets]),
+        winner=join([part.winner for part in sets]),
+        loser=join([part.loser for part in sets]),
         unsafe=_join([part.unsafe for part in sets]),
         safe=_join([part.safe for part in sets]),
         benign_ids=tuple(name for part in sets for name in part.benign_ids),
         benign_splits=tuple(name for part in sets for name in part.benign_splits),
-        benign=torch.cat([part.benign for part in sets]),
+        benign=join([part.benign for part in sets]),
         benign_prompts=_join([part.benign_prompts for part in sets]),
     )
     firsts: dict[str, int] = {}
@@ -184,53 +184,16 @@ def combine(sets: Sequence[PreferenceSet], category: str) -> PreferenceSet:
     return whole._take(range(len(whole)), list(firsts.values()))
 
 
-def _join(parts: Sequence[Conditioning]) -> Conditioning:
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+def _join(parts: Sequence[States]) -> States:
+    return {key: join([part[key] for part in parts]) for key in parts[0]}
 
 
-def write_preference_file(path: Path, preferences: PreferenceSet) -> Path:
-    """Write a set as one safetensors file, atomically; the same set gives the same bytes."""
-    head = {
-        "category": preferences.category,
-        "ids": preferences.ids,
-        "splits": preferences.splits,
-        "benign_ids": preferences.benign_ids,
-        "benign_splits": preferences.benign_splits,
-    }
-    return FORMAT.write(path, {name: tensor.float() for name, tensor in _tensors(preferences)}, head)
-
-
-def load_preferences(path: Path) -> PreferenceSet:
-    """Read what ``write_preference_file`` wrote; raise ArtifactFormatError when the file is something else."""
-    return FORMAT.read(path, _build)
-
-
-def _build(head: Head, tensors: Tensors) -> PreferenceSet:
-    odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if odd:
-        raise ValueError(f"{odd[0]} holds numbers that are not finite")
-    return PreferenceSet(
-        category=head["category"],
-        ids=tuple(head["ids"]),
-        splits=tuple(head["splits"]),
-        winner=tensors["winner"],
-        loser=tensors["loser"],
-        unsafe=under("unsafe", tensors),
-        safe=under("safe", tensors),
-        benign_ids=tuple(head["benign_ids"]),
-        benign_splits=tuple(head["benign_splits"]),
-        benign=tensors["benign"],
-        benign_prompts=under("benign", tensors),
-        empty=under("empty", tensors),
-    )
-
-
-def _tensors(preferences: PreferenceSet) -> Iterator[tuple[str, Tensor]]:
-    """Yield the set's tensors under their names in the file."""
+def _tensors(preferences: PreferenceSet) -> Iterator[tuple[str, Rows]]:
+    """Yield the set's rows by name: the field's, and for prompts ``unsafe/states`` and so on."""
     for field in fields(preferences):
         value = getattr(preferences, field.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, Stack)):
             yield field.name, value
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             name = field.name.removesuffix("_prompts")
             yield from ((f"{name}/{key}", tensor) for key, tensor in value.items())

@@ -1,20 +1,21 @@
 """The published form of a dataset: parquet shards in the pickapic columns that preference trainers read.
 
-Each kept pair gives two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both
-(``jpg_0``, ``label_0`` 1). The two rows share their images through parquet's dictionary, so an image is stored
-once.
+A shard has the kept pairs of one split of a group, and is written by the worker that judged them. Each kept pair gives
+two rows, one captioned by the unsafe and one by the safe prompt; the safe image wins both (``jpg_0``, ``label_0`` 1).
+The two rows share their images through parquet's dictionary, so an image is stored once.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from safety.dataset.record import Record
+from safety.parquet import read_parquet
 from safety.prompts.rows import PromptPair
 
 ROW_GROUP_PAIRS = 64
@@ -60,66 +61,63 @@ REJECTED = pa.schema(
 )
 
 
-class ShardWriter:
-    """Writes one split's kept pairs to ``data/<split>-NNNNN.parquet``, ``shard_rows`` pairs per file."""
-
-    def __init__(self, folder: Path, split: str, model: str, shard_rows: int) -> None:
-        """Write below ``folder``; ``model`` is the value of that column."""
-        self.folder, self.split, self.model, self.shard_rows = folder, split, model, shard_rows
-        self._pending: list[dict[str, Any]] = []
-        self._shards = 0
-
-    def add(self, record: Record) -> None:
-        """Add one kept pair."""
-        self._pending += published_rows(record, self.model)
-        if len(self._pending) >= 2 * self.shard_rows:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the pending rows as one shard."""
-        if not self._pending:
-            return
-        path = self.folder / "data" / f"{self.split}-{self._shards:05d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.Table.from_pylist(self._pending, schema=PUBLISHED),
-            path,
-            row_group_size=2 * ROW_GROUP_PAIRS,
-            # With a practically unlimited dictionary, equal images of a row group are stored once.
-            dictionary_pagesize_limit=DICTIONARY_BYTES,
-            compression="zstd",
-        )
-        self._pending = []
-        self._shards += 1
+def data_file(split: str, group: int) -> str:
+    """Return the name of the shard that holds a group's kept pairs of one split."""
+    return f"data/{split}-{group:06d}.parquet"
 
 
-class RejectedWriter:
-    """Writes rejected rows, with their images if any, to ``rejected.parquet``."""
+def rejected_file(group: int | None) -> str:
+    """Return the name of the table of a group's rejected rows; None: of the rows that were never rendered."""
+    return f"rejected/{'refused' if group is None else f'{group:06d}'}.parquet"
 
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, REJECTED, compression="zstd")
 
-    def add(self, records: list[Record]) -> None:
-        """Add rejected rows."""
-        rows = [
-            {
-                "row_id": record.row.row_id,
-                "category": record.group,
-                "split": record.row.split,
-                "reason": str(record.reason),
-                "prompts": list(record.row.prompts),
-                "seed": record.seed,
-                "scores": json.dumps(record.scores),
-                "images": list(record.images),
-            }
-            for record in records
-        ]
-        if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECTED))
+def dump_pairs(records: Sequence[Record], model: str) -> bytes:
+    """Return kept pairs as a shard; equal records give equal bytes.
 
-    def close(self) -> None:
-        """Finish the file."""
-        self._writer.close()
+    Args:
+        records: Kept pairs, at least one.
+        model: The value of the column ``model``.
+    """
+    rows = [row for record in records for row in published_rows(record, model)]
+    return _parquet(
+        rows,
+        PUBLISHED,
+        row_group_size=2 * ROW_GROUP_PAIRS,
+        # With a practically unlimited dictionary, equal images of a row group are stored once.
+        dictionary_pagesize_limit=DICTIONARY_BYTES,
+    )
+
+
+def dump_rejected(records: Sequence[Record]) -> bytes:
+    """Return rejected rows as a table, with their images if any."""
+    rows = [
+        {
+            "row_id": record.row.row_id,
+            "category": record.group,
+            "split": record.row.split,
+            "reason": str(record.reason),
+            "prompts": list(record.row.prompts),
+            "seed": record.seed,
+            "scores": json.dumps(record.scores),
+            "images": list(record.images),
+        }
+        for record in records
+    ]
+    return _parquet(rows, REJECTED)
+
+
+def read_images(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the unsafe and the safe image of each pair of a shard; raise ArtifactFormatError for other bytes."""
+    table = read_parquet(data, PUBLISHED, misfit="the shard holds no pairs", field="dataset", fix="generate it again")
+    rows = table.select(["conditioned_on", "jpg_1", "jpg_0"]).to_pylist()
+    return [(row["jpg_1"], row["jpg_0"]) for row in rows if row["conditioned_on"] == "unsafe"]
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, **settings: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd", **settings)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def published_rows(record: Record, model: str) -> list[dict[str, Any]]:

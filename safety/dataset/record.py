@@ -53,7 +53,7 @@ class Record(Config):
     @property
     def group(self) -> str:
         """Return the category that it counts under; benign rows count under their own."""
-        return self.row.category if isinstance(self.row, PromptPair) else "benign"
+        return row_group(self.row)
 
     def content_hash(self) -> str:
         """Return the SHA-256 of the content: texts, seed, reason, scores, pixels and tensors."""
@@ -61,6 +61,11 @@ class Record(Config):
         document["tensors"] = hashlib.sha256(self.tensors or b"").hexdigest()
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def row_group(row: PromptRow) -> str:
+    """Return the category that a row counts under; benign rows count under their own."""
+    return row.category if isinstance(row, PromptPair) else "benign"
 
 
 def dump_group(records: Sequence[Record]) -> bytes:

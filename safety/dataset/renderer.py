@@ -51,13 +51,13 @@ class GroupRenderer:
         return record.model_copy(update={"reason": reason, "row": row})
 
     def _encode(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return latents [B, C, h, w] and text states {key: [B, ...]} in fp32 on the CPU."""
+        """Return latents [B, C, h, w] and text states {key: [B, ...]} on the CPU, as precise as the model gives them."""
         latents, states = [], []
         for start in range(0, len(prompts), self.config.batch):
             part = slice(start, start + self.config.batch)
-            latents.append(self.model.encode_images(to_float(images[part])).float().cpu())
+            latents.append(self.model.encode_images(to_float(images[part])).cpu())
             states.append(self.model.encode_text(prompts[part]))
-        return torch.cat(latents), {key: torch.cat([s[key] for s in states]).float().cpu() for key in states[0]}
+        return torch.cat(latents), {key: torch.cat([s[key] for s in states]).cpu() for key in states[0]}
 
     def _rendered(
         self,

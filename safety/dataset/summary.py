@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -64,7 +64,7 @@ class DatasetProvenance(Config):
 class DatasetSummary(Config):
     """The summary of a finished dataset."""
 
-    dataset_hash: str = Field(description="SHA-256 over the rows' content in the order of their ids")
+    dataset_hash: str = Field(description="SHA-256 over the rows' content, by groups")
     provenance: DatasetProvenance
     counts: tuple[SplitCount, ...]
     prompts: dict[str, int] = Field(description="accepted prompts by split, the never rendered ones included")
@@ -80,42 +80,57 @@ class DatasetSummary(Config):
         return sum(count.kept for count in self.counts)
 
 
-class Tally:
-    """Counts records and collects their content hashes."""
+def count_rows(records: Iterable[Record]) -> tuple[SplitCount, ...]:
+    """Return the records' counts by category and split, in order of first appearance."""
+    found: dict[tuple[str, str], SplitCount] = {}
+    for record in records:
+        kept = int(record.kept)
+        rejected = {} if record.reason is None else {record.reason: 1}
+        one = SplitCount(category=record.group, split=record.row.split, rows=1, kept=kept, rejected=rejected)
+        place = one.category, one.split
+        found[place] = one if place not in found else _sum((found[place], one))
+    return tuple(found.values())
 
-    def __init__(self) -> None:
-        self._kept: Counter[tuple[str, str]] = Counter()
-        self._rejected: dict[tuple[str, str], Counter[RejectionReason]] = {}
-        self._hashes: dict[str, str] = {}
 
-    def add(self, record: Record) -> None:
-        """Count one record; raise RuntimeError when its id was counted before."""
-        if record.row.row_id in self._hashes:
+def add_counts(counts: Iterable[SplitCount]) -> tuple[SplitCount, ...]:
+    """Return the sums of counts by category and split, in order of first appearance."""
+    found: dict[tuple[str, str], list[SplitCount]] = {}
+    for count in counts:
+        found.setdefault((count.category, count.split), []).append(count)
+    return tuple(_sum(several) for several in found.values())
+
+
+def _sum(counts: Sequence[SplitCount]) -> SplitCount:
+    rejected: Counter[RejectionReason] = Counter()
+    for count in counts:
+        rejected.update(count.rejected)
+    first = counts[0]
+    return SplitCount(
+        category=first.category,
+        split=first.split,
+        rows=sum(count.rows for count in counts),
+        kept=sum(count.kept for count in counts),
+        rejected=dict(sorted(rejected.items())),
+    )
+
+
+def content_digest(records: Iterable[Record]) -> str:
+    """Return the SHA-256 over records' ids and contents in the order of the ids; raise RuntimeError for an id twice."""
+    hashes: dict[str, str] = {}
+    for record in records:
+        if record.row.row_id in hashes:
             raise RuntimeError(f"the row {record.row.row_id} occurs twice")
-        self._hashes[record.row.row_id] = record.content_hash()
-        place = record.group, record.row.split
-        rejected = self._rejected.setdefault(place, Counter())
-        if record.reason is None:
-            self._kept[place] += 1
-        else:
-            rejected[record.reason] += 1
+        hashes[record.row.row_id] = record.content_hash()
+    return _digest(hashes)
 
-    def counts(self) -> tuple[SplitCount, ...]:
-        """Return the counts in order of first appearance."""
-        return tuple(
-            SplitCount(
-                category=place[0],
-                split=place[1],
-                rows=self._kept[place] + rejected.total(),
-                kept=self._kept[place],
-                rejected=dict(sorted(rejected.items())),
-            )
-            for place, rejected in self._rejected.items()
-        )
 
-    def dataset_hash(self) -> str:
-        """Return the SHA-256 over all rows' ids and contents in the order of the ids."""
-        digest = hashlib.sha256()
-        for row_id in sorted(self._hashes):
-            digest.update(f"{row_id}\x1f{self._hashes[row_id]}\n".encode())
-        return digest.hexdigest()
+def dataset_hash(groups: Mapping[int, str], refused: str) -> str:
+    """Return the SHA-256 over a dataset's content, from the digests of its groups and of its refused rows."""
+    return _digest({**{f"{number:012d}": digest for number, digest in groups.items()}, "refused": refused})
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(hashes):
+        digest.update(f"{name}\x1f{hashes[name]}\n".encode())
+    return digest.hexdigest()

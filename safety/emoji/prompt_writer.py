@@ -8,7 +8,7 @@ the scenes that the world's own training never saw (``safety.emoji.scene``).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,8 @@ from safety.taxonomy import Taxonomy, UnsafeConcept
 Place = Literal["alone", "after", "before"]
 VALIDATION_SHARE = 0.25
 WORDINGS = 5 * max(len(SINGLE_FORMS), len(DOUBLE_FORMS))
+AT_ONCE, BLOCK = 128, 4
+"""The most other concepts whose contexts are all drawn at once, and how many at a time where there are more."""
 
 
 class Context(NamedTuple):
@@ -85,10 +87,14 @@ class _Wording(NamedTuple):
 class GrammarWriter:
     """Writes pairs that differ in the concept's noun phrase alone, most with a benign object beside it."""
 
-    version = "2"
+    version = "3"
 
     def write(self, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
-        """Return the prompts; raise ConfigError when there are fewer distinct ones than ``counts`` asks for."""
+        """Return the prompts; raise ConfigError when there are fewer distinct ones than ``counts`` asks for.
+
+        The time grows with the number of prompts, not with the square of the number of concepts: a concept's contexts
+        are drawn as its prompts need them.
+        """
         taken: set[str] = set()
         pairs: list[PromptPair] = []
         wanted: tuple[tuple[PairSplit, int], ...] = (
@@ -137,12 +143,13 @@ class GrammarWriter:
         wanted = "test" if split == "heldout" else split
         others = [b.name for b in taxonomy.benign if b.name != concept.counterpart]
         identity = f"{split}-{slug(concept.category)}-{slug(concept.name)}"
-        contexts = _contexts(others, f"{identity}-contexts", seed)
-        usable = [
-            c
-            for c in contexts
-            if side(c.scene(concept.name), c.background) == side(c.scene(concept.counterpart), c.background) == wanted
-        ]
+
+        def fits(c: Context) -> bool:
+            return (
+                side(c.scene(concept.name), c.background) == side(c.scene(concept.counterpart), c.background) == wanted
+            )
+
+        usable = _Usable(_contexts(others, f"{identity}-contexts", seed), fits)
         turns = _training_turns(usable) if split == "train" else _turns(usable)
         for number, context, wording in _worded(taxonomy, turns, identity, seed):
             row_id = f"{identity}-{number:05d}"
@@ -184,9 +191,9 @@ class GrammarWriter:
         identity = f"{_benign_id(split)}-{slug(concept)}"
         wanted = "train" if split == "text_only" else split
         others = [b.name for b in taxonomy.benign if b.name != concept]
-        usable = [
-            c for c in _contexts(others, f"{identity}-contexts", seed) if side(c.scene(concept), c.background) == wanted
-        ]
+        usable = _Usable(
+            _contexts(others, f"{identity}-contexts", seed), lambda c: side(c.scene(concept), c.background) == wanted
+        )
         turns = _turns(usable)
         for number, context, wording in _worded(taxonomy, turns[first_turn:] + turns[:first_turn], identity, seed):
             row_id = f"{identity}-{number:05d}"
@@ -215,37 +222,69 @@ def _benign_id(split: BenignSplit) -> str:
     return f"benign-{split.removesuffix('_only')}"
 
 
-def _contexts(others: Sequence[str], identity: str, seed: int) -> list[Context]:
-    """Return every context in an order drawn from the seed."""
-    contexts = [Context(None, False, background) for background in BACKGROUNDS]
-    contexts += [Context(o, first, b) for o in others for first in (False, True) for b in BACKGROUNDS]
-    rng(seed, identity).shuffle(contexts)
-    return contexts
+def _contexts(others: Sequence[str], identity: str, seed: int) -> Iterator[list[Context]]:
+    """Yield every context in blocks, each in an order drawn from the seed; those without another concept come first."""
+    size = len(others) if len(others) <= AT_ONCE else BLOCK
+    start = rng(seed, identity, "first other").randrange(len(others)) if len(others) > AT_ONCE else 0
+    around = [*others[start:], *others[:start]]
+    for number, first in enumerate(range(0, max(1, len(around)), max(1, size))):
+        contexts = [] if number else [Context(None, False, background) for background in BACKGROUNDS]
+        chosen = around[first : first + size]
+        contexts += [Context(o, before, b) for o in chosen for before in (False, True) for b in BACKGROUNDS]
+        rng(seed, identity, number).shuffle(contexts)
+        yield contexts
 
 
-def _supply(contexts: Sequence[Context], *places: Place) -> Iterator[_Turn]:
+class _Usable:
+    """The contexts of which a concept may be named in a split, found as they are needed and kept for further rounds."""
+
+    def __init__(self, blocks: Iterator[list[Context]], fits: Callable[[Context], bool]) -> None:
+        self._blocks, self._fits = blocks, fits
+        self._found: list[Context] = []
+        self._extend()
+        self.alone = [context for context in self._found if context.place == "alone"]
+
+    def _extend(self) -> bool:
+        block = next(self._blocks, None)
+        self._found += filter(self._fits, block or ())
+        return block is not None
+
+    def at(self, places: tuple[Place, ...]) -> Iterator[Context]:
+        """Yield the contexts of these places."""
+        if places == ("alone",):
+            yield from self.alone
+            return
+        index = 0
+        while index < len(self._found) or self._extend():
+            # A block may hold no context that fits.
+            for context in self._found[index:]:
+                index += 1
+                if context.place in places:
+                    yield context
+
+
+def _supply(usable: _Usable, *places: Place) -> Iterator[_Turn]:
     """Yield the contexts of these places in rounds, with another wording each round.
 
     A one-object context is used once per form, since its prompts differ in little else.
     """
-    chosen = [context for context in contexts if context.place in places]
     for turn in range(len(SINGLE_FORMS) if places == ("alone",) else WORDINGS):
-        yield from (_Turn(context, turn) for context in chosen)
+        yield from (_Turn(context, turn) for context in usable.at(places))
 
 
-def _turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
+def _turns(usable: _Usable) -> list[Iterator[_Turn]]:
     """Return the supplies of one-object and of two-object contexts."""
-    return [_supply(contexts, "alone"), _supply(contexts, "after", "before")]
+    return [_supply(usable, "alone"), _supply(usable, "after", "before")]
 
 
-def _training_turns(contexts: Sequence[Context]) -> list[Iterator[_Turn]]:
+def _training_turns(usable: _Usable) -> list[Iterator[_Turn]]:
     """Return the supplies of contexts with the concept alone, after another object, before one, and after one.
 
     A causal text encoder encodes a noun by the words before it: alone and first it is encoded alike, after another
     object it is not. So each of the two cases gets every other prompt.
     """
-    after = _supply(contexts, "after")
-    return [_supply(contexts, "alone"), after, _supply(contexts, "before"), after]
+    after = _supply(usable, "after")
+    return [_supply(usable, "alone"), after, _supply(usable, "before"), after]
 
 
 def _worded(

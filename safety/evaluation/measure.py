@@ -13,6 +13,8 @@ from safety.images import encode_png
 from safety.judges.judge import Judge, judge_images
 
 CLIP_SCORE_WEIGHT = 100.0
+SHOWN_PIXELS = 256
+"""Longest side of an image in a report, which holds some hundred of them."""
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
@@ -46,7 +48,14 @@ def measure_images(
                 seen_background=verdict.background,
                 clip_score=scores[index],
                 features=tuple(embedded[index].tolist()) if benign and embedded is not None else (),
-                image=encode_png(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
+                image=_shown(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
             )
         )
     return records
+
+
+def _shown(image: Tensor, metadata: dict[str, str]) -> bytes:
+    """Return an image as the report shows it, a PNG of at most ``SHOWN_PIXELS``."""
+    height, width = image.shape[1:]
+    scale = min(1.0, SHOWN_PIXELS / max(height, width))
+    return encode_png(image, metadata, (max(1, round(width * scale)), max(1, round(height * scale))))

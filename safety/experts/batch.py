@@ -39,6 +39,11 @@ class BatchMaker:
         """Draw from ``data``, which holds one split only."""
         self.model, self.data, self.config, self.seed = model, data, config, seed
 
+    @property
+    def positions(self) -> int:
+        """Return the number of a latent's positions, h * w."""
+        return int(self.data.winner.shape[-2] * self.data.winner.shape[-1])
+
     def step(self, step: int, part: int, parts: int, *, benign: bool) -> Batch:
         """Return one of the equal parts of a step's rows."""
         rows = self.data.schedule(self.seed, step, self.config.rows)

@@ -10,6 +10,7 @@ import yaml
 
 from safety.experts.checkpoint import Metrics
 from safety.experts.config import ExpertConfig
+from safety.experts.coverage import Coverage
 from safety.experts.training import TrainingResult
 from safety.markdown import code, plain
 
@@ -27,9 +28,14 @@ LAST_STEPS = 20
 
 
 def write_card(
-    folder: Path, name: str, config: ExpertConfig, result: TrainingResult, provenance: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    config: ExpertConfig,
+    result: TrainingResult,
+    provenance: Mapping[str, Any],
+    seen: Coverage | None = None,
 ) -> Path:
-    """Write ``README.md`` for the expert called ``name``; ``provenance`` names its base, data and seed."""
+    """Write ``README.md`` for the expert called ``name``; ``provenance`` names its base, data and seed, ``seen`` its rows."""
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     origin = "\n".join(f"- {key}: {code(str(value))}" for key, value in provenance.items())
     text = f"""---
@@ -52,7 +58,7 @@ pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")
 ## Training
 
 {_summary(result.history)}
-
+{"" if seen is None or seen.share == 1 else f"{chr(10)}Trained on {seen.text}: `distinct_batches` or `steps` end before the others.{chr(10)}"}
 ![learning curves](curves.png)
 
 {_alarms(result)}

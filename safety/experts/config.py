@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,12 +42,22 @@ class ExpertConfig(Config):
         80,
         gt=0,
         description="number of distinct batches; then they repeat with the same noise, so reference losses are computed "
-        "once; None: every batch is new",
+        "once; None: every batch is new. Where they do not cover all rows, the run and the card say how many they cover",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="the denoiser's arithmetic: auto is bf16 where the device has it and fp32 where it would be "
-        "emulated; errors are fp32 in any case",
+        description="the arithmetic over weights of float32: auto is bf16 where the device has it and fp32 where it would be "
+        "emulated. Weights of a half type (model.dtype) compute in it. Errors are fp32 in any case",
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="whether activations are computed again in the backward pass (gradient checkpointing); auto: where a "
+        "step does not fit into the free memory without it. The adapter differs by rounding alone",
+    )
+    micro_batch: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="latents that go through the denoiser at once; auto: as many of a step's as fit into the free memory. "
+        "The adapter differs by rounding alone",
     )
     threads: int = Field(1, gt=0, description="CPU threads of a worker; part of what the adapter depends on")
     checkpoint_every: int = Field(25, gt=0, description="steps between two checkpoints")

@@ -7,18 +7,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safety.dataset.preferences import PreferenceSet
+from safety.dataset.preferences import PreferenceSet, no_pair
 from safety.errors import EmptyDatasetError
 from safety.experts.batch import Batch, BatchMaker
 from safety.experts.config import ExpertConfig
+from safety.experts.passes import Passes, PassPlan, configured_plan
+from safety.experts.sharding import is_sharded
 from safety.families.family import ModelFamily
 from safety.lora.attach import attach, extract, reference, set_weights, trainable
 from safety.lora.gate import fold_gate, gate_inputs
 from safety.lora.weights import LoraWeights
 from safety.objectives import Objective, ObjectiveValue, PreferenceErrors, objectives
-from safety.precision import autocast, computes_bf16
 
 TRAIN, VALIDATION = "train", "validation"
+PLAIN_POSITIONS = 1024
+"""Positions of a latent up to which a CPU computes attention without fusing it."""
 
 
 class Reference(NamedTuple):
@@ -42,13 +45,20 @@ def training_rows(preferences: PreferenceSet, objective: Objective) -> Preferenc
         EmptyDatasetError: It has no pair, or no benign row though the objective reads them.
     """
     rows = preferences.rows(TRAIN)
-    if objective.needs_benign and not rows.benign_ids:
+    require_rows(rows.category, pairs=len(rows), benign=len(rows.benign_ids), objective=objective)
+    return rows
+
+
+def require_rows(name: str, *, pairs: int, benign: int, objective: Objective) -> None:
+    """Raise EmptyDatasetError when an expert has no training pair, or no benign row though the objective reads them."""
+    if not pairs:
+        raise no_pair(name, TRAIN)
+    if objective.needs_benign and not benign:
         raise EmptyDatasetError(
-            f"{rows.category!r} has no benign row in the split {TRAIN!r}",
+            f"{name!r} has no benign row in the split {TRAIN!r}",
             field="dataset",
             fix="generate benign rows, or set train.expert.objective.benign_weight to 0",
         )
-    return rows
 
 
 class Expert(nn.Module):
@@ -63,6 +73,7 @@ class Expert(nn.Module):
         workers: int = 1,
         gate: Tensor | None = None,
         start: LoraWeights | None = None,
+        plan: PassPlan | None = None,
     ) -> None:
         """Attach a LoRA to the model's denoiser, and lay out its weights for training.
 
@@ -74,8 +85,10 @@ class Expert(nn.Module):
             workers: Number of workers that share a step; times the accumulation, the number of a step's equal parts.
             gate: P of ``safety.gates``, [K, K], which the inputs of the layers that read the prompt are multiplied by.
             start: The adapter that training starts from; None starts from no change.
+            plan: How a batch goes through the denoiser; None: by the config, and where that says "auto" the fastest.
 
         Raises:
+            ConfigError: The model's weights cannot be computed with as configured.
             ArtifactFormatError: ``start`` is of other layers, or of a higher rank than the config's.
             EmptyDatasetError: There is no training pair, or no benign row where the objective reads them.
         """
@@ -85,7 +98,6 @@ class Expert(nn.Module):
         # A submodule, so that an engine finds the parameters.
         self.denoiser = model.denoiser
         self.parts = workers * config.accumulation
-        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(model.device))
         self.objective = configured_objective(config)
         self._train = BatchMaker(model, training_rows(preferences, self.objective), config, seed)
         self._validation = _validation(model, preferences, config, seed)
@@ -95,7 +107,9 @@ class Expert(nn.Module):
         self.gate = gate
         if gate is not None:
             gate_inputs(model, gate)
-        _use_plain_attention(model)
+        self._passes = Passes(model, config, plan or configured_plan(config))
+        self._passes.scale_gradients(list(self.parameters_by_name().values()))
+        choose_attention(model, self._train.positions)
         self.lay_out()
         self._references: dict[tuple[int, int], Reference] = {}
 
@@ -117,9 +131,10 @@ class Expert(nn.Module):
             f"{VALIDATION}_{name}": metric for name, metric in value.metrics.items() if name not in ("loss", "drift")
         }
 
-    def lay_out(self, memory_format: torch.memory_format = torch.channels_last) -> None:
-        """Lay the convolutions' weights out for speed, or in another format; no value changes."""
-        self.denoiser.to(memory_format=memory_format)  # type: ignore[call-overload]
+    def lay_out(self) -> None:
+        """Lay the convolutions' weights out for speed; no value changes. A divided base can only be in the plain layout."""
+        if not is_sharded(self.denoiser):
+            self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name, in sorted order."""
@@ -131,23 +146,29 @@ class Expert(nn.Module):
         return weights if self.gate is None else fold_gate(weights, self.gate, self.model.text_targets)
 
     def _reference(self, batch: Batch, place: tuple[int, int]) -> Reference:
-        """Return the base's side of a batch. It is kept where batches repeat, since it is the same again."""
+        """Return the base's side of a batch. It is kept where batches repeat, since it is the same again.
+
+        Benign predictions are kept in main memory: those of all batches can take a GiB, which a card's plan has no room for.
+        """
         if self.config.distinct_batches is None:
             return self._base(batch)
         if place not in self._references:
-            self._references[place] = self._base(batch)
-        return self._references[place]
+            found = self._base(batch)
+            # A copy, since the predictions of the other rows would stay with it.
+            self._references[place] = found._replace(benign=found.benign.to("cpu", copy=True))
+        kept = self._references[place]
+        return kept._replace(benign=kept.benign.to(self.model.device))
 
     @torch.no_grad()
     def _base(self, batch: Batch) -> Reference:
         count = 2 * batch.rows
         with reference(self.model):
-            predicted = self._predict(batch)
+            predicted = self._passes(batch)
         return Reference(_errors(predicted[:count], batch.target[:count]), predicted[count:])
 
     def _measure(self, batch: Batch, base: Reference) -> PreferenceErrors:
         rows, count = batch.rows, 2 * batch.rows
-        predicted = self._predict(batch)
+        predicted = self._passes(batch)
         policy = _errors(predicted[:count], batch.target[:count])
         return PreferenceErrors(
             winner=policy[:rows],
@@ -156,12 +177,6 @@ class Expert(nn.Module):
             reference_loser=base.errors[rows:],
             drift=_errors(predicted[count:], base.benign),
         )
-
-    def _predict(self, batch: Batch) -> Tensor:
-        """Return the denoiser's predictions in fp32."""
-        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        with autocast(noisy.device, half=self._half):
-            return self.model.predict(noisy, batch.timesteps, batch.conditioning).float()
 
 
 def _errors(predicted: Tensor, target: Tensor) -> Tensor:
@@ -176,10 +191,18 @@ def _validation(model: ModelFamily, preferences: PreferenceSet, config: ExpertCo
         return None
 
 
-def _use_plain_attention(model: ModelFamily) -> None:
-    denoiser: Any = model.denoiser
-    if model.device.type == "cpu" and hasattr(denoiser, "set_attn_processor"):
-        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
-        from diffusers.models.attention_processor import AttnProcessor
+def choose_attention(model: ModelFamily, positions: int) -> None:
+    """Take a UNet's plain attention where it is faster; else the denoiser keeps its own, which is torch's fused one.
 
+    On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens. At thousands
+    the plain one's score matrices would fill the memory. A transformer's joint attention has one form alone.
+    """
+    denoiser: Any = model.denoiser
+    if model.device.type != "cpu" or positions > PLAIN_POSITIONS or not hasattr(denoiser, "attn_processors"):
+        return
+    # Slow to import, and not for processes that train nothing.
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    if all(isinstance(found, AttnProcessor2_0) for found in denoiser.attn_processors.values()):
+        # On a CPU the fused attention's backward pass takes longer than the plain one's at a few hundred tokens.
         denoiser.set_attn_processor(AttnProcessor())

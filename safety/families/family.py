@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from safety.base import Config
-from safety.embedded import EMBEDDED_MODEL, EMBEDDED_MODEL_FOLDER
 from safety.errors import ConfigError
-from safety.families.model_index import model_parts
-from safety.families.weight_files import read_index
+from safety.families.model_config import ModelConfig
+from safety.families.quantised import quantise
+from safety.families.source import model_folder, model_index
+from safety.precision import resolve_dtype
 from safety.registry import Registry
+
+__all__ = [
+    "Conditioning",
+    "FamilyLoader",
+    "ModelConfig",
+    "ModelFamily",
+    "Parts",
+    "configured_family",
+    "families",
+    "family_name",
+    "load_model",
+    "model_folder",
+]
 
 Conditioning = dict[str, Tensor]
 """Encoded prompts, tensors with the batch first.
@@ -23,22 +35,12 @@ Conditioning = dict[str, Tensor]
 ``states`` [B, T, D] are what attention reads; some families add ``pooled`` [B, P], one vector a prompt. What a network reads
 beside the prompt and can be known from the latents, such as SDXL's sizes, is not part of it: ``predict`` adds it.
 """
+Quantize = Literal["none", "int8", "nf4"]
 Parts = Literal["all", "denoiser", "text"]
 """What of a model is loaded: everything, the denoiser (to train on cached latents and text states), or what encodes prompts.
 
 The networks that are not loaded take no memory; a method that needs one of them raises ValueError.
 """
-
-
-class ModelConfig(Config):
-    """The base model that is aligned."""
-
-    family: str | None = Field(
-        None, description="a name in the families' registry; none: the one that takes the model's own pipeline class"
-    )
-    path: str = Field(EMBEDDED_MODEL, description=f"{EMBEDDED_MODEL!r}, or a diffusers-format folder")
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class ModelFamily(Protocol):
@@ -101,7 +103,10 @@ class ModelFamily(Protocol):
         """Return the training target of ``predict``: noise, velocity or flow, by the model's parametrisation."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the denoiser's prediction [B, C, h, w]."""
+        """Return the denoiser's prediction [B, C, h, w], in the type that it computes in.
+
+        The latents and the conditioning, which are stored in fp32, are turned into that type first.
+        """
 
     def sample(
         self,
@@ -122,6 +127,18 @@ class FamilyLoader(Protocol):
     def pipelines(self) -> tuple[str, ...]:
         """Return the diffusers classes of ``model_index.json`` that it takes where the config names no family."""
 
+    @property
+    def model_class(self) -> type[ModelFamily]:
+        """Return the class of its models: what experts adapt, and what of it reads the prompt, is known before any is loaded."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Return the diffusers class that draws with the family's models and experts: what users of a release open."""
+
+    @property
+    def component(self) -> str:
+        """Return the part of that pipeline which experts adapt, "unet" or "transformer": their tensors' names begin with it."""
+
     def load(self, path: Path, *, device: str, dtype: torch.dtype, parts: Parts = "all") -> ModelFamily:
         """Load the model in ``path``, a diffusers-format folder of safetensors.
 
@@ -137,36 +154,30 @@ families: Registry[FamilyLoader] = Registry("base-model family", __package__)
 def family_name(config: ModelConfig) -> str:
     """Return the name of the configured model's family: the one that is named, or the one of its own pipeline class.
 
+    Nothing is loaded; a model that lies elsewhere is fetched.
+
     Raises:
-        ConfigError: There is no such family or folder, or no family takes the folder's class.
-        ArtifactFormatError: The folder's index is damaged.
+        ConfigError: There is no such family or model, or no family takes the model's class.
+        ArtifactFormatError: The model's index is damaged, or it is a single file of unknown layout.
     """
     if config.family is not None:
         families[config.family]  # raises for an unknown name
         return config.family
-    folder = model_folder(config.path)
-    pipeline = read_index(folder).get("_class_name")
+    pipeline = model_index(config).get("_class_name")
     for name, family in families.items():
         if pipeline in family.pipelines:
             return name
     known = sorted(each for family in families.values() for each in family.pipelines)
     raise ConfigError(
-        f"{folder} holds {'no named pipeline' if pipeline is None else f'a {pipeline}'}, which no family takes",
+        f"{config.path} holds {'no named pipeline' if pipeline is None else f'a {pipeline}'}, which no family takes",
         field="model.path",
         fix=f"use a model of one of these classes: {', '.join(known)}; or name the family that can load it (model.family)",
     )
 
 
-def model_folder(path: str) -> Path:
-    """Return the folder of a model path.
-
-    Raises:
-        ConfigError: There is none, or it holds no diffusers-format model.
-        ArtifactFormatError: One of its files is damaged, or names a file outside the folder.
-    """
-    folder = EMBEDDED_MODEL_FOLDER if path == EMBEDDED_MODEL else Path(path)
-    model_parts(folder)
-    return folder
+def configured_family(config: ModelConfig) -> FamilyLoader:
+    """Return the configured model's family, of which nothing is loaded; raises as ``family_name`` does."""
+    return families[family_name(config)]
 
 
 def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
@@ -177,9 +188,17 @@ def load_model(config: ModelConfig, parts: Parts = "all") -> ModelFamily:
         ArtifactFormatError: A file of the model is missing or damaged.
     """
     _require_device(config.device)
-    return families[family_name(config)].load(
-        model_folder(config.path), device=config.device, dtype=getattr(torch, config.dtype), parts=parts
-    )
+    device = torch.device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    family, folder = families[family_name(config)], model_folder(config)
+    if config.quantize == "none" or parts == "text":
+        return family.load(folder, device=config.device, dtype=dtype, parts=parts)
+    # Onto the device only when it is small.
+    model: Any = family.load(folder, device="cpu", dtype=dtype, parts=parts)
+    quantise(model.denoiser, config.quantize, device, dtype)
+    model.pipeline.to(config.device)
+    loaded: ModelFamily = model
+    return loaded
 
 
 def _require_device(device: str) -> None:

@@ -11,26 +11,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safety.families.weight_files import INDEX_FILE, broken, read_index, read_json
+from safety.families.weight_files import INDEX_FILE, LEFT_OUT, broken, listed_parts, read_index, read_json
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def model_parts(folder: Path) -> list[str]:
-    """Return the names of the parts that a model's index lists and its folder holds.
+    """Return the names of the parts that are read: a model's index gives them a class, and its folder holds them.
 
     Raises:
         ConfigError: The folder holds no diffusers-format model.
         ArtifactFormatError: The index is damaged, or one of the folder's files gives a name that is a path.
     """
-    listed = [name for name in read_index(folder) if not name.startswith("_")]
-    for name in listed:
-        _check(folder / INDEX_FILE, name)
-    parts = [name for name in listed if (folder / name).is_dir()]
+    index = read_index(folder)
+    for name in index:
+        if not name.startswith("_"):
+            _check(folder / INDEX_FILE, name)
+    parts = [name for name in listed_parts(index) if (folder / name).is_dir()]
     for part in parts:
         for file, name in _named_files(folder / part):
             _check(file, name)
     return parts
+
+
+def absent_parts(folder: Path) -> list[str]:
+    """Return the parts that a model's index lists as none: SD3's T5, perhaps. diffusers wants to be told of each by name.
+
+    Parts that no family here loads are not among them.
+    """
+    index = read_index(folder)
+    return [name for name, value in index.items() if value in ([None], [None, None]) and name not in LEFT_OUT]
 
 
 def _named_files(part: Path) -> Iterator[tuple[Path, Any]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -26,9 +26,12 @@ SHARDED = re.compile(rf"{STEM}\.safetensors\.index{VARIANT}\.json")
 """The list of the files that hold one model together."""
 PREFERRED = ("", "fp16", "bf16")
 """Variants by preference, the one without a name first."""
+PICKLED = "pickled"
 OTHER_WEIGHTS = {
-    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pdparams"), "pickled"),
-    **dict.fromkeys((".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml", ".tflite", ".gguf"), "for another tool"),
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), PICKLED),
+    **dict.fromkeys(
+        (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".xml", ".tflite", ".gguf", ".pdparams"), "for another tool"
+    ),
 }
 """Endings of weights that are never read, and why."""
 SETTINGS = (".json", ".txt", ".model", ".jinja")
@@ -58,7 +61,7 @@ class PartFiles(NamedTuple):
         return (*self.settings, *self.weights)
 
 
-def broken(path: Path, why: str, fix: str = AGAIN) -> ArtifactFormatError:
+def broken(path: PurePath, why: str, fix: str = AGAIN) -> ArtifactFormatError:
     """Return the error about a file or folder of a model."""
     return ArtifactFormatError(f"{path}: {why}", field="model.path", fix=fix)
 
@@ -83,6 +86,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def listed_parts(index: Mapping[str, Any]) -> list[str]:
+    """Return the parts that a ``model_index.json`` gives a class, without those that no family here loads."""
+    return [
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and value[-1:] not in ([], [None]) and name not in LEFT_OUT and name[:1] != "_"
+    ]
+
+
 def parse_json(path: Path) -> Any:
     """Return a JSON file's content; raise ArtifactFormatError, which says what the file is, for anything else."""
     require_downloaded(path)
@@ -92,36 +104,51 @@ def parse_json(path: Path) -> Any:
         raise broken(path, f"it is not valid JSON ({error})") from None
 
 
-def part_files(folder: Path) -> PartFiles:
+def part_files(folder: Path, variant: str | None = None) -> PartFiles:
     """Return the files of a part, chosen by name alone; raise ArtifactFormatError when the choice is not clear.
 
-    The weights without a variant's name are preferred, then fp16, then bf16, then the only other variant.
+    The variant that is asked for is preferred, then the weights without a variant's name, then fp16, then bf16, then the
+    only other variant.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    files = sorted(path for path in folder.iterdir() if _is_seen(path)) if folder.is_dir() else []
     variants: dict[str, list[Path]] = {}
     for path in files:
         if found := SINGLE.fullmatch(path.name):
             variants.setdefault(found["variant"] or "", []).append(path)
         elif found := SHARDED.fullmatch(path.name):
             variants.setdefault(found["variant"] or "", []).extend([path, *_shards(path)])
-    plain = tuple(path for path in files if _is_plain(path.name))
+    plain = tuple(path for path in files if is_plain(path.name, alone=not variants))
     if not variants:
         return PartFiles("", (), plain)
-    chosen = next((name for name in PREFERRED if name in variants), None)
-    if chosen is None and len(variants) > 1:
-        raise broken(
-            folder,
-            f"it has the variants {', '.join(sorted(variants))}, and none of them is preferred",
-            "keep the safetensors of one variant in it",
-        )
-    name = next(iter(variants)) if chosen is None else chosen
+    name = chosen_variant(folder, variants, variant)
     return PartFiles(name, tuple(sorted(set(variants[name]))), plain)
 
 
-def _is_plain(name: str) -> bool:
-    """Return whether a file is a setting, a vocabulary, or safetensors under a name of their own, as a new family may read."""
+def chosen_variant(part: PurePath, variants: Collection[str], variant: str | None) -> str:
+    """Return which of a part's variants is read; raise ArtifactFormatError when there is no telling."""
+    chosen = next((name for name in (variant, *PREFERRED) if name in variants), None)
+    if chosen is None and len(variants) > 1:
+        raise broken(
+            part,
+            f"it has the variants {', '.join(sorted(variants))}, and none of them is preferred",
+            "name one of them (model.variant)",
+        )
+    return next(iter(variants)) if chosen is None else chosen
+
+
+def _is_seen(path: Path) -> bool:
+    """Return whether a path is a file, and not a hidden one, such as the "._config.json" of another system."""
+    return path.is_file() and not path.name.startswith(".")
+
+
+def is_plain(name: str, *, alone: bool) -> bool:
+    """Return whether a file is a setting or a vocabulary, or safetensors under a name of their own.
+
+    Those are what a new family may read where they are a part's only safetensors (``alone``); beside weights of the usual
+    names, they are the same again for another tool.
+    """
     if name.endswith(".safetensors"):
-        return re.match(STEM, name) is None
+        return alone and re.match(STEM, name) is None
     return name.endswith(SETTINGS) and ".index." not in name
 
 
@@ -147,14 +174,17 @@ def require_weights(folder: Path) -> PartFiles:
         others = (
             sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS) if folder.is_dir() else []
         )
+        shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+        if shards and not others:
+            raise broken(folder, f"it holds {shards[0]}, and no list of its shards (*.safetensors.index.json)")
         if not others:
             raise broken(folder, "it holds no weights", "download the whole model, its safetensors included")
         kind = OTHER_WEIGHTS[Path(others[0]).suffix]
         raise broken(
             folder,
             f"its only weights are {', '.join(others[:3])} ({kind}), and safetensors alone are read",
-            "download the model's safetensors; or, where you trust it, load it once with diffusers and write it again "
-            "by save_pretrained(FOLDER, safe_serialization=True)",
+            "download the model's safetensors; or, where you trust its pickles, turn them into safetensors with "
+            "python -m jobs.convert",
         )
     for path in found.weights:
         if path.suffix == ".safetensors":
@@ -169,9 +199,7 @@ def require_folder(folder: Path) -> None:
         ConfigError: The folder holds no diffusers-format model.
         ArtifactFormatError: A file is missing or damaged, or a part has no safetensors.
     """
-    for name, value in read_index(folder).items():
-        if name.startswith("_") or name in LEFT_OUT or not isinstance(value, list) or value[-1:] in ([], [None]):
-            continue
+    for name in listed_parts(read_index(folder)):
         part = folder / name
         if not part.is_dir():
             raise broken(part, f"{INDEX_FILE} lists it, and it is not there")

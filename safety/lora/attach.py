@@ -32,8 +32,7 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
     import peft
 
     denoiser: Any = model.denoiser
-    targets = config.targets or model.lora_targets
-    layers = target_layers(model, targets)
+    layers = target_layers(model, config.targets_on(model))
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers, init_lora_weights=True)
     denoiser.add_adapter(settings, adapter_name=name)
     with torch.no_grad():
@@ -42,6 +41,12 @@ def attach(model: ModelFamily, config: LoraConfig, seed: int, name: str = EXPERT
             start = normal(tuple(down.shape), seed, f"lora/{layer}") / config.rank
             down.data = start.to(down.device)
             up.data = torch.zeros(up.shape, device=up.device)
+
+
+def detach(model: ModelFamily) -> None:
+    """Take all attached LoRAs off: the denoiser is the base's again, and the next expert starts as from a fresh one."""
+    denoiser: Any = model.denoiser
+    denoiser.unload_lora()
 
 
 def set_weights(model: ModelFamily, weights: LoraWeights, name: str = EXPERT) -> None:
@@ -82,7 +87,11 @@ def target_layers(model: ModelFamily, targets: tuple[str, ...]) -> list[str]:
     for target in targets:
         ending = [n for n, _ in model.denoiser.named_modules() if n == target or n.endswith(f".{target}")]
         if not ending:
-            raise ConfigError(f"no layer ends with {target!r}", field="lora.targets", fix="name layers of the denoiser")
+            raise ConfigError(
+                f"no layer ends with {target!r}",
+                field="lora.targets",
+                fix="name layers of the denoiser, or null for those of the model's family",
+            )
         odd = [n for n in ending if not isinstance(model.denoiser.get_submodule(n), nn.Linear)]
         if odd:
             raise ConfigError(f"{odd[0]} is not a linear layer", field="lora.targets", fix="name linear layers only")

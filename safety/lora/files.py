@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
@@ -39,6 +39,7 @@ UNREADABLE = {
 OTHER_FORMATS = {
     "text_encoder": "it adapts the text encoder too, and only the denoiser is adapted here",
     "lora_unet_": "it is in kohya's format",
+    "lora_transformer_": "it is in kohya's format",
     "lora_te": "it is in kohya's format",
     "base_model.model.": "it is in peft's own format",
 }
@@ -68,16 +69,29 @@ def save_lora(
     for name, layer in weights.items():
         tensors[f"{component}.{name}.lora_A.weight"] = layer.down.detach().float().cpu().contiguous()
         tensors[f"{component}.{name}.lora_B.weight"] = layer.up.detach().float().cpu().contiguous()
-    header = {
-        "format": "pt",
-        ADAPTER_METADATA: _to_json(_adapter_metadata(weights, component)),
-        OWN_METADATA: _to_json(dict(metadata)),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LORA_FILE
-    partial = path.with_name(f"{LORA_FILE}.partial")
-    partial.write_bytes(_canonical(save(tensors, metadata=header)))
-    partial.replace(path)
+    header = {ADAPTER_METADATA: _to_json(_adapter_metadata(weights, component))}
+    return write_tensors(tensors, folder / LORA_FILE, metadata=metadata, header=header)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, Any], header: Mapping[str, str]
+) -> Path:
+    """Write an adapter's safetensors file, whole or not at all; equal inputs give equal bytes.
+
+    Args:
+        tensors: By name.
+        path: The file; its folder is created when missing.
+        metadata: Plain values for the file's header, under ``safetydpo``.
+        header: Further entries of the header, for other programs.
+    """
+    entries = {"format": "pt", **header, OWN_METADATA: _to_json(dict(metadata))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(_canonical(save(dict(tensors), metadata=entries)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -114,16 +128,33 @@ def load_lora(path: Path) -> LoraWeights:
 
 def check_fits(weights: LoraWeights, model: ModelFamily) -> None:
     """Raise ArtifactFormatError when the adapter is empty or fits another base model only."""
+    modules = dict(model.denoiser.named_modules())
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for name in weights.keys() & modules.keys():
+        module = getattr(modules[name], "base_layer", modules[name])
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear):
+            # A quantised layer's weight is packed in another shape.
+            shapes[name] = (module.out_features, module.in_features)
+        else:
+            shapes[name] = None if weight is None else tuple(weight.shape)
+    check_shapes(weights, shapes)
+
+
+def check_shapes(weights: LoraWeights, shapes: Mapping[str, tuple[int, ...] | None]) -> None:
+    """Raise ArtifactFormatError, which names the first misfit, when the adapter is empty or fits another base model only.
+
+    Args:
+        weights: The adapter.
+        shapes: Of the weight of each of the base's layers; None for a layer without one.
+    """
     fix = "use the base model that the adapter was trained on"
     if not weights:
         raise ArtifactFormatError("it has no layer, so nothing would be applied", field="adapter", fix=_FIX)
-    modules = dict(model.denoiser.named_modules())
     for name, layer in weights.items():
-        if name not in modules:
+        if name not in shapes:
             raise ArtifactFormatError(f"the base model has no layer {name}", field="adapter", fix=fix)
-        weight = getattr(getattr(modules[name], "base_layer", modules[name]), "weight", None)
-        wanted = (layer.up.shape[0], layer.down.shape[1])
-        shape = None if weight is None else tuple(weight.shape)
+        wanted, shape = (layer.up.shape[0], layer.down.shape[1]), shapes[name]
         if shape != wanted:
             raise ArtifactFormatError(
                 f"{name} is {wanted} in the adapter and {shape} in the base model", field="adapter", fix=fix

@@ -28,6 +28,11 @@ class LoraLayer(NamedTuple):
         """Return dW, fp32 [outputs, inputs]."""
         return self.up @ self.down
 
+    def squared_norm(self) -> float:
+        """Return |B A|^2 (Frobenius) = <B^T B, A A^T>, without the product itself."""
+        up, down = self.up.double(), self.down.double()
+        return float(((up.T @ up) * (down @ down.T)).sum())
+
     def balanced(self) -> LoraLayer:
         """Return the same dW with equal norms of each component's row of A and column of B, so that one learning rate suits both.
 

@@ -68,7 +68,7 @@ class Calibration:
     experts: tuple[str, ...]
     layers: Mapping[str, LayerStatistics]
     moments: PromptMoments
-    """Second moments of the prompts' states, the inputs of ``text_layers``."""
+    """Second moments of the prompts' states, the inputs of ``text_layers``; ``no_moments`` where there is no such layer."""
     text_layers: tuple[str, ...]
     """The adapted layers that read the prompt."""
 
@@ -97,48 +97,51 @@ def _build(head: Head, tensors: Tensors) -> Calibration:
 
 
 class _LayerObserver:
-    """Accumulates one layer's statistics batch by batch, in fp64 so that the order of batches hardly matters."""
+    """Accumulates one layer's statistics batch by batch, in fp64 so that the order of batches hardly matters.
 
-    def __init__(self, layers: list[LoraLayer]) -> None:
-        self.layers = layers
+    All of it stays on the model's device until the end: a layer that waits for a copy holds the next one up.
+    """
+
+    def __init__(self, layers: list[LoraLayer], device: torch.device) -> None:
+        self.layers = [LoraLayer(layer.down.to(device), layer.up.to(device)) for layer in layers]
         outputs, inputs = layers[0].up.shape[0], layers[0].down.shape[1]
-        self.votes = torch.zeros(len(layers), outputs, dtype=torch.float64)
-        self.signal = torch.zeros(len(layers), outputs, dtype=torch.float64)
-        self.input = torch.zeros(inputs, dtype=torch.float64)
-        self.active = torch.zeros(inputs, dtype=torch.float64)
-        self.ties = 0
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.votes, self.signal = zeros(len(layers), outputs), zeros(len(layers), outputs)
+        self.input, self.active = zeros(inputs), zeros(inputs)
+        self.ties = torch.zeros((), dtype=torch.int64, device=device)
         self.count = 0
 
     def observe(self, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         """Add the layer's inputs [..., K] to the statistics, as a hook before its forward pass."""
         flat = arguments[0].detach().float().flatten(0, -2)
-        self.input += flat.abs().sum(dim=0).double().cpu()
-        self.active += (flat != 0).sum(dim=0).double().cpu()
+        self.input += flat.abs().sum(dim=0)
+        self.active += (flat != 0).sum(dim=0)
         self.count += len(flat)
         rows = max(1, CHUNK_SIGNALS // self.votes.numel())
         for start in range(0, len(flat), rows):
             self._compare(flat[start : start + rows])
 
     def _compare(self, inputs: Tensor) -> None:
-        signals = torch.stack(
-            [(inputs @ layer.down.to(inputs.device).T @ layer.up.to(inputs.device).T).abs() for layer in self.layers]
-        )
+        signals = torch.stack([(inputs @ layer.down.T @ layer.up.T).abs() for layer in self.layers])
         best = signals.amax(dim=0, keepdim=True)
         voting = best > 0
         won = torch.zeros_like(signals).scatter_(0, signals.argmax(dim=0, keepdim=True), 1.0) * voting
-        self.votes += won.sum(dim=1).double().cpu()
-        self.signal += signals.sum(dim=1).double().cpu()
-        self.ties += int((((signals == best) & voting).sum(dim=0) > 1).sum())
+        self.votes += won.sum(dim=1)
+        self.signal += signals.sum(dim=1)
+        self.ties += (((signals == best) & voting).sum(dim=0) > 1).sum()
 
     def statistics(self) -> LayerStatistics:
         """Return the statistics of all observed inputs."""
         count = max(1, self.count)
         return LayerStatistics(
-            votes=self.votes.float(),
-            signal=(self.signal / count).float(),
-            mean_input=(self.input / count).float(),
-            active_inputs=self.active.float(),
-            ties=self.ties,
+            votes=self.votes.float().cpu(),
+            signal=(self.signal / count).float().cpu(),
+            mean_input=(self.input / count).float().cpu(),
+            active_inputs=self.active.float().cpu(),
+            ties=int(self.ties),
             count=self.count,
         )
 
@@ -164,7 +167,7 @@ def calibrate(
     """
     check_experts(experts)
     names = list(next(iter(experts.values())))
-    observers = {name: _LayerObserver([expert[name] for expert in experts.values()]) for name in names}
+    observers = {name: _LayerObserver([expert[name] for expert in experts.values()], model.device) for name in names}
     with ExitStack() as hooks:
         for name, observer in observers.items():
             layer = model.denoiser.get_submodule(name)

@@ -7,15 +7,17 @@ trial 0 and always rendered, so that by the rendered score the search cannot los
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from safety.base import Config
-from safety.merge.methods.co_merge import BLOCK_GROUPS, CoMergeConfig
+from safety.merge.methods.co_merge import UNET_GROUPS, BlockGroup, CoMergeConfig
 
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Parameters = dict[str, Any]
 """One point of the space, flat: names such as ``strength``, ``expert:violence``, ``block:mid``."""
 
@@ -34,12 +36,26 @@ class SearchConfig(Config):
     )
     expert_spread: float = Field(1.6, ge=1, description="one expert's lambda, by 1/spread ... spread")
     block_spread: float = Field(1.6, ge=1, description="one block group's factor, by 1/spread ... spread")
-    benign: tuple[float, float] = Field((0.25, 4.0), description="range of the benign prompts' weight")
-    tau: tuple[float, float] = Field((0.0, 0.2), description="range of the soft selection's least share")
-    temperature: tuple[float, float] = Field(
+    benign: tuple[Positive, Positive] = Field((0.25, 4.0), description="range of the benign prompts' weight")
+    tau: tuple[Share, Share] = Field((0.0, 0.2), description="range of the soft selection's least share")
+    temperature: tuple[Positive, Positive] = Field(
         (0.02, 10.0),
         description="range of the soft selection's temperature; shares differ by 1 at most, so 10 mixes evenly",
     )
+
+    max_weight_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="granularity 'weight' is tried where the dense fp32 matrices of one candidate, all layers together, take "
+        "at most so many bytes, or where the search starts from it; said when the merge begins",
+    )
+
+    @field_validator("benign", "tau", "temperature")
+    @classmethod
+    def _ascending(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if limits[0] > limits[1]:
+            raise ValueError(f"it begins above its end; write [{limits[1]:g}, {limits[0]:g}]")
+        return limits
 
 
 class Trial(Config):
@@ -57,8 +73,26 @@ class Trial(Config):
 class SearchSpace:
     """Translates between Optuna's parameters and Co-Merge configurations."""
 
-    def __init__(self, experts: Sequence[str], start: CoMergeConfig, config: SearchConfig) -> None:
-        self.experts, self.base, self.config = tuple(experts), start, config
+    def __init__(
+        self,
+        experts: Sequence[str],
+        start: CoMergeConfig,
+        config: SearchConfig,
+        groups: Sequence[BlockGroup] = UNET_GROUPS,
+        weight_bytes: int = 0,
+    ) -> None:
+        """Span the space.
+
+        Args:
+            experts: The experts' names.
+            start: The configuration that the search starts from.
+            config: The ranges.
+            groups: The block groups whose factors are searched (``co_merge.block_groups``).
+            weight_bytes: What ``safety.merge.weight_form.dense_bytes`` says of the experts.
+        """
+        self.experts, self.base, self.config, self.groups = tuple(experts), start, config, tuple(groups)
+        left_out = weight_bytes > config.max_weight_bytes and start.granularity != "weight"
+        self.granularities = ("row", "input") if left_out else ("row", "weight", "input")
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -76,15 +110,16 @@ class SearchSpace:
             )
         )
         return {
-            "granularity": CategoricalDistribution(("row", "weight", "input")),
-            "benign": FloatDistribution(*benign, log=True),
+            "granularity": CategoricalDistribution(self.granularities),
+            # Zero, which a start may have, is no number of a logarithmic scale.
+            "benign": FloatDistribution(*benign, log=benign[0] > 0),
             "score": CategoricalDistribution(("vote", "sum")),
             "selection": CategoricalDistribution(("hard", "soft")),
             "tau": FloatDistribution(*tau),
             "temperature": FloatDistribution(*temperature, log=True),
             "strength": around(self.config.strength),
             **{f"expert:{name}": around(self.config.expert_spread) for name in self.experts},
-            **{f"block:{group}": around(self.config.block_spread) for group in BLOCK_GROUPS},
+            **{f"block:{group}": around(self.config.block_spread) for group in self.groups},
         }
 
     def holds(self, parameters: Mapping[str, Any]) -> bool:
@@ -109,7 +144,7 @@ class SearchSpace:
             "temperature": self.base.temperature,
             "strength": 1.0,
             **{f"expert:{name}": 1.0 for name in self.experts},
-            **{f"block:{group}": 1.0 for group in BLOCK_GROUPS},
+            **{f"block:{group}": 1.0 for group in self.groups},
         }
 
     @property
@@ -125,7 +160,7 @@ class SearchSpace:
             {"strength": half},
             {"strength": full},
             {"selection": "soft", "temperature": self.distributions["temperature"].high, "strength": total},
-            {"granularity": "weight", "strength": half},
+            *([{"granularity": "weight", "strength": half}] if "weight" in self.granularities else []),
             *(
                 {"granularity": "input", **{name: self._inside(name, size) for name in ("strength", "benign")}}
                 for size in (1.0, 1.5, 2.0, 2.5)
@@ -148,9 +183,9 @@ class SearchSpace:
             name: self.base.lambdas.get(name, 1.0) * strength * float(parameters[f"expert:{name}"])
             for name in self.experts
         }
-        blocks = {
+        blocks = self.base.block_factors | {
             group: self.base.block_factors.get(group, 1.0) * float(parameters[f"block:{group}"])
-            for group in BLOCK_GROUPS
+            for group in self.groups
         }
         return self.base.model_copy(
             update={

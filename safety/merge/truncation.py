@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
-from safety.lora.weights import LoraLayer, LoraWeights
+from safety.lora.weights import LoraLayer
 
 
 class Truncated(NamedTuple):
@@ -16,21 +17,23 @@ class Truncated(NamedTuple):
     layer: LoraLayer
     lost: float
     """Squared Frobenius norm of the difference."""
-    total: float
-    """Squared Frobenius norm of the original dW."""
+    total: float | None
+    """Squared Frobenius norm of the original dW; None where nothing is lost: a search asks for it of no candidate."""
 
     @property
     def error(self) -> float:
         """Return the relative Frobenius error, in [0, 1]."""
-        return math.sqrt(self.lost / self.total) if self.total > 0 else 0.0
+        return math.sqrt(self.lost / self.total) if self.total else 0.0
 
 
 def truncate(layer: LoraLayer, rank: int) -> Truncated:
-    """Return the best approximation of ``layer`` of at most ``rank`` (Eckart and Young, 1936).
+    """Return the best approximation of ``layer`` of at most ``rank`` (Eckart and Young, 1936); itself where it fits.
 
     dW = B A is decomposed through the QR factors of B and A^T, so that the SVD itself is only as large as the layer's
     rank. Both factors are scaled by the square roots of the singular values.
     """
+    if layer.rank <= rank:
+        return Truncated(layer, 0.0, None)
     left, left_inner = torch.linalg.qr(layer.up.double())
     right, right_inner = torch.linalg.qr(layer.down.double().T)
     inner_left, values, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
@@ -42,13 +45,11 @@ def truncate(layer: LoraLayer, rank: int) -> Truncated:
     return Truncated(LoraLayer(down.float().contiguous(), up.float().contiguous()), lost, total)
 
 
-def truncate_all(weights: LoraWeights, rank: int) -> tuple[LoraWeights, dict[str, float], float]:
-    """Truncate every layer; return the weights, each layer's relative error, and that of all layers together."""
-    parts = {name: truncate(layer, rank) for name, layer in weights.items()}
-    total = sum(part.total for part in parts.values())
-    overall = math.sqrt(sum(part.lost for part in parts.values()) / total) if total > 0 else 0.0
-    return (
-        LoraWeights({name: part.layer for name, part in parts.items()}),
-        {name: part.error for name, part in parts.items()},
-        overall,
-    )
+def overall_error(parts: Iterable[Truncated]) -> float:
+    """Return the relative Frobenius error of all layers together."""
+    every = list(parts)
+    lost = sum(part.lost for part in every)
+    if lost == 0:
+        return 0.0
+    total = sum(part.layer.squared_norm() if part.total is None else part.total for part in every)
+    return math.sqrt(lost / total) if total > 0 else 0.0

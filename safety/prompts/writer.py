@@ -43,7 +43,7 @@ writers: Registry[Callable[[], PromptWriter]] = Registry("prompt writer", __pack
 
 
 def write_prompts(name: str, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> PromptSet:
-    """Return the prompts of the writer called ``name``, checked; raise ConfigError for an unknown name."""
-    written = writers[name]().write(taxonomy, counts, seed)
+    """Return the prompts of the writer called ``name``, checked; raise ConfigError when there is none."""
+    written = writers.find(name, "generate.writer")().write(taxonomy, counts, seed)
     written.check()
     return written

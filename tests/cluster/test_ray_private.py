@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated import autoscaler_pb2
 
 from cluster import ray_private
 from cluster import session as session_module
@@ -37,6 +38,7 @@ USED = {
         "get_runtime_env_default_excludes",
     ),
     "ray._private.runtime_env.packaging": ("_dir_travel", "_get_excludes"),
+    "ray._private.state": ("state",),
     "ray._raylet": ("Config",),
     "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
 }
@@ -150,6 +152,28 @@ def imported(path: Path) -> Iterator[str]:
                 yield text
 
 
+def test_node_types_that_a_cluster_s_service_has_reported_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with look_at("ray/_private/state.py, get_cluster_config"):
+        reported = autoscaler_pb2.ClusterConfig()
+        for resources, most in (({"CPU": 8, "GPU": 1}, 3), ({"CPU": 4}, 0), ({"CPU": 2}, -1)):
+            group = reported.node_group_configs.add(max_count=most)
+            group.resources.update(resources)
+        assert hasattr(ray_private.state, "get_cluster_config")
+        monkeypatch.setattr(ray_private.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: reported)
+        assert ray_private.reported_node_types() == [({"CPU": 8.0, "GPU": 1.0}, 3), ({"CPU": 2.0}, 10_000)]
+        monkeypatch.setattr(ray_private.state, "get_cluster_config", lambda: None)
+        assert ray_private.reported_node_types() == []
+
+
+FAKE_TENSORS = (
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.utils._pytree",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+)
+"""torch's way to run a step without its numbers has no public name; tests/safety/experts/test_memory.py holds it."""
+
+
 def test_no_other_module_imports_what_is_private() -> None:
     """Of Ray, and of every other library: the tests of the files below hold theirs."""
     ours = [path for room in ("cluster", "jobs", "safety", "serve") for path in (ROOT / room).rglob("*.py")]
@@ -159,5 +183,7 @@ def test_no_other_module_imports_what_is_private() -> None:
         for name in imported(path)
         if PRIVATE.search(name) and not name.startswith(("__future__", "cluster.", "jobs.", "safety.", "serve."))
     }
-    assert {path for path, _ in found} == {"cluster/ray_private.py"}, found
-    assert {name.rpartition(".")[0] for _, name in found} <= USED.keys() | {"ray._private"}
+    rays = {name for path, name in found if path == "cluster/ray_private.py"}
+    assert {name.rpartition(".")[0] for name in rays} <= USED.keys() | {"ray._private"}
+    torchs = {(path, name) for path, name in found if path != "cluster/ray_private.py"}
+    assert torchs == {("safety/experts/tracing.py", name) for name in FAKE_TENSORS}

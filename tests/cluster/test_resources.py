@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from cluster import resources
 from cluster.errors import ImpossibleResources
-from cluster.resources import describe_capacity, require, this_node
+from cluster.node_types import NodeType, declare_node_types
+from cluster.resources import describe_capacity, grown_resources, pool_size, require, this_node
 
 
 @pytest.mark.ray
@@ -19,7 +21,7 @@ def test_a_gpu_that_is_not_there_is_reported_at_once(ray_cluster: None) -> None:
         require({"GPU": 1.0}, "train.gpus")
     assert time.monotonic() - started < 5
     assert caught.value.field == "train.gpus"
-    assert caught.value.fix == "lower train.gpus, or use a cluster that has such a node"
+    assert caught.value.fix.startswith("lower train.gpus, use a cluster that has such a node, or name in cluster.node")
     require({"CPU": 2.0, "GPU": 0.0}, "train.cpus")
     require({"CPU": 0.01}, "train.cpus")
     with pytest.raises(ImpossibleResources, match="3 CPU"):
@@ -50,6 +52,37 @@ def test_one_live_node_must_have_it_all(
     else:
         with pytest.raises(ImpossibleResources, match="2 CPU, 1 GPU on one node"):
             require({"CPU": 2.0, "GPU": 1.0}, "x")
+
+
+@pytest.fixture
+def grows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A head without CPUs whose autoscaler adds up to three nodes of eight CPUs and a GPU."""
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [node(memory=1.0)])
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"memory": 1.0})
+    declare_node_types([NodeType(resources={"CPU": 8.0, "GPU": 1.0}, max_nodes=3)])
+    yield
+    declare_node_types([])
+
+
+def test_what_an_autoscaler_can_add_is_not_refused(grows: None) -> None:
+    require({"CPU": 8.0, "GPU": 1.0}, "x")
+    for asked in ({"CPU": 9.0}, {"GPU": 2.0}, {"TPU": 1.0}):
+        with pytest.raises(ImpossibleResources, match="x: the cluster has"):
+            require(asked, "x")
+
+
+def test_a_pool_begins_with_what_is_there_and_grows_with_the_cluster(
+    grows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pool_size(100, {"CPU": 2.0, "GPU": 0.0}) == (1, 12)
+    assert pool_size(100, {"CPU": 2.0, "GPU": 1.0}) == (1, 3)
+    assert pool_size(5, {"CPU": 2.0}) == (1, 5)
+    assert pool_size(100, {"CPU": 2.0}, {"CPU": 4.0}) == (1, 10)
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    assert pool_size(100, {"CPU": 2.0}) == (4, 12), "a node that is there is one of the three"
+    assert grown_resources() == {"CPU": 24.0, "GPU": 3.0}
+    declare_node_types([])
+    assert pool_size(100, {"CPU": 2.0}) == (4, 4)
 
 
 @pytest.mark.ray

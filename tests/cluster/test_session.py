@@ -18,7 +18,8 @@ import ray
 
 from cluster import session as session_module
 from cluster.errors import ClusterUnreachable, MissingBucket, StoreRefused, StoreUnreachable, WrongToken
-from cluster.session import ClusterConfig, connect, worker_environment
+from cluster.node_types import NodeType, declare_node_types, node_types
+from cluster.session import ClusterConfig, connect, connect_ray, worker_environment
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
 
@@ -207,6 +208,20 @@ def test_a_ray_that_is_connected_already_is_used_and_left(ray_cluster: None, sto
         assert found.store.config == store.config
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+def test_who_connects_names_the_nodes_that_can_be_added_but_to_a_local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preflight connects without ``connect``, and must refuse what a run refuses and nothing else."""
+    monkeypatch.setattr(session_module.ray, "is_initialized", lambda: True)
+    kind = NodeType(resources={"GPU": 1.0}, max_nodes=2)
+    try:
+        with connect_ray(ClusterConfig(address="auto", node_types=(kind,)), {}):
+            assert node_types() == (kind,)
+        monkeypatch.setattr("cluster.node_types.reported_node_types", list)
+        with connect_ray(ClusterConfig(node_types=(kind,)), {}):
+            assert node_types() == ()
+    finally:
+        declare_node_types(())
 
 
 def test_workers_get_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:

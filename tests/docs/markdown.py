@@ -18,7 +18,7 @@ INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 COMMAND = re.compile(
-    r"^(make|python|pip|ray|serve|export|\.venv/\S+|pytest|kubectl|kind|helm|docker|curl|tensorboard)\b"
+    r"^(make|python|safetydpo|pip|ray|serve|export|\.venv/\S+|pytest|kubectl|kind|helm|docker|curl|tensorboard)\b"
 )
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,21 @@ import yaml
 from markdown import DOCUMENTS, INLINE, LINK, ROOT, Block, all_blocks, blocks, commands, without_blocks
 from typer.testing import CliRunner
 
+from jobs.export.card import fused_card
+from jobs.release.card import Usage
 from jobs.release.card import write_card as release_card
 from safety.experts.card import write_card as expert_card
 from safety.experts.config import ExpertConfig
 from safety.experts.training import TrainingResult
+from safety.exports.fused_folder import write_fused_folder
 from safety.families import ModelConfig, load_model
-from safety.families.family import model_folder
-from safety.lora.files import LORA_FILE, save_lora
-from safety.release import BaseModelIdentity, ReleaseInfo, file_hash, model_hash
+from safety.families.family import configured_family, families, family_name, model_folder
+from safety.families.model_index import absent_parts
+from safety.lora.files import LORA_FILE, load_lora, save_lora
+from safety.release import RELEASE_FILE, BaseModelIdentity, ReleaseInfo, file_hash, model_hash, read_release
+from tests.support.pico_models import PICO_MODELS
 from tests.support.small_sets import random_lora
+from tests.support.small_world import TAXONOMY
 
 ELSEWHERE = {
     "CONTRIBUTING.md": "the examples are files of their own: tests/docs/test_examples.py runs them",
@@ -58,12 +65,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save_lora(weights, release, metadata={})
     info = ReleaseInfo(
         name="demo",
-        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder("emoji"))),
+        base=BaseModelIdentity(id="emoji", family="stable-diffusion", sha256=model_hash(model_folder(ModelConfig()))),
         adapter_sha256=file_hash(path),
         judge=None,
         provenance={},
     )
     (release / "README.md").write_text(release_card(info, "Apache-2.0", {}, None, None), encoding="utf-8")
+    (release / RELEASE_FILE).write_text(info.model_dump_json(), encoding="utf-8")
     return folder
 
 
@@ -92,10 +100,37 @@ def test_readmes_lines_load_model_and_release_in_stock_diffusers(
 
 def test_the_release_cards_lines_run(checkout: Path) -> None:
     card = (checkout / "out/demo/release/README.md").read_text(encoding="utf-8")
+    base, release = checkout / "safety/emoji/zoo", checkout / "out/demo/release"
+    assert_draws_both_models(run_card(card, PATH_OF_THE_BASE_MODEL=str(base), PATH_OF_THIS_FOLDER=str(release)))
+
+
+@pytest.mark.parametrize("name", PICO_MODELS)
+def test_a_release_cards_lines_run_for_every_family(
+    name: str, pico_model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = ModelConfig(path=str(pico_model_dir(name)))
+    component = families[family_name(config)].component
+    path = save_lora(random_lora(load_model(config), 0), tmp_path, metadata={}, component=component)
+    base = BaseModelIdentity(id="pico", family=name, sha256="0" * 64)
+    info = ReleaseInfo(name="pico", base=base, adapter_sha256=file_hash(path), judge=None, provenance={})
+    pipeline, absent = configured_family(config).pipeline_class, absent_parts(Path(config.path))
+    card = release_card(info, "mit", {}, None, None, Usage(pipeline=pipeline, load=dict.fromkeys(absent)))
+    kind = type(PICO_MODELS[name].stock(Path(config.path)))
+    used = run_card(card, PATH_OF_THE_BASE_MODEL=config.path, PATH_OF_THIS_FOLDER=str(tmp_path))
+    assert type(used) is kind
+    assert used.get_active_adapters()
+    rounding = write_fused_folder(Path(config.path), load_lora(tmp_path), tmp_path / "fused")
+    fused = fused_card(info, pipeline, "mit", rounding, absent=absent)
+    assert type(run_card(fused, PATH_OF_THIS_FOLDER=str(tmp_path / "fused"))) is kind
+
+
+def run_card(card: str, **places: str) -> Any:
+    """Run a card's lines with places filled in, and return the pipeline that they open."""
     (block,) = (block for block in blocks(card, "card") if block.language == "python")
-    text = block.text.replace("PATH_OF_THE_BASE_MODEL", str(checkout / "safety/emoji/zoo"))
-    text = text.replace("PATH_OF_THIS_FOLDER", str(checkout / "out/demo/release"))
-    assert_draws_both_models(run_block(text)["pipeline"])
+    text = block.text
+    for word, place in places.items():
+        text = text.replace(word, place)
+    return run_block(text)["pipeline"]
 
 
 def test_an_expert_cards_lines_run(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,12 +150,22 @@ def test_an_expert_cards_lines_run(checkout: Path, tmp_path: Path, monkeypatch: 
     assert ran == 1
 
 
+def test_a_fused_models_cards_lines_run(checkout: Path, tmp_path: Path) -> None:
+    weights = load_lora(checkout / "out/demo/release")
+    rounding = write_fused_folder(model_folder(ModelConfig()), weights, tmp_path)
+    info = read_release(checkout / "out/demo/release")
+    card = fused_card(info, "StableDiffusionPipeline", "Apache-2.0", rounding)
+    pipe = run_card(card, PATH_OF_THIS_FOLDER=str(tmp_path))
+    assert pipe.unet.dtype == pipe.text_encoder.dtype
+    assert not pipe.get_active_adapters()
+
+
 def test_no_other_card_holds_python() -> None:
     """A card with new lines needs a test here."""
     sources = [path for folder in ("safety", "jobs", "serve", "cluster") for path in (ROOT / folder).rglob("*.*")]
     texts = {path: path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".j2", ".md")}
     held = {path.relative_to(ROOT).as_posix() for path, text in texts.items() if "```python" in text}
-    assert held == {"safety/experts/card.py", "jobs/release/card.py"}
+    assert held == {"safety/experts/card.py", "jobs/release/card.py", "jobs/export/card.py"}
 
 
 def assert_draws_both_models(pipe: Any) -> None:
@@ -201,6 +246,56 @@ def test_the_commands_for_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "keys.yaml").is_file()
 
 
+def test_the_commands_of_exports_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/exports.md's lines, one after another, as they stand."""
+    from jobs.command.app import app
+
+    monkeypatch.chdir(checkout)
+    lines = [line for block in SHELL for line in commands(block) if line.startswith("safetydpo export")]
+    assert len(lines) == 3
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+
+
+OWN_WORLD = """
+from tests.support.pixel_judge import load_pixel_judge as load_judge
+from tests.support.small_world import SmallWriter as Prompts
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "base"),
+    [("README.md", "models/my-stable-diffusion"), ("docs/presets.md", "someone/my-stable-diffusion")],
+)
+def test_the_dozen_lines_of_ones_own_model_pass_all_that_a_run_checks_first(
+    document: str, base: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document's YAML as it stands, with a small model, world and judge where it says that they lie."""
+    from jobs.run.config import load_run
+    from jobs.run.needs import FEW, STAGES, name_problems, prompt_problems
+    from safety.judges.judge import load_judge
+
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "my-stable-diffusion").symlink_to(tiny_model_dir)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "taxonomy.yaml").write_text(yaml.safe_dump(TAXONOMY.model_dump(mode="json")), encoding="utf-8")
+    (tmp_path / "my_world.py").write_text(OWN_WORLD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = (block for block in BLOCKS if block.document == document and block.language == "yaml")
+    assert len(block.text.splitlines()) <= 12
+    (tmp_path / "run.yaml").write_text(block.text, encoding="utf-8")
+    run = load_run(tmp_path / "run.yaml")
+    taxonomy = run.load_taxonomy()
+    assert name_problems(run, taxonomy, STAGES) == []
+    assert prompt_problems(run, taxonomy, STAGES, FEW) == []
+    for judge in (run.generate.judge, run.merge.judge, run.evaluate.judge):
+        assert load_judge(judge, taxonomy).name == "pixel-sum"
+    assert run.base_name == base
+    assert (run.generate.render.height, run.model.device, run.train.gpus_per_worker) == (512, "cuda", 1.0)
+
+
 def check_command(line: str) -> None:
     """Raise AssertionError for a command, option or file that does not exist."""
     words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", line))
@@ -215,6 +310,8 @@ def check_command(line: str) -> None:
         assert rest[0] in TARGETS, f"no target {rest[0]}"
     elif program == "python" and rest[0] == "-m":
         check_module(rest[1], rest[2:])
+    elif program == "safetydpo":
+        check_module("jobs.command", rest)
     elif program in ("python", "pytest", ".venv/bin/pytest", "export"):
         pass
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
+from cluster.node_types import NodeType
 from cluster.session import ClusterConfig, worker_environment
 from cluster.store.artifacts import ArtifactStore
+from tests.faults.endpoint_stub import free_port
 from tests.faults.killing import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -42,15 +44,24 @@ class Nodes:
         """Bring a node up."""
         self.alive.append(self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
 
-    def kill(self) -> None:
-        """Kill the oldest node with all its processes."""
-        self.cluster.remove_node(self.alive.pop(0), allow_graceful=False)
+    def kill(self, *, driving: bool | None = None) -> None:
+        """Kill a node with all its processes: one that drives a training, or does not; else the oldest."""
+        fitting = [node for node in self.alive if driving is not None and _runs(node, "ray::fit") == driving]
+        node = (fitting or self.alive)[0]
+        self.alive.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
         self.killed += 1
 
     def replace(self) -> None:
         """Kill the oldest node, and bring a new one up, as an autoscaler does."""
         self.kill()
         self.add()
+
+
+def _runs(node: Any, name: str) -> bool:
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text(encoding="ascii").split()
+    return any(name in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8") for child in children)
 
 
 @contextmanager
@@ -61,7 +72,14 @@ def several_nodes(count: int) -> Iterator[Nodes]:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_LIMIT_S)
-        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": SOON, "include_dashboard": False}
+        # Ray Train asks the dashboard which trainings have lost their controllers, and frees what these had reserved.
+        head = {
+            "num_cpus": 0,
+            "object_store_memory": STORE_BYTES,
+            "_system_config": SOON,
+            "include_dashboard": True,
+            "dashboard_port": free_port(),
+        }
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield Nodes(cluster, count)
@@ -72,11 +90,14 @@ def several_nodes(count: int) -> Iterator[Nodes]:
 class Job:
     """A job that runs in a process of its own, as ``python -m jobs.NAME --config FILE`` does."""
 
-    def __init__(self, name: str, document: dict[str, Any], folder: Path, address: str) -> None:
+    def __init__(
+        self, name: str, document: dict[str, Any], folder: Path, address: str, node_types: Sequence[NodeType] = ()
+    ) -> None:
         """Start ``jobs.<name>`` on the cluster at ``address``; its words go to ``folder/log``."""
         folder.mkdir(parents=True, exist_ok=True)
         config, self.log = folder / "run.yaml", folder / "log"
-        document = {**document, "cluster": {"address": address, "auth": "disabled"}}
+        added = [kind.model_dump() for kind in node_types]
+        document = {**document, "cluster": {"address": address, "auth": "disabled", "node_types": added}}
         config.write_text(yaml.safe_dump(document), encoding="utf-8")
         # The small world's writer is registered by its import.
         run = f"runpy.run_module('jobs.{name}', run_name='__main__', alter_sys=True)"

@@ -20,13 +20,16 @@ from safetensors.torch import save
 
 from cluster.store.artifacts import ArtifactStore
 from jobs.generate import stage as generate
-from jobs.generate.actors import GroupStore, JudgeActor
+from jobs.generate.actors import JudgeActor
 from jobs.generate.config import GenerateConfig
+from jobs.generate.groups import GroupStore, stored_files
 from jobs.run.artifacts import ArtifactRef
 from safety.dataset.filter import RejectionReason
+from safety.dataset.latents import latents_folder, read_latents
+from safety.dataset.layout import summarise
 from safety.dataset.plan import DatasetPlan, plan_dataset
 from safety.dataset.record import Record, dump_group
-from safety.dataset.summary import DatasetProvenance
+from safety.dataset.summary import BENIGN, DatasetProvenance
 from safety.errors import ImageError
 from safety.images import decode_image, encode_png, pixel_hash
 from safety.judges.judge import JudgeConfig, JudgeIdentity
@@ -127,17 +130,21 @@ def broken(record: Record, spoil: Callable[[bytes], bytes], member: int) -> Reco
     return record.model_copy(update={"images": tuple(images)})
 
 
+def path_category(path: Path) -> str:
+    """Return the category of a file of latents."""
+    return next(name for name in (*TAXONOMY.categories, BENIGN) if latents_folder(name).endswith(path.parent.name))
+
+
 class Sifted:
     """The outcome of a plan's images in generation's own judge actor, group store and layout."""
 
     def __init__(self, store: ArtifactStore, name: str, plan: DatasetPlan, rows: dict[str, Record], work: Path) -> None:
         groups = GroupStore(store, ArtifactRef("dataset", name))
-        stage = JudgeActor(TAXONOMY, CONFIG, groups)
+        stage = JudgeActor("none", TAXONOMY, CONFIG, groups)
         for group in plan.groups:
             records = [rows[record.row.row_id] for record in group.records]
             stage({"index": group.index, "seconds": 0.0, "node": "", "records": dump_group(records)})
         groups.write_empty({"states": torch.zeros(1, 3, 2)})
-        self.reasons = {r.row.row_id: r.reason for _, records in groups.all() for r in records}
         self.folder = work / name
         self.folder.mkdir()
         provenance = DatasetProvenance(
@@ -150,7 +157,18 @@ class Sifted:
             seed=0,
             recipe=CONFIG.recipe(),
         )
-        self.summary = generate.fill(self.folder, plan, provenance, groups)
+        found = groups.finished()
+        self.summary = summarise(plan, provenance, found)
+        generate.fill(self.folder, plan, self.summary, found, groups)
+        ref = ArtifactRef("dataset", name)
+        store.put(*ref, self.folder, config={}, seed=0, stored=stored_files(found))
+        store.fetch(*ref, self.folder)
+        self.reasons: dict[str, RejectionReason | None] = {}
+        for path in self.folder.glob("rejected/*"):
+            for row in pq.read_table(path, columns=["row_id", "reason"]).to_pylist():
+                self.reasons[row["row_id"]] = RejectionReason(row["reason"])
+        for path in self.folder.glob("latents/*/*"):
+            self.reasons |= dict.fromkeys(read_latents(path, path_category(path)).ids)
 
 
 def test_of_a_thousand_images_the_broken_ones_cost_their_rows_alone(
@@ -190,10 +208,8 @@ def test_of_a_thousand_images_the_broken_ones_cost_their_rows_alone(
         row_id: control.reasons[row_id] for row_id in others
     }
     assert not any(str(reason).startswith("image_") for reason in control.reasons.values())
-    table = pq.read_table(found.folder / "rejected.parquet", columns=["row_id", "reason"]).to_pylist()
-    assert {row["row_id"]: row["reason"] for row in table} == {
-        row_id: str(reason) for row_id, reason in found.reasons.items() if reason is not None
-    }
+    assert set(found.reasons) == set(whole), "every row is kept or rejected"
+    assert sum(reason is not None for reason in found.reasons.values()) == rejected
     assert set(BREAKS.values()) <= set(expected.values())
     figures.note(
         "1,000 images, 5% broken (cut, empty, wrong magic, GIF, CMYK, 16 bits, bombs)",

@@ -16,11 +16,12 @@ from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
 from jobs.evaluate.actors import FinishedGroups
-from jobs.generate.actors import GroupStore
-from jobs.run.artifacts import ArtifactRef, StageContext, finished
+from jobs.generate.groups import GroupStore, stored_files
+from jobs.run.artifacts import ArtifactRef, StageContext, fetch_artifact, finished
 from jobs.run.config import RunConfig
 from jobs.run.work_area import Records
 from jobs.train.task import checkpointer
+from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import ArtifactFormatError
 from safety.evaluation.records import RecordTable
@@ -59,9 +60,10 @@ class World:
         self.groups.write_empty({"states": torch.ones(1, 3)})
         for index in range(3):
             row = BenignPrompt(prompt_id=f"b-{index}", prompt=f"a house {index}", split="train", writer="w")
-            self.groups.write(index, [Record(row=row, seed=index)])
+            self.groups.store_group(index, [Record(row=row, seed=index, reason=RejectionReason.BENIGN_FLAGGED)], "m")
             self.report.write(index, RecordTable(records=(), seconds=float(index)))
             self.records.write("trials", {"x": index}, trial(index))
+        self.digests = [self.groups.read(index).digest for index in range(3)]
         for name, target in POINTERS.items():
             swap_pointer(store, name, None, target)
         self.whole = {key: damage.read(store, key) for key in store.keys("")}
@@ -116,8 +118,8 @@ def artifacts_are_right(world: World) -> bool:
             world.store.verify(*ref)
         except CorruptArtifact:
             with pytest.raises(CorruptArtifact, match=f"{ref.kind}/{ref.id}.*Fix: "):
-                world.store.fetch(*ref, world.context.work / "fresh" / str(random.random()))
-            assert not finished(world.context, ref)
+                fetch_artifact(world.store, world.context.work / "fresh" / str(random.random()), ref)
+            assert not finished(world.context, ref), "a file that did not verify where it was used is read again"
             world.put(ref, (ARTIFACT, OTHER).index(ref))
             assert finished(world.context, ref), "it is rebuilt"
             assert {world.store.read(key) for key in world.store.keys(f"artifacts/expert/{ref.id}/files/")} == {
@@ -141,7 +143,18 @@ def checkpoints_are_right(world: World) -> bool:
 def groups_are_right(world: World) -> bool:
     """Say whether every finished group of rows is found; those that are are what was written."""
     found = world.groups.verified()
-    assert all(world.groups.read(index)[0].seed == index for index in found)
+    assert all(world.groups.read(index).digest == world.digests[index] for index in found)
+    return sorted(found) == [0, 1, 2]
+
+
+def group_files_are_right(world: World) -> bool:
+    """Say whether the files of every finished group are found; what has their sizes alone is refused where it is used."""
+    found = world.groups.finished()
+    try:
+        for name, entry in stored_files(found).items():
+            world.store.read_stored(*DATASET, name, entry)
+    except CorruptArtifact:
+        return False
     return sorted(found) == [0, 1, 2]
 
 
@@ -180,7 +193,8 @@ def pointers_are_right(world: World) -> bool:
 
 
 AREAS: Mapping[str, tuple[str, Callable[[World], bool]]] = {
-    "artifacts": ("artifacts/", artifacts_are_right),
+    "artifacts": ("artifacts/expert/", artifacts_are_right),
+    "files of groups": ("artifacts/dataset/", group_files_are_right),
     "checkpoints": ("work/expert/", checkpoints_are_right),
     "groups of rows": ("work/dataset/", groups_are_right),
     "groups of images": ("work/report/", report_is_right),

@@ -47,7 +47,11 @@ def watched(
 def rows_of(context: StageContext, made: Made) -> list[str]:
     """Return the ids of all rows of the dataset, each as often as it is there."""
     folder = context.folder(made.dataset)
-    rejected = pq.read_table(folder / "rejected.parquet", columns=["row_id"]).column(0).to_pylist()
+    rejected = [
+        row_id
+        for path in sorted(folder.glob("rejected/*.parquet"))
+        for row_id in pq.read_table(path, columns=["row_id"]).column(0).to_pylist()
+    ]
     kept = [
         f"{row['pair_id']}/{row['conditioned_on']}"
         for path in sorted(folder.glob("data/*.parquet"))
@@ -137,7 +141,7 @@ def leave_work_behind(context: StageContext, dataset: ArtifactRef, expert: Artif
     """Bring the store to where a run leaves it that dies after it has published and before it has cleared."""
     for key in (
         f"work/expert/{expert.id}/checkpoints/{STEPS:08d}.safetensors",
-        f"work/dataset/{dataset.id}/groups/000000.parquet",
+        f"work/dataset/{dataset.id}/groups/000000.json",
     ):
         context.store.write(key, b"left")
 

@@ -69,7 +69,7 @@ def release(tmp_path: Path, adapter: LoraWeights, tiny_model_dir: Path) -> Path:
     """Return the folder of a release that is right in all."""
     folder = tmp_path / "release"
     save_lora(adapter, folder, metadata={})
-    describe(folder, model_hash(model_folder(str(tiny_model_dir))))
+    describe(folder, model_hash(model_folder(ModelConfig(path=str(tiny_model_dir)))))
     return folder
 
 

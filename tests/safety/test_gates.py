@@ -20,6 +20,7 @@ from safety.gates import (
     gate_prompts,
     gather_prompt_moments,
     load_prompt_moments,
+    prompts_at_once,
 )
 from safety.prompts.writer import PromptCounts, write_prompts
 from safety.taxonomy import find_taxonomy
@@ -127,6 +128,16 @@ def test_a_batch_boundary_changes_nothing(tiny_model: ModelFamily, monkeypatch: 
     whole = gather_prompt_moments(tiny_model, GatePrompts(own, ("a house",)))
     monkeypatch.setattr("safety.gates.BATCH", 2)
     torch.testing.assert_close(gather_prompt_moments(tiny_model, GatePrompts(own, ("a house",))).unsafe, whole.unsafe)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "expected"), [(77, 768, 64), (77, 2048, 64), (512, 4096, 8), (10**5, 4096, 1)]
+)
+def test_as_many_prompts_are_encoded_at_once_as_their_states_in_fp64_allow(
+    tokens: int, width: int, expected: int
+) -> None:
+    # SD 1.5, SDXL, a T5 of FLUX at 16 MiB a prompt, and one prompt over the bound.
+    assert prompts_at_once(torch.empty(1, tokens, width, device="meta")) == expected
 
 
 def test_texts_are_training_prompts_alone() -> None:

@@ -163,7 +163,10 @@ def test_names_that_differ_in_case_or_punctuation_alone_are_refused(one: str, ot
         make(benign=[BENIGN, {"name": one}, {"name": other}])
 
 
-@pytest.mark.parametrize("name", [*RESERVED, "Overall", "co-merge", "co-merge-default", "average", "task-arithmetic"])
+@pytest.mark.parametrize(
+    "name",
+    [*RESERVED, "Overall", "Benign!", "all single", "co-merge", "co-merge-default", "average", "task-arithmetic"],
+)
 def test_a_category_is_not_called_as_another_model_of_the_run(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, concepts=[{**UNSAFE, "category": name}])
     run = RunConfig.model_validate({"run": {"name": "x", "output": "out"}, "taxonomy": str(path)})

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from safety.errors import ArtifactFormatError
-from safety.tensor_format import Head, TensorFormat, Tensors
+from safety.tensor_format import Head, TensorFormat, Tensors, save_tensors
 
 FORMAT = TensorFormat(name="fruit-1", key="fruit", misfit="holds no fruit", field="basket", fix="pick some")
 HEAD = {"colours": {"apple": "grün"}, "ids": ("b", "a")}
@@ -102,3 +102,10 @@ def test_what_the_builder_misses_or_refuses_is_said_of_the_file(tmp_path: Path) 
         FORMAT.read(path, lambda _, tensors: tensors["pear"])
     with pytest.raises(ArtifactFormatError, match="holds no fruit: invalid literal for int"):
         FORMAT.read(path, lambda head, _: int(head["format"]))
+
+
+def test_what_the_machine_refuses_to_write_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """The library's own error says it in words alone, and nothing that handles full disks would know it."""
+    with pytest.raises(FileNotFoundError) as refused:
+        save_tensors(TENSORS, tmp_path / "lost" / "basket.safetensors", {})
+    assert refused.value.filename == str(tmp_path / "lost" / "basket.safetensors")

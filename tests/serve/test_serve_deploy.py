@@ -73,7 +73,7 @@ def test_serve_deploy_brings_the_endpoint_up(ray_cluster: None, tmp_path: Path) 
 
     serve.shutdown()
     store = folder_store(tmp_path / "store")
-    point(store, "aligned", publish(store, "release-zoo", zoo_lora(), model_folder("emoji")))
+    point(store, "aligned", publish(store, "release-zoo", zoo_lora(), model_folder(ModelConfig(path="emoji"))))
     document, port = committed(), free_port()
     document["http_options"]["port"] = port
     [application] = document["applications"]

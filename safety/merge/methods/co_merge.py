@@ -16,11 +16,11 @@ all its rows. Layers that do not read the prompt are then merged by rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from safety.errors import ConfigError
@@ -28,12 +28,22 @@ from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge.calibration import Calibration, LayerStatistics
 from safety.merge.experts import check_experts, stack
+from safety.merge.input_form import InputForm
 from safety.merge.method import CALIBRATION, MergeResult, MethodConfig, Need, base_report, merge_methods
 from safety.merge.selection import Selection, select_hard, select_soft
-from safety.merge.truncation import truncate_all
+from safety.merge.truncation import Truncated, overall_error, truncate
+from safety.merge.weight_form import merge_by_weights, weight_select
 
-BlockGroup = Literal["down", "mid", "up"]
-BLOCK_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
+BlockGroup = Literal["down", "mid", "up", "dual", "single"]
+UNET_GROUPS: tuple[BlockGroup, ...] = ("down", "mid", "up")
+GROUP_PREFIXES: dict[BlockGroup, tuple[str, ...]] = {
+    "down": ("down_block.", "down_blocks."),
+    "mid": ("mid_block.", "mid_blocks."),
+    "up": ("up_block.", "up_blocks."),
+    "dual": ("transformer_blocks.",),
+    "single": ("single_transformer_blocks.",),
+}
+"""The starts of module names: a UNet's blocks, and the dual and single stream blocks of a transformer."""
 
 
 class CoMergeConfig(MethodConfig):
@@ -55,38 +65,40 @@ class CoMergeConfig(MethodConfig):
     temperature: float = Field(0.1, gt=0, description="soft: as it approaches 0 the selection becomes the hard one")
     lambdas: dict[str, float] = Field({}, description="factor on an expert's dW, by name; 1 where not named")
     block_factors: dict[BlockGroup, float] = Field({}, description="factor on a block group's dW; 1 where not named")
-    form: Literal["exact", "svd"] = Field("exact", description="the exact merge, or one of truncated rank")
-    svd_rank: int | None = Field(None, gt=0, description="rank of the form 'svd'")
-
-    @model_validator(mode="after")
-    def _rank_given(self) -> CoMergeConfig:
-        if (self.form == "svd") != (self.svd_rank is not None):
-            raise ValueError("give svd_rank with form 'svd', and only then")
-        return self
+    max_rank: int | None = Field(
+        64,
+        gt=0,
+        description="highest rank of a merged layer: what is higher is cut by SVD, and the report and the card state the "
+        "error; None: the exact merge",
+    )
 
 
 def block_group(name: str) -> BlockGroup | None:
-    """Return the block group of a UNet's module by its dotted name; None for a module of no group."""
-    for group in BLOCK_GROUPS:
-        if name.startswith((f"{group}_block", f"{group}_blocks")):
-            return group
-    return None
+    """Return the block group of a denoiser's module by its dotted name; None for a module of no group."""
+    return next((group for group, starts in GROUP_PREFIXES.items() if name.startswith(starts)), None)
 
 
-def scores(layers: list[LoraLayer], statistics: LayerStatistics, config: CoMergeConfig) -> Tensor:
-    """Return the experts' scores: [N, outputs] for rows, [N, outputs, inputs] for weights."""
-    if config.granularity != "weight":
-        return statistics.votes if config.score == "vote" else statistics.signal
-    magnitude = torch.stack([layer.delta().abs() for layer in layers])
-    if config.score == "sum":
-        return magnitude * statistics.mean_input
-    # No pass over the inputs is needed. |x_k| is common to all experts, so for every input with x_k != 0 the
-    # largest |dW_i[j,k]| |x_k| is at the largest |dW_i[j,k]|: multiplying by one positive number keeps the order
-    # and the ties. Hence the winner is the same for all inputs, and gets the vote of each one with x_k != 0. An input
-    # with x_k = 0, or a weight that is zero in every expert, gives no signal and no vote.
-    first = magnitude.argmax(dim=0, keepdim=True)
-    votes = torch.zeros_like(magnitude).scatter_(0, first, 1.0)
-    return votes * (magnitude.amax(dim=0, keepdim=True) > 0) * statistics.active_inputs
+def block_groups(layers: Iterable[str]) -> tuple[BlockGroup, ...]:
+    """Return the groups whose factors are worth a search: a UNet's, or a transformer's where layers of both kinds are adapted.
+
+    The factor of a single group would do what the lambdas together do.
+    """
+    found = {block_group(name) for name in layers}
+    if found & set(UNET_GROUPS):
+        return UNET_GROUPS
+    present = tuple(group for group in GROUP_PREFIXES if group in found)
+    return present if len(present) > 1 else ()
+
+
+class MergedLayer(NamedTuple):
+    """One merged layer, and what was chosen in it."""
+
+    layer: Truncated
+    cells: int
+    """The number of rows, weights or directions that were shared out."""
+    shares: Tensor
+    """fp64 [N]: each expert's mean coefficient over the cells."""
+    ties: int
 
 
 class CoMerge:
@@ -96,29 +108,69 @@ class CoMerge:
     config_type: type[MethodConfig] = CoMergeConfig
     needs: frozenset[Need] = frozenset({CALIBRATION})
 
+    def __init__(self, device: str = "cpu", *, keep: bool = False) -> None:
+        """Prepare for merging.
+
+        Args:
+            device: Where the gates of granularity "input" are computed.
+            keep: Keep what the candidates of one search have in common, for the next call with the same experts.
+        """
+        self.device, self.keep = device, keep
+        self._kept: tuple[object, object, float, InputForm] | None = None
+
     def __call__(
         self, experts: Mapping[str, LoraWeights], statistics: Calibration | None, config: CoMergeConfig, /
     ) -> MergeResult:
         """Return the merge; raise ConfigError for missing statistics, those of other experts, or an unknown lambda."""
         check_experts(experts)
         calibration = _check(experts, statistics, config)
-        gates = _gates(calibration, config)
-        merged = {
-            name: _merge_layer(name, experts, calibration.layers[name], config, gates.get(name))
-            for name in next(iter(experts.values()))
-        }
-        weights = LoraWeights({name: layer for name, (layer, _) in merged.items()})
-        errors, overall = dict.fromkeys(weights, 0.0), 0.0
-        if config.svd_rank is not None:
-            weights, errors, overall = truncate_all(weights, config.svd_rank)
+        names = list(next(iter(experts.values())))
+        merged = self._by_inputs(experts, calibration, config) if config.granularity == "input" else {}
+        for name in names:
+            if name not in merged:
+                merged[name] = _merge_layer(name, experts, calibration.layers[name], config)
+        weights = LoraWeights({name: found.layer.layer for name, found in merged.items()})
         report = base_report(experts, weights, config)
-        report |= _selection_report(list(experts), {name: selection for name, (_, selection) in merged.items()})
+        report |= _selection_report(list(experts), {name: merged[name] for name in names})
         report["calibration"] = {
             "inputs": sum(layer.count for layer in calibration.layers.values()),
             "ties": sum(layer.ties for layer in calibration.layers.values()),
         }
-        report["svd_error"] = {"overall": overall, "layers": errors}
+        report["svd_error"] = {
+            "overall": overall_error(found.layer for found in merged.values()),
+            "layers": {name: merged[name].layer.error for name in names},
+        }
         return MergeResult(weights, report)
+
+    def _by_inputs(
+        self, experts: Mapping[str, LoraWeights], calibration: Calibration, config: CoMergeConfig
+    ) -> dict[str, MergedLayer]:
+        """Return the layers that read the prompt, merged by inputs; none where no adapted layer reads it alone."""
+        if not calibration.text_layers:
+            return {}
+        if config.gate.directions is not None:
+            return _by_directions(experts, calibration, config, self.device)
+        form = self._input_form(experts, calibration, config.gate.ridge)
+        coefficients = form.coefficients(config.gate.benign)
+        found = {}
+        for name, down in form.downs(config.gate.benign).items():
+            layers = [expert[name] for expert in experts.values()]
+            ups = [layer.up * value for layer, value in zip(layers, _lambdas(name, experts, config), strict=True)]
+            found[name] = _merged(LoraLayer(down, torch.cat(ups, dim=1)), Selection(coefficients, 0), config)
+        return found
+
+    def _input_form(self, experts: Mapping[str, LoraWeights], calibration: Calibration, ridge: float) -> InputForm:
+        if (
+            self._kept is not None
+            and self._kept[0] is experts
+            and self._kept[1] is calibration
+            and self._kept[2] == ridge
+        ):
+            return self._kept[3]
+        form = InputForm(experts, calibration.text_layers, calibration.moments, ridge, self.device)
+        if self.keep:
+            self._kept = (experts, calibration, ridge, form)
+        return form
 
 
 def _check(experts: Mapping[str, LoraWeights], statistics: Calibration | None, config: CoMergeConfig) -> Calibration:
@@ -142,59 +194,66 @@ def _check(experts: Mapping[str, LoraWeights], statistics: Calibration | None, c
     return statistics
 
 
-def _gates(calibration: Calibration, config: CoMergeConfig) -> dict[str, Tensor]:
-    """Return the experts' gates [N, inputs, inputs] by layer, for the layers that are merged by inputs."""
-    if config.granularity != "input":
-        return {}
-    gates = calibration.moments.gates(config.gate)
-    return dict.fromkeys(calibration.text_layers, gates)
+def _by_directions(
+    experts: Mapping[str, LoraWeights], calibration: Calibration, config: CoMergeConfig, device: str
+) -> dict[str, MergedLayer]:
+    """Return the layers that read the prompt, merged by gates of a few directions each."""
+    gates = calibration.moments.gates(config.gate, device=device)
+    selection = Selection(gates.diagonal(dim1=1, dim2=2), 0)
+    found = {}
+    for name in calibration.text_layers:
+        gated = [expert[name].gated(gate) for expert, gate in zip(experts.values(), gates, strict=True)]
+        found[name] = _merged(stack(gated, _lambdas(name, experts, config)), selection, config)
+    return found
+
+
+def _lambdas(name: str, experts: Mapping[str, LoraWeights], config: CoMergeConfig) -> list[float]:
+    """Return the experts' factors on a layer."""
+    group = block_group(name)
+    factor = config.block_factors.get(group, 1.0) if group else 1.0
+    return [factor * config.lambdas.get(expert, 1.0) for expert in experts]
+
+
+def _merged(layer: LoraLayer, selection: Selection, config: CoMergeConfig) -> MergedLayer:
+    """Return a merged layer, cut to the highest rank."""
+    cut = truncate(layer, layer.rank if config.max_rank is None else config.max_rank)
+    cells = selection.coefficients[0].numel()
+    return MergedLayer(cut, cells, selection.coefficients.flatten(1).double().mean(dim=1), selection.ties)
 
 
 def _merge_layer(
-    name: str,
-    experts: Mapping[str, LoraWeights],
-    statistics: LayerStatistics,
-    config: CoMergeConfig,
-    gates: Tensor | None,
-) -> tuple[LoraLayer, Selection]:
+    name: str, experts: Mapping[str, LoraWeights], statistics: LayerStatistics, config: CoMergeConfig
+) -> MergedLayer:
+    """Merge one layer by its rows or weights."""
     layers = [expert[name] for expert in experts.values()]
-    group = block_group(name)
-    factor = config.block_factors.get(group, 1.0) if group else 1.0
-    lambdas = [factor * config.lambdas.get(expert, 1.0) for expert in experts]
-    if gates is not None:
-        gated = [layer.gated(gate) for layer, gate in zip(layers, gates, strict=True)]
-        return stack(gated, lambdas), Selection(gates.diagonal(dim1=1, dim2=2), 0)
-    found = scores(layers, statistics, config)
-    selection = select_hard(found) if config.selection == "hard" else select_soft(found, config.tau, config.temperature)
+    lambdas = _lambdas(name, experts, config)
+
+    def choose(scores: Tensor) -> Selection:
+        return (
+            select_hard(scores) if config.selection == "hard" else select_soft(scores, config.tau, config.temperature)
+        )
+
+    if config.granularity == "weight":
+        select = weight_select(choose, config.score, statistics.mean_input, statistics.active_inputs)
+        found = merge_by_weights(name, layers, lambdas, select, config.max_rank)
+        return MergedLayer(found.layer, layers[0].up.shape[0] * layers[0].down.shape[1], found.shares, found.ties)
+    selection = choose(statistics.votes if config.score == "vote" else statistics.signal)
     shares = [share * value for share, value in zip(selection.coefficients, lambdas, strict=True)]
-    if config.granularity != "weight":
-        return stack(layers, shares), selection
-    dense = torch.stack([share * layer.delta() for share, layer in zip(shares, layers, strict=True)]).sum(dim=0)
-    return _factor_exactly(dense), selection
+    return _merged(stack(layers, shares), selection, config)
 
 
-def _factor_exactly(dense: Tensor) -> LoraLayer:
-    """Return dW [outputs, inputs] as a LoRA layer of full rank: one factor is the identity, so nothing is rounded."""
-    outputs, inputs = dense.shape
-    if inputs <= outputs:
-        return LoraLayer(torch.eye(inputs), dense)
-    return LoraLayer(dense, torch.eye(outputs))
-
-
-def _selection_report(experts: list[str], selections: Mapping[str, Selection]) -> dict[str, Any]:
-    cells = {name: selection.coefficients[0].numel() for name, selection in selections.items()}
-    shares = {name: selection.coefficients.flatten(1).double().mean(dim=1) for name, selection in selections.items()}
-    total = sum(cells.values())
-    overall = torch.stack([share * (cells[name] / total) for name, share in shares.items()]).sum(dim=0)
+def _selection_report(experts: list[str], layers: Mapping[str, MergedLayer]) -> dict[str, Any]:
+    total = sum(found.cells for found in layers.values())
+    overall = torch.stack([found.shares * (found.cells / total) for found in layers.values()]).sum(dim=0)
     return {
         "shares": {
             "overall": dict(zip(experts, overall.tolist(), strict=True)),
-            "layers": {name: dict(zip(experts, share.tolist(), strict=True)) for name, share in shares.items()},
+            "layers": {name: dict(zip(experts, found.shares.tolist(), strict=True)) for name, found in layers.items()},
         },
         "ties": {
-            "overall": sum(selection.ties for selection in selections.values()),
+            "overall": sum(found.ties for found in layers.values()),
             "cells": total,
-            "layers": {name: selection.ties for name, selection in selections.items()},
+            "layers": {name: found.ties for name, found in layers.items()},
         },
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact
+from cluster.errors import AlreadyPublished, ClusterError, CorruptArtifact, InvalidArtifactFolder
 from cluster.store.artifacts import ArtifactStore
+from cluster.store.limits import Limit, limit_of
+from cluster.store.local_copy import VerifiedFiles
 from cluster.store.manifest import MANIFEST, hash_file
 from cluster.store.pointer import read_pointer
 
@@ -198,6 +201,16 @@ def test_what_an_artifact_may_not_hold_is_not_published(
     assert store.keys("") == []
 
 
+def test_a_manifest_that_could_never_be_read_is_not_written(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Limit("a manifest", 1000)
+    monkeypatch.setattr("cluster.store.artifacts.limit_of", lambda key: small if key == PLACE else limit_of(key))
+    with pytest.raises(InvalidArtifactFolder, match=r"expert/expert-1: the manifest of its 4 files has \d+ bytes"):
+        publish(store, filled(tmp_path / "source"))
+    assert store.keys("") == []
+
+
 def flip(data: bytes) -> bytes:
     return data[:500] + bytes([data[500] ^ 1]) + data[501:]
 
@@ -311,3 +324,102 @@ def test_the_hash_of_a_file_is_sha256_of_all_of_it(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 10_000)
     assert hash_file(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert hash_file(path).size == 2_560_000
+
+
+def test_what_processes_added_is_published_by_its_names_and_hashes(store: ArtifactStore, tmp_path: Path) -> None:
+    there = pickle.loads(pickle.dumps(store))
+    stored = {name: there.add("expert", "expert-1", name, data) for name, data in FILES.items()}
+    assert store.ids("expert") == [], "files without a manifest are no artifact"
+    folder = filled(tmp_path / "own", {"card.md": b"small"})
+    manifest = store.put("expert", "expert-1", folder, config={}, seed=0, stored=stored)
+    assert set(manifest.files) == {*FILES, "card.md"}
+    assert store.verify("expert", "expert-1") == manifest
+    assert contents(store.fetch("expert", "expert-1", tmp_path / "copy")) == {**FILES, "card.md": b"small"}
+    for name in ("../x", "a.bin", MANIFEST):
+        with pytest.raises(ClusterError, match=r"unsafe file name|can run code"):
+            store.add("expert", "expert-1", name, b"")
+
+
+def test_an_artifact_is_not_published_without_a_file_that_was_added(store: ArtifactStore, tmp_path: Path) -> None:
+    stored = {name: store.add("expert", "expert-1", name, data) for name, data in FILES.items()}
+    [key] = [key for key in store.keys("artifacts/") if key.endswith("rows.parquet")]
+    for damage in (b"row", None):
+        if damage is None:
+            store.delete(key)
+        else:
+            store.write(key, damage)
+        with pytest.raises(CorruptArtifact, match=r"expert/expert-1/data/rows\.parquet"):
+            store.put("expert", "expert-1", tmp_path, config={}, seed=0, stored=stored)
+        assert store.manifest("expert", "expert-1") is None
+
+
+def test_of_several_makers_one_publishes_and_the_others_files_can_be_pruned(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    first = {"a.json": store.add("x", "x-1", "a.json", b"[1]")}
+    lost = {"a.json": store.add("x", "x-1", "a.json", b"[2]")}
+    store.put("x", "x-1", tmp_path, config={}, seed=0, stored=first)
+    with pytest.raises(AlreadyPublished):
+        store.put("x", "x-1", tmp_path, config={}, seed=0, stored=lost)
+    assert len(store.keys("artifacts/x/x-1/files/")) == 2
+    store.prune("x", "x-1")
+    assert len(store.keys("artifacts/x/x-1/files/")) == 1
+    assert store.read_file("x", "x-1", "a.json") == b"[1]"
+
+
+def test_sizes_tell_what_is_lost_without_a_byte_read(store: ArtifactStore, tmp_path: Path) -> None:
+    manifest = publish(store, filled(tmp_path / "source"))
+    assert store.lost_files("expert", "expert-1", manifest.files) == []
+    keys = store.keys("artifacts/expert/expert-1/files/")
+    assert store.sizes("artifacts/expert/expert-1/files/") == {key: len(store.read(key) or b"") for key in keys}
+    cut, gone = (next(key for key in keys if key.endswith(name)) for name in ("weights.safetensors", "a b.txt"))
+    store.write(cut, b"w" * 999)
+    store.delete(gone)
+    assert sorted(store.lost_files("expert", "expert-1", manifest.files)) == ["a b.txt", "weights.safetensors"]
+
+
+def test_some_files_are_fetched_by_their_patterns(published: ArtifactStore, tmp_path: Path) -> None:
+    folder = published.fetch("expert", "expert-1", tmp_path / "copy", files=["data/*", "a b.txt"])
+    assert set(contents(folder)) == {"data/rows.parquet", "data/empty.json", "a b.txt"}
+
+
+def test_a_copy_is_read_for_its_hashes_once(
+    published: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+
+    def fetch() -> None:
+        verified = VerifiedFiles(folder)
+        published.fetch("expert", "expert-1", folder, verified=verified)
+        verified.save()
+
+    fetch()
+    hashed: list[Path] = []
+    monkeypatch.setattr("cluster.store.local_copy.hash_file", lambda path: hashed.append(path) or hash_file(path))
+    fetch()
+    assert hashed == []
+    status = (folder / "weights.safetensors").stat()
+    (folder / "weights.safetensors").write_bytes(b"W" * 1000)
+    os.utime(folder / "weights.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (folder / "stale.json").write_text("{}")
+    fetch()
+    assert contents(folder) == FILES, "a change is seen although size and time are as before"
+    for record in (b"", b"[]", b"{", b'{"weights.safetensors": 3}'):
+        VerifiedFiles(folder).path.write_bytes(record)
+        fetch()
+        assert contents(folder) == FILES
+
+
+def test_a_file_that_is_corrupt_is_deleted_and_a_whole_one_is_not(published: ArtifactStore) -> None:
+    keys = published.keys("artifacts/expert/expert-1/files/")
+    for name in FILES:
+        published.verify_file("expert", "expert-1", name)
+    published.verify_file("expert", "expert-1", "never heard of")
+    [key] = [key for key in keys if key.endswith("weights.safetensors")]
+    published.write(key, b"x" * 1000)
+    with pytest.raises(CorruptArtifact, match=r"weights\.safetensors"):
+        published.verify_file("expert", "expert-1", "weights.safetensors")
+    assert published.keys("artifacts/expert/expert-1/files/") == [other for other in keys if other != key]
+    assert published.manifest("expert", "expert-1") is not None
+    published.withdraw("expert", "expert-1")
+    assert published.manifest("expert", "expert-1") is None

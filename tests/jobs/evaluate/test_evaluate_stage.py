@@ -303,8 +303,8 @@ def test_resources_that_are_not_there_are_an_error_at_once(session: Session) -> 
         evaluation_actors(ModelConfig(), EvaluateConfig(gpus_per_actor=1.0))
     with pytest.raises(ConfigError, match=r"evaluate\.gpus_per_actor"):
         evaluation_actors(ModelConfig(device="cuda"), EvaluateConfig())
-    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9)) == 2
-    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9, cpus_per_actor=0.5)) == 4
+    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9)) == (2, 2)
+    assert evaluation_actors(ModelConfig(), EvaluateConfig(actors=9, cpus_per_actor=0.5)) == (4, 4)
 
 
 def test_experts_can_be_left_out_but_not_the_merge(context: StageContext) -> None:

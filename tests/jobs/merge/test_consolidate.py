@@ -14,13 +14,12 @@ from cluster.session import Session
 from jobs.merge import consolidate
 from jobs.merge.config import ConsolidateConfig
 from jobs.merge.consolidate import REPORT_FILE, Consolidation
+from jobs.merge.files import truncation_error
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.stages import Stages
 from jobs.train.config import CONSOLIDATED
 from jobs.train.worker import ExpertTask, load_sets, pairs_of
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import write_preference_file
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining
@@ -31,7 +30,7 @@ from safety.lora.weights import LoraWeights
 from safety.merge.rendered_score import choose_prompts, score_by_rendering
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.no_model_here import no_model_here
-from tests.support.small_sets import preferences, random_lora
+from tests.support.small_sets import preferences, random_lora, write_sets
 from tests.support.small_world import knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -70,8 +69,7 @@ def context(session: Session, tiny_model_dir: Path, tmp_path_factory: pytest.Tem
 def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     folder = tmp_path_factory.mktemp("dataset")
     write_prompt_file(PROMPTS, folder / PROMPTS_FILE)
-    for category in CATEGORIES:
-        write_preference_file(folder / latents_file(category), preferences(model, PROMPTS, category))
+    write_sets(folder, *(preferences(model, PROMPTS, category) for category in CATEGORIES))
     return put(context, "dataset", "dataset-consolidate", folder)
 
 
@@ -79,6 +77,7 @@ def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.
 def merged(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     folder = tmp_path_factory.mktemp("merged")
     save_lora(random_lora(model, 5), folder, metadata={})
+    (folder / REPORT_FILE).write_text(json.dumps({"svd_error": {"overall": 0.125}}), encoding="utf-8")
     return put(context, "merge", "merge-consolidate", folder)
 
 
@@ -101,6 +100,14 @@ def found(context: StageContext, dataset: ArtifactRef, merged: ArtifactRef) -> A
 @pytest.fixture(scope="module")
 def report(context: StageContext, found: ArtifactRef) -> Consolidation:
     return Consolidation.model_validate_json((context.folder(found) / REPORT_FILE).read_bytes())
+
+
+def test_its_report_says_what_cutting_the_merge_to_its_rank_cost(
+    context: StageContext, found: ArtifactRef, report: Consolidation
+) -> None:
+    assert report.truncation == 0.125
+    # The release's card, too.
+    assert truncation_error(context.folder(found)) == 0.125
 
 
 def assert_same(found: LoraWeights, expected: LoraWeights) -> None:

@@ -25,8 +25,6 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.run.metrics import BEST_SCORE, TRIALS
 from jobs.run.work_area import Records
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import write_preference_file
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.lora.files import load_lora, save_lora
@@ -41,7 +39,7 @@ from safety.prompts.rows import PromptSet
 from tests.support.merge_method_file import LABEL, NAME, add_method
 from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import wait_for
-from tests.support.small_sets import preferences, random_lora
+from tests.support.small_sets import preferences, random_lora, write_sets
 from tests.support.small_world import TAXONOMY, knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -95,8 +93,7 @@ def put(context: StageContext, kind: str, name: str, folder: Path) -> ArtifactRe
 def dataset(context: StageContext, model: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     folder = tmp_path_factory.mktemp("dataset")
     write_prompt_file(prompt_set(), folder / PROMPTS_FILE)
-    for category in CATEGORIES:
-        write_preference_file(folder / latents_file(category), preferences(model, prompt_set(), category))
+    write_sets(folder, *(preferences(model, prompt_set(), category) for category in CATEGORIES))
     return put(context, "dataset", "dataset-pico", folder)
 
 

@@ -23,14 +23,16 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer, swap_pointer
 from cluster.store.signatures import TrustedKeys
 from jobs.release import stage as release
-from jobs.release.card import Measured, write_card
+from jobs.release.card import Measured, Usage, write_card
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from safety.errors import ArtifactFormatError
 from safety.evaluation.benign import BenignQuality
 from safety.evaluation.bootstrap import Estimate
+from safety.exports.fused_file import write_fused_file
 from safety.families import ModelConfig, load_model
-from safety.lora.files import LORA_FILE, save_lora
+from safety.lora.files import LORA_FILE, load_lora, save_lora
+from safety.lora.kohya import KOHYA_FILE
 from safety.lora.weights import LoraWeights
 from safety.release import BaseModelIdentity, ReleaseInfo, model_hash, read_release
 from tests.support.signing import make_keys
@@ -134,6 +136,80 @@ def test_a_release_says_what_it_is_and_where_it_comes_from(
     assert "not measured" not in card
 
 
+def test_a_release_holds_kohyas_form_too_and_its_card_says_how_all_is_used(
+    context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
+) -> None:
+    hub = "someone/a-model"
+    named = context.run.release.model_copy(update={"base_model": hub})
+    ref = release.run(replace(context, run=context.run.model_copy(update={"release": named})), merged, report)
+    folder = context.store.fetch(ref.kind, ref.id, tmp_path / "fetched")
+    found, layers = load_file(folder / KOHYA_FILE), load_lora(folder)
+    assert {name.partition(".")[0] for name in found} == {f"lora_unet_{name.replace('.', '_')}" for name in layers}
+    assert read_release(folder).base.id == hub
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == hub
+    assert f'StableDiffusionPipeline.from_pretrained("{hub}", safety_checker=None)' in card
+    assert "There is no trigger word" in card
+    assert "The base model's own is `DDIMScheduler`" in card
+    assert "drawn with 2 steps at guidance 2.5" in card
+    assert f"`{KOHYA_FILE}` is the same adapter in kohya's form" in card
+
+
+def test_a_card_names_the_pipelines_own_class_and_what_truncation_cost() -> None:
+    base = BaseModelIdentity(id="x", family="sdxl", sha256="0" * 64)
+    info = ReleaseInfo(name="x", base=base, adapter_sha256="1" * 64, judge=None, provenance={})
+    use = Usage(pipeline="StableDiffusionXLPipeline", truncation=0.01234)
+    card = write_card(info, "mit", {}, None, None, use)
+    assert "from diffusers import StableDiffusionXLPipeline\n" in card
+    assert 'StableDiffusionXLPipeline.from_pretrained("PATH_OF_THE_BASE_MODEL")\n' in card
+    assert "cut to its rank with a relative error of 0.0123" in card
+    assert "cut to its rank" not in write_card(info, "mit", {}, None, None)
+
+
+def test_a_card_loads_a_hubs_model_by_its_id_as_the_run_did(
+    context: StageContext, merged: ArtifactRef, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is ``model.path`` itself, and ``release.base_model`` is not set."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--someone--a-model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit, encoding="utf-8")
+    (cache / "snapshots").mkdir()
+    (cache / "snapshots" / commit).symlink_to(tiny_model_dir)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    # The smoke images may be a worker's, who has another cache.
+    monkeypatch.setattr(release, "check_adapter", lambda *_: None)
+    model = ModelConfig(path="someone/a-model", revision=commit)
+    ref = release.run(replace(context, run=context.run.model_copy(update={"model": model})), merged, None)
+    card = (context.store.fetch(ref.kind, ref.id, tmp_path / "fetched") / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "someone/a-model"
+    assert f'from_pretrained("someone/a-model", revision="{commit}", safety_checker=None)' in card
+
+
+def test_a_card_opens_a_single_file_as_one(
+    context: StageContext, merged: ArtifactRef, adapter: LoraWeights, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "base.safetensors"
+    write_fused_file(tiny_model_dir, adapter, file, {})
+    model = ModelConfig(path=str(file), settings=str(tiny_model_dir), cache=tmp_path / "cache")
+    run = context.run.model_copy(update={"model": model})
+    named = run.model_copy(update={"release": run.release.model_copy(update={"base_model": "someone/a-model"})})
+    for given, line in (
+        (run, 'from_single_file("PATH_OF_THE_BASE_MODEL", safety_checker=None)'),
+        (named, 'from_pretrained("someone/a-model", safety_checker=None)'),
+    ):
+        ref = release.run(replace(context, run=given), merged, None)
+        card = context.store.read_file(ref.kind, ref.id, "README.md").decode()
+        assert line in card
+
+
+def test_a_card_gives_a_hub_no_path_for_an_id(context: StageContext, merged: ArtifactRef, tmp_path: Path) -> None:
+    ref = release.run(context, merged, None)
+    card = (context.store.fetch(ref.kind, ref.id, tmp_path / "fetched") / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert 'from_pretrained("PATH_OF_THE_BASE_MODEL", safety_checker=None)' in card
+
+
 def test_the_pointer_names_the_release_and_the_same_content_is_published_once(
     context: StageContext, merged: ArtifactRef, report: ArtifactRef
 ) -> None:
@@ -146,6 +222,17 @@ def test_the_pointer_names_the_release_and_the_same_content_is_published_once(
     other = release.run(context, merged, None)
     assert other != first
     assert read_pointer(context.store, "aligned") == other.id
+
+
+def test_a_release_that_is_corrupt_in_the_store_is_published_again_although_this_machines_copy_is_whole(
+    context: StageContext, merged: ArtifactRef, report: ArtifactRef, tmp_path: Path
+) -> None:
+    ref = release.run(context, merged, report)
+    [key] = [key for key in context.store.keys("artifacts/release/") if key.endswith(f"/{LORA_FILE}")]
+    whole = context.store.read(key) or b""
+    context.store.write(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert release.run(context, merged, report) == ref
+    assert context.store.read(key) == whole
 
 
 def test_the_release_is_delivered_into_the_output_folder_in_place_of_an_older_one(

@@ -62,6 +62,11 @@ def write(folder: Path, **sections: Any) -> Path:
     return path
 
 
+def test_a_quantised_base_that_shall_be_divided_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shard_base cannot divide weights of nf4"):
+        load_run(write(tmp_path, model={"path": "m", "quantize": "nf4"}, train={"shard_base": True, "workers": 2}))
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> None:
     document: dict[str, Any] = {}
@@ -75,6 +80,13 @@ def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> No
     assert refused.value.field == old
     assert f"{old}: unknown key" in refused.value.message
     assert refused.value.fix == f"it is called {RENAMED[old]} now"
+
+
+def test_an_unknown_key_of_a_part_by_name_ends_in_no_empty_list(tmp_path: Path) -> None:
+    objective = {"name": "diffusion-dpo", "anchor_weight": 3}
+    with pytest.raises(ConfigError, match="anchor_weight: unknown key") as refused:
+        load_run(write(tmp_path, train={"expert": {"objective": objective}}))
+    assert refused.value.fix == "remove it"
 
 
 def test_a_misspelt_key_of_an_optional_section_names_the_nearest(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from jobs.run.config import RunConfig
 from jobs.run.load_checks import LoadChecks
-from jobs.run.needs import STAGES, name_problems, require_needs, stages_up_to
+from jobs.run.needs import STAGES, load_problems, name_problems, require_needs, run_loads, stages_up_to
 from jobs.stages import Stages
 from safety.errors import ConfigError
+from safety.families import family
 from safety.families.weight_files import require_folder
 from tests.jobs.conftest import ROOT
 from tests.support.no_model_here import no_model_here
@@ -67,6 +69,18 @@ def test_a_start_tells_what_it_would_fail_on_without_loading_a_model(tmp_path: P
         require_needs(run_of(tmp_path, changes), STAGES)
     assert refused.value.field == field
     assert refused.value.fix
+
+
+def test_an_arithmetic_that_weights_lack_is_told_where_they_are_loaded(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where "auto" is bf16, and a driver without it knows no type.
+    monkeypatch.setattr(family, "resolve_dtype", lambda *_: torch.bfloat16)
+    for precision, fields in (("fp32", ["train.expert.precision"]), ("bf16", []), ("auto", [])):
+        model, expert = {"path": str(tiny_model_dir)}, {"precision": precision}
+        run = run_of(tmp_path, {"model": model, "train": {"expert": expert}})
+        problems = load_problems(run_loads(run, ["train"]), run.load_taxonomy(), models=True)
+        assert [problem.field for problem in problems] == fields
 
 
 def test_a_run_without_a_fault_starts(tmp_path: Path) -> None:

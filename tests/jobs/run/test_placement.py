@@ -157,7 +157,13 @@ def test_the_gpu_overlay_loads_nothing_in_a_driver_without_its_device(
     generate.describe(context, run.load_taxonomy())
     monkeypatch.setattr(evaluate, "_machine", lambda: "")
     evaluate.describe(context, run.load_taxonomy(), {})
-    assert workers.asked == [("judge_identity", 1.0, 0.0), ("judge_identity", 2.0, 1.0), ("features_name", 2.0, 1.0)]
+    # A model's files are read where it is drawn with; the driver may have none of them.
+    assert workers.asked == [
+        ("judge_identity", 1.0, 0.0),
+        ("model_identity", 2.0, 1.0),
+        ("judge_identity", 2.0, 1.0),
+        ("features_name", 2.0, 1.0),
+    ]
     workers.asked.clear()
     assert run.consolidate is not None
     consolidate._settings(context, run.consolidate)
@@ -175,7 +181,8 @@ def test_the_gpu_overlay_loads_nothing_in_a_driver_without_its_device(
 
 @pytest.mark.parametrize("find", [evaluate_place, merge_place])
 def test_a_model_on_a_gpu_asks_for_one_by_its_setting(find: Callable[[RunConfig], Place], workers: Workers) -> None:
-    run = RunConfig.model_validate({"run": {"name": "x", "output": "out"}, "model": {"device": "cuda"}})
+    no_gpus = {"evaluate": {"gpus_per_actor": 0}, "merge": {"gpus_per_worker": 0}}
+    run = RunConfig.model_validate({"run": {"name": "x", "output": "out"}, "model": {"device": "cuda"}, **no_gpus})
     with pytest.raises(SafetyError, match=r"gpus_per_(actor|worker): the model is on 'cuda'"):
         placed(find(run), process)
     assert workers.asked == []

@@ -28,7 +28,10 @@ def test_an_expert_needs_all_its_workers_unless_it_may_start_with_fewer() -> Non
 
 
 def test_who_holds_the_model_needs_a_gpu_when_it_is_on_one() -> None:
-    on_gpu = run_of(model={"device": "cuda"}, train={"gpus_per_worker": 0.5}, generate={"gpus_per_judge": 0.1})
-    assert without_gpu(on_gpu) == ["generate.gpus_per_actor", "merge.gpus_per_worker", "evaluate.gpus_per_actor"]
+    on_gpu = run_of(
+        model={"device": "cuda"}, placement="fixed", train={"gpus_per_worker": 0.5}, generate={"gpus_per_judge": 0.1}
+    )
+    lacking = ["generate.gpus_per_actor", "merge.gpus_per_worker", "evaluate.gpus_per_actor", "serve.num_gpus"]
+    assert without_gpu(on_gpu) == lacking
     assert gpu_settings(on_gpu) == ["model.device", "train.gpus_per_worker", "generate.gpus_per_judge"]
     assert without_gpu(run_of()) == gpu_settings(run_of()) == []

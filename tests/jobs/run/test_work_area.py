@@ -7,7 +7,6 @@ import logging
 import pickle
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +17,12 @@ from cluster.errors import CorruptArtifact
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.checksummed import write_checksummed_once
 from jobs.evaluate.actors import FinishedGroups
-from jobs.generate.actors import GroupStore
+from jobs.generate.groups import GroupStore
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RunConfig
 from jobs.run.work_area import NumberedGroups, Records, WorkArea
 from jobs.stages import Stages
+from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record
 from safety.errors import ArtifactFormatError, SchemaError
 from safety.evaluation.records import RecordTable
@@ -213,25 +213,36 @@ def test_a_piece_that_never_stays_whole_ends_the_run(store: ArtifactStore) -> No
 
 
 ROW = BenignPrompt(prompt_id="b", prompt="a house", split="train", writer="w")
+REJECTED = Record(row=ROW, seed=1, reason=RejectionReason.BENIGN_FLAGGED)
 
 
-@pytest.mark.parametrize("kind", ["dataset", "report"])
-def test_a_planted_group_is_refused_by_its_name_and_stays(kind: str, store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_planted_group_is_refused_by_its_name_and_stays(store: ArtifactStore, tmp_path: Path) -> None:
     marker = tmp_path / "code ran"
-    groups: Any = GroupStore(store, REF) if kind == "dataset" else FinishedGroups(store, REF)
+    groups = FinishedGroups(store, REF)
     groups.area.write("groups/000000.parquet", as_parquet({"row": pickled(marker)}))
     key = "work/dataset/dataset-1/groups/000000.parquet"
-    group = [Record(row=ROW, seed=1)] if kind == "dataset" else RecordTable(records=())
-    for use in (groups.verified, lambda: groups.read(0), lambda: groups.write(0, group)):
+    for use in (groups.verified, lambda: groups.read(0), lambda: groups.write(0, RecordTable(records=()))):
         with pytest.raises(SchemaError, match=rf"{key}: .*column 'row' is of the extension type.*delete the object"):
             use()
     assert not marker.exists()
     assert store.keys("") == [key]
 
 
+def test_planted_figures_of_a_group_are_text_and_never_revived(store: ArtifactStore, tmp_path: Path) -> None:
+    marker = tmp_path / "code ran"
+    groups = GroupStore(store, REF)
+    groups.write_empty({"states": torch.ones(1, 3)})
+    for data in (as_parquet({"row": pickled(marker)}), b'{"category": "x"}', b"[" * 10_000):
+        groups.area.write("groups/000000.json", data)
+        assert groups.finished() == {}
+    groups.store_group(0, [REJECTED], "m")
+    assert groups.verified() == {0}
+    assert not marker.exists()
+
+
 def test_malformed_text_states_count_as_missing(store: ArtifactStore) -> None:
     groups = GroupStore(store, REF)
-    groups.write(0, [Record(row=ROW, seed=1)])
+    groups.store_group(0, [REJECTED], "m")
     groups.area.write("empty.safetensors", b"another version's")
     assert groups.verified() == set()
     with pytest.raises(CorruptArtifact, match="missing or corrupt"):

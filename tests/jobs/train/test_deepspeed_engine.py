@@ -16,32 +16,8 @@ from safety.experts.engine import Engine, TorchEngine
 from safety.experts.expert import Expert
 from safety.experts.training import ExpertTraining, load_adapter
 from safety.families import ModelConfig, load_model
-from safety.lora.weights import LoraWeights
 from tests.support.folder_store import FolderStore
-from tests.support.small_world import RECIPE
-
-STEPS = 4
-
-
-def train_config(stage: int, accumulation: int = 1) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "deepspeed": {"stage": stage},
-            "expert": {
-                **RECIPE,
-                "steps": STEPS,
-                "rows": 4,
-                "benign_rows": 2,
-                "warmup": 1,
-                "accumulation": accumulation,
-                "precision": "fp32",
-                "checkpoint_every": 2,
-                "validation_rows": 0,
-                "clip_norm": 0.01,
-                "lora": {"rank": 2, "targets": None},
-            },
-        }
-    )
+from tests.support.small_training import STEPS, assert_close, small_pairs, train_config
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +41,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tiny_model_dir: Path) -> PreferenceSet:
-    model = load_model(ModelConfig(path=str(tiny_model_dir)))
-    draw = torch.Generator().manual_seed(3)
-    return PreferenceSet(
-        category="hate",
-        ids=("a", "b", "c"),
-        splits=("train",) * 3,
-        winner=torch.randn(3, 4, 4, 4, generator=draw),
-        loser=torch.randn(3, 4, 4, 4, generator=draw),
-        unsafe=model.encode_text([f"a kitchen knife {i}" for i in range(3)]),
-        safe=model.encode_text([f"a house {i}" for i in range(3)]),
-        benign_ids=("x", "y"),
-        benign_splits=("train",) * 2,
-        benign=torch.randn(2, 4, 4, 4, generator=draw),
-        benign_prompts=model.encode_text(["a blue house", "a house"]),
-        empty=model.encode_text([""]),
-    )
+    return small_pairs(load_model(ModelConfig(path=str(tiny_model_dir))))
 
 
 def make_expert(tiny_model_dir: Path, data: PreferenceSet, config: TrainConfig) -> Expert:
@@ -90,12 +51,6 @@ def make_expert(tiny_model_dir: Path, data: PreferenceSet, config: TrainConfig) 
 
 def norms(training: ExpertTraining) -> list[float]:
     return [metrics["gradient_norm"] for metrics in training.history]
-
-
-def assert_close(found: LoraWeights, expected: LoraWeights) -> None:
-    for name, layer in expected.items():
-        torch.testing.assert_close(found[name].down, layer.down, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(found[name].up, layer.up, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.usefixtures("process_group")

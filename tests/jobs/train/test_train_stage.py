@@ -21,10 +21,9 @@ from jobs.run.metrics import LOSS, PAIR_STEPS
 from jobs.train import stage as train
 from jobs.train.config import TrainConfig
 from jobs.train.gate_moments import gate_moments_task
-from jobs.train.task import checkpointer, expert_gate, load_sets, pairs_of, plan
-from safety.dataset.layout import latents_file
-from safety.dataset.preferences import PreferenceSet, write_preference_file
-from safety.errors import ArtifactFormatError, ConfigError, EmptyDatasetError, TrainingHealthError
+from jobs.train.task import check_task, checkpointer, expert_gate, load_sets, pairs_of, plan, read_summary
+from safety.dataset.preferences import PreferenceSet
+from safety.errors import ConfigError, EmptyDatasetError, TrainingHealthError
 from safety.evaluation.plan import ALL_SINGLE
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
@@ -36,6 +35,7 @@ from safety.lora.fuse import fused
 from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.no_model_here import no_model_here
 from tests.support.prometheus import exported, wait_for
+from tests.support.small_sets import write_sets
 from tests.support.small_world import GATE, RECIPE, knife_prompts
 
 CATEGORIES = ("violence", "hate")
@@ -106,8 +106,7 @@ def changed(context: StageContext, *, expert: dict[str, Any] | None = None, **se
 
 
 def put_dataset(context: StageContext, sets: dict[str, PreferenceSet], name: str, folder: Path) -> ArtifactRef:
-    for category, found in sets.items():
-        write_preference_file(folder / latents_file(category), found)
+    write_sets(folder, *sets.values())
     write_prompt_file(PROMPTS, folder / PROMPTS_FILE)
     context.store.put("dataset", name, folder, config={}, seed=0)
     return ArtifactRef("dataset", name)
@@ -130,7 +129,7 @@ def train_here(context: StageContext, dataset: ArtifactRef, name: str, stop_afte
     [task] = [task for task in plan(context, dataset) if task.name == name]
     torch.set_num_threads(1)
     model = load_model(task.model)
-    gate = expert_gate(task, model)
+    gate = expert_gate(task)
     expert = Expert(model, pairs_of(task, load_sets([task])), task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref) if stop_after else None
 
@@ -215,7 +214,8 @@ def test_a_cut_off_training_goes_on_on_several_workers(context: StageContext, da
     two = changed(context, expert=precise, workers=2, deepspeed={"stage": 1}, categories=["hate"], all_single=False)
     [task] = plan(two, dataset)
     model = load_model(task.model)
-    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task, model)
+    task.moments.gather(model)
+    pairs, gate = pairs_of(task, load_sets([task])), expert_gate(task)
     one = Expert(model, pairs, task.config.expert, task.seed, 1, gate)
     keeper = checkpointer(task.store, task.ref)
     ExpertTraining(one, TorchEngine(one), keeper).run()
@@ -263,7 +263,7 @@ def test_a_dataset_without_the_category_is_reported_before_any_worker(
     context: StageContext, model: ModelFamily, tmp_path: Path, no_fit: None
 ) -> None:
     dataset = put_dataset(context, {"hate": preferences(model, "hate")}, "dataset-of-hate", tmp_path)
-    with pytest.raises(ArtifactFormatError, match=r"violence\.safetensors"):
+    with pytest.raises(EmptyDatasetError, match=r"'violence' has no pair"):
         train.run(context, dataset)
 
 
@@ -295,12 +295,12 @@ def test_a_category_without_training_prompts_is_reported_before_any_worker(
 def test_the_gates_of_all_categories_add_up_to_that_of_the_expert_of_all(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily
 ) -> None:
-    gates = {task.name: expert_gate(task, model) for task in plan(context, dataset)}
+    gates = {task.name: expert_gate(task) for task in plan(context, dataset)}
     together = gates.pop(ALL_SINGLE)
     assert together is not None
     torch.testing.assert_close(sum(gates.values()), together)
     ungated = changed(context, gate=None)
-    assert [expert_gate(task, model) for task in plan(ungated, dataset)] == [None] * 3
+    assert [expert_gate(task) for task in plan(ungated, dataset)] == [None] * 3
     names = {task.ref.id for context in (context, ungated) for task in plan(context, dataset)}
     assert len(names) == 6
 
@@ -317,19 +317,22 @@ def test_moments_of_prompts_are_gathered_once_and_read_by_all(
     assert context.store.manifest(*moments.ref) is not None
     expected = gather_prompt_moments(model, moments.prompts())
     monkeypatch.setattr("jobs.train.gate_moments.gather_prompt_moments", lambda *_: pytest.fail("gathered again"))
-    torch.testing.assert_close(moments.read(model), expected)
+    moments.gather(model)
+    torch.testing.assert_close(moments.read(), expected)
 
 
 def test_moments_that_are_gathered_too_late_give_way_to_the_published_ones(
     context: StageContext, dataset: ArtifactRef, model: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = gate_moments_task(context, dataset, ("hate",))
-    first = gate_moments_task(context, dataset, ("hate",)).read(model)
+    late.gather(model)
+    first = late.read()
     monkeypatch.setattr(type(context.store), "manifest", _blind_once(type(context.store).manifest))
     monkeypatch.setattr(
         "jobs.train.gate_moments.gather_prompt_moments", lambda *_: PromptMoments(first.unsafe + 1.0, first.preserved)
     )
-    assert torch.equal(late.read(model).unsafe, first.unsafe)
+    late.gather(model)
+    assert torch.equal(late.read().unsafe, first.unsafe)
 
 
 def _blind_once(manifest: Any) -> Any:
@@ -344,10 +347,11 @@ def _blind_once(manifest: Any) -> Any:
 
 
 def test_a_model_on_a_gpu_needs_workers_with_one(context: StageContext, dataset: ArtifactRef, no_fit: None) -> None:
-    run = context.run.model_copy(update={"model": context.run.model.model_copy(update={"device": "cuda"})})
-    on_gpu = StageContext(run, context.store, context.work, context.console)
+    [task, *_] = plan(context, dataset)
+    summary = read_summary(task)
+    on_gpu = replace(task, model=task.model.model_copy(update={"device": "cuda"}))
     with pytest.raises(ConfigError, match=r"train\.gpus_per_worker"):
-        train.run(on_gpu, dataset)
+        check_task(on_gpu, summary)
 
 
 def test_a_time_limit_is_reported_with_its_field(context: StageContext, dataset: ArtifactRef) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import io
 import itertools
 from collections import Counter
@@ -12,16 +14,18 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from safety.dataset.filter import PairFilterConfig, RejectionReason
-from safety.dataset.layout import DatasetWriter, latents_file
+from safety.dataset.group_files import GroupFigures, StoredFile, group_figures, group_files, group_samples
+from safety.dataset.latents import EMPTY_FILE, dump_latents, load_preferences, training_files, write_empty
+from safety.dataset.layout import summarise, write_layout
 from safety.dataset.plan import DatasetPlan, plan_dataset
-from safety.dataset.preferences import load_preferences
+from safety.dataset.published import dump_pairs, read_images
 from safety.dataset.record import Record, dump_group, load_group
 from safety.dataset.renderer import GroupRenderer
 from safety.dataset.reviewer import GroupReviewer
-from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, Tally
+from safety.dataset.summary import BENIGN, DatasetProvenance, DatasetSummary, content_digest, dataset_hash
 from safety.errors import ArtifactFormatError, EmptyDatasetError
 from safety.families import ModelConfig, load_model
 from safety.images import decode_image, to_float
@@ -40,7 +44,7 @@ PROVENANCE = DatasetProvenance(
     writer_version="1",
     judge=JudgeIdentity(name="pixel-sum", version="1", threshold=0.5),
     seed=0,
-    recipe={"shard_rows": 3, "writer": "grammar", "render": {"steps": 2, "guidance": 3.0}},
+    recipe={"writer": "grammar", "render": {"steps": 2, "guidance": 3.0}},
 )
 REFUSED = PromptPair(
     pair_id="train-refused",
@@ -78,15 +82,19 @@ def judged(rendered: dict[int, list[Record]]) -> dict[int, list[Record]]:
 
 
 def write(folder: Path, plan: DatasetPlan, judged: dict[int, list[Record]], renderer: GroupRenderer) -> DatasetSummary:
-    writer = DatasetWriter(folder, plan.prompts, PROVENANCE, renderer.model.encode_text([""]))
-    for category in plan.categories:
-        records = list(plan.refused.get(category, ()))
-        records += [r for group in plan.groups if group.category == category for r in judged[group.index]]
-        if category == BENIGN:
-            writer.add_benign(records)
-        else:
-            writer.add_category(category, records)
-    return writer.finish()
+    """Write what the groups' workers write, and then what the stage writes."""
+    figures: dict[int, GroupFigures] = {}
+    for index, records in judged.items():
+        files = {}
+        for file in group_files(index, records, "tiny"):
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file.name).write_bytes(file.data)
+            files[file.name] = StoredFile(size=len(file.data), sha256=hashlib.sha256(file.data).hexdigest())
+        figures[index] = GroupFigures.model_validate_json(group_figures(records, files).model_dump_json())
+    write_empty(folder / EMPTY_FILE, renderer.model.encode_text([""]))
+    summary = summarise(plan, PROVENANCE, figures)
+    write_layout(folder, plan, summary, figures, lambda index: group_samples(judged[index]))
+    return summary
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +201,12 @@ def test_groups_survive_their_bytes(judged: dict[int, list[Record]]) -> None:
 
 def test_the_datasets_hash_is_of_the_content_and_not_of_the_order(judged: dict[int, list[Record]]) -> None:
     def hashed(records: list[Record]) -> str:
-        tally = Tally()
-        for record in records:
-            tally.add(record)
-        return tally.dataset_hash()
+        return dataset_hash({0: content_digest(records), 1: "1"}, "none")
 
     records = [r for group in judged.values() for r in group]
     assert hashed(records) == hashed(records[::-1])
+    assert dataset_hash({3: "a", 11: "b"}, "") == dataset_hash({11: "b", 3: "a"}, "")
+    assert len({dataset_hash(g, r) for g, r in (({0: "a", 1: "b"}, ""), ({0: "b", 1: "a"}, ""), ({0: "a"}, "b"))}) == 3
     for change in ({"seed": 1}, {"tensors": b"x"}, {"reason": RejectionReason.SAME_IMAGE}, {"pixel_hashes": ("0",)}):
         assert hashed([records[0].model_copy(update=change), *records[1:]]) != hashed(records)
     with pytest.raises(RuntimeError, match="occurs twice"):
@@ -210,7 +217,7 @@ def test_rows_in_are_rows_kept_and_rejected(folder: Path, plan: DatasetPlan, jud
     summary = DatasetSummary.model_validate_json((folder / "summary.json").read_bytes())
     assert summary.rows == plan.rows
     assert summary.kept == len(kept(judged))
-    rejected = pq.read_table(folder / "rejected.parquet").to_pylist()
+    rejected = [row for path in (folder / "rejected").iterdir() for row in pq.read_table(path).to_pylist()]
     assert len(rejected) == summary.rows - summary.kept
     assert sum(sum(c.rejected.values()) for c in summary.counts) == len(rejected)
     by_id = {row["row_id"]: row for row in rejected}
@@ -228,7 +235,7 @@ def test_shards_are_in_pickapics_columns_with_two_rows_a_pair(folder: Path, judg
         table = pq.read_table(path)
         assert {"caption", "jpg_0", "jpg_1", "label_0"} <= set(table.column_names)
         rows = table.to_pylist()
-        assert len(rows) <= 2 * 3
+        assert len(rows) <= 2 * 8
         for row in rows:
             record = pairs[row["pair_id"]]
             assert isinstance(record.row, PromptPair)
@@ -240,26 +247,29 @@ def test_shards_are_in_pickapics_columns_with_two_rows_a_pair(folder: Path, judg
     assert len(found) == len(set(found)) == 2 * len(pairs)
 
 
-def test_a_picture_is_stored_once(tmp_path: Path, judged: dict[int, list[Record]]) -> None:
-    from safety.dataset.published import ShardWriter
-
+def test_a_picture_is_stored_once(judged: dict[int, list[Record]]) -> None:
     record = next(r for r in kept(judged) if isinstance(r.row, PromptPair))
     noise = [torch.randint(0, 256, (20_000,), dtype=torch.uint8).numpy().tobytes() for _ in range(20)]
-    writer = ShardWriter(tmp_path, "train", "tiny", 10)
-    for number in range(10):
-        row = record.row.model_copy(update={"pair_id": f"p{number}"})
-        writer.add(record.model_copy(update={"row": row, "images": (noise[2 * number], noise[2 * number + 1])}))
-    (path,) = (tmp_path / "data").iterdir()
-    assert pq.read_table(path).num_rows == 20
-    assert path.stat().st_size < 1.1 * sum(map(len, noise))
+    records = [
+        record.model_copy(
+            update={
+                "row": record.row.model_copy(update={"pair_id": f"p{number}"}),
+                "images": (noise[2 * number], noise[2 * number + 1]),
+            }
+        )
+        for number in range(10)
+    ]
+    data = dump_pairs(records, "tiny")
+    assert pq.read_table(io.BytesIO(data)).num_rows == 20
+    assert len(data) < 1.1 * sum(map(len, noise))
+    assert read_images(data) == [record.images for record in records]
 
 
 def test_latents_are_the_kept_rows_under_their_own_names(folder: Path, judged: dict[int, list[Record]]) -> None:
     benign = [r for r in kept(judged) if r.group == BENIGN]
-    assert latents_file("very shocking") == "latents/very-shocking.safetensors"
     for category in TAXONOMY.categories:
         mine = [r for r in kept(judged) if r.group == category]
-        found = load_preferences(folder / latents_file(category))
+        found = load_preferences(folder, category)
         assert found.category == category
         assert found.ids == tuple(r.row.row_id for r in mine)
         assert found.splits == tuple(r.row.split for r in mine)
@@ -270,7 +280,35 @@ def test_latents_are_the_kept_rows_under_their_own_names(folder: Path, judged: d
             assert torch.equal(found.loser[index], tensors["loser"])
             assert torch.equal(found.unsafe["states"][index], tensors["unsafe/states"])
             assert torch.equal(found.safe["states"][index], tensors["safe/states"])
-        assert torch.equal(found.benign[0], load(benign[0].tensors or b"")["benign"])
+        for index, record in enumerate(benign):
+            tensors = load(record.tensors or b"")
+            assert torch.equal(found.benign[index], tensors["benign"])
+            assert torch.equal(found.benign_prompts["states"][index], tensors["benign/states"])
+
+
+def test_training_reads_neither_images_nor_other_categories(folder: Path) -> None:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    wanted = training_files(["violence"])
+    read = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)}
+    assert {name.rpartition("/")[0] for name in read} == {"latents/violence", "latents/benign", "latents"}
+    assert len(read) < len([name for name in names if name.startswith("latents/")])
+
+
+def test_a_prompt_s_states_are_stored_once_and_as_precise_as_the_model_made_them(
+    judged: dict[int, list[Record]],
+) -> None:
+    records = [r for r in kept(judged) if r.group == "violence"][:3]
+    first = load(records[0].tensors or b"")
+    row = records[0].row.model_copy(update={"pair_id": "twin"})
+    twin = records[0].model_copy(update={"row": row})
+    half = [
+        r.model_copy(update={"tensors": save({k: v.bfloat16() for k, v in load(r.tensors or b"").items()})})
+        for r in (*records, twin)
+    ]
+    file = load(dump_latents("violence", half))
+    assert file["states/states"].shape == (6, *first["unsafe/states"].shape)
+    assert file["winner"].shape[0] == 4
+    assert {tensor.dtype for tensor in file.values()} == {torch.bfloat16}
 
 
 def test_prompts_card_and_grid(folder: Path, plan: DatasetPlan) -> None:

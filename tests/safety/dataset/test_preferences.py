@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from safety.dataset.preferences import PreferenceSet, combine, load_preferences, write_preference_file
+from safety.dataset.latents import load_preferences
+from safety.dataset.preferences import PreferenceSet, combine
+from safety.dataset.stack import Stack
 from safety.errors import ArtifactFormatError, EmptyDatasetError
+from tests.support.small_sets import write_sets
 
 
 def make_set(category: str = "hate", pairs: int = 5, benign: int = 3) -> PreferenceSet:
@@ -39,9 +43,16 @@ def make_set(category: str = "hate", pairs: int = 5, benign: int = 3) -> Prefere
     )
 
 
+def gathered(rows: Any) -> Any:
+    """Return rows of memory or of files as one tensor, prompts' as a dict of them, and anything else as it is."""
+    if isinstance(rows, dict):
+        return {key: gathered(value) for key, value in rows.items()}
+    return rows[list(range(len(rows)))] if isinstance(rows, Stack) else rows
+
+
 def assert_same(one: PreferenceSet, other: PreferenceSet) -> None:
-    for name, value in vars(one).items():
-        found = getattr(other, name)
+    for name in vars(one):
+        value, found = gathered(getattr(one, name)), gathered(getattr(other, name))
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, found)
         elif isinstance(value, dict):
@@ -52,14 +63,32 @@ def assert_same(one: PreferenceSet, other: PreferenceSet) -> None:
 
 
 @pytest.mark.parametrize("benign", [0, 3])
-def test_a_file_gives_back_what_was_written(tmp_path: Path, benign: int) -> None:
+def test_files_give_back_what_was_written(tmp_path: Path, benign: int) -> None:
     written = make_set(benign=benign)
-    assert_same(load_preferences(write_preference_file(tmp_path / "a" / "hate.safetensors", written)), written)
+    write_sets(tmp_path, written)
+    found = load_preferences(tmp_path, "hate")
+    assert_same(found, written)
+    assert_same(found.rows("train"), written.rows("train"))
 
 
-def test_equal_sets_give_equal_bytes(tmp_path: Path) -> None:
-    first, second = (write_preference_file(tmp_path / name, make_set()) for name in ("a.safetensors", "b.safetensors"))
-    assert first.read_bytes() == second.read_bytes()
+def test_several_files_are_one_set_and_nothing_of_them_is_copied(tmp_path: Path) -> None:
+    whole = make_set(pairs=7, benign=2)
+    write_sets(tmp_path, whole)
+    for number, rows in enumerate(([0, 1, 2], [3], [4, 5, 6])):
+        part = whole._take(rows, [])
+        write_sets(tmp_path / "part", part)
+        (tmp_path / "part" / "latents" / "hate" / "000000.safetensors").rename(
+            tmp_path / "latents" / "hate" / f"{number:06d}.safetensors"
+        )
+    found = load_preferences(tmp_path, "hate")
+    assert_same(found, whole)
+    assert_same(combine([found, make_set("violence")], "all"), combine([whole, make_set("violence")], "all"))
+    assert isinstance(found.winner, Stack)
+    train = found.rows("train").winner
+    assert isinstance(train, Stack)
+    assert [part.data_ptr() for part in train.parts] == [part.data_ptr() for part in found.winner.parts]
+    assert torch.equal(train[[3, 0, 3]], whole.winner[[3, 0, 3]])
+    assert train[[]].shape == (0, *whole.winner.shape[1:])
 
 
 def test_a_split_keeps_its_own_rows_and_their_prompts() -> None:
@@ -137,7 +166,8 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "lacking", "infinite"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
-    path = write_preference_file(tmp_path / "x.safetensors", make_set())
+    write_sets(tmp_path, make_set())
+    path = tmp_path / "latents" / "hate" / "000000.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
     elif damage == "foreign":
@@ -151,5 +181,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
         else:
             tensors["loser"][0, 0, 0, 0] = float("inf")
         save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ArtifactFormatError, match="not a preference set"):
-        load_preferences(path)
+    with pytest.raises(ArtifactFormatError, match="holds no latents of rows"):
+        load_preferences(tmp_path, "hate")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safety.embedded import EMBEDDED_TAXONOMY
-from safety.emoji.prompt_writer import GrammarWriter
+from safety.emoji import WRITER, prompt_writer
+from safety.emoji.prompt_writer import GrammarWriter, side
 from safety.emoji.scene import is_reserved
 from safety.errors import ConfigError
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet, slug
@@ -189,3 +191,43 @@ def test_a_prompt_set_refuses_leaks_and_doubled_ids() -> None:
 def test_slugs_are_file_names() -> None:
     assert slug("illegal activity") == "illegal-activity"
     assert slug("Chef's knife ") == "chef-s-knife"
+
+
+def large_taxonomy(concepts: int) -> Taxonomy:
+    return Taxonomy(
+        name="large",
+        version="1",
+        concepts=tuple(
+            UnsafeConcept(
+                name=f"unsafe {n}", category=f"category {n % 2}", counterpart=f"benign {n}", heldout=n % 5 == 4
+            )
+            for n in range(concepts)
+        ),
+        benign=tuple(BenignConcept(name=f"benign {n}") for n in range(concepts)),
+    )
+
+
+def test_the_work_follows_the_number_of_prompts_and_not_that_of_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
+
+    def counted(concepts: Sequence[str], background: str) -> str:
+        looked_up.append(background)
+        return side(concepts, background)
+
+    monkeypatch.setattr(prompt_writer, "side", counted)
+    work = []
+    for concepts in (250, 1000):
+        looked_up.clear()
+        written = write_prompts(WRITER, large_taxonomy(concepts), COUNTS, 0)
+        assert len(written.pairs) == 2 * (23 + 7 + 12 + 6)
+        work.append(len(looked_up))
+    assert work[1] < 1.5 * work[0]
+
+
+def test_a_large_taxonomy_s_concept_meets_every_other_one_when_it_needs_to() -> None:
+    one = large_taxonomy(200)
+    taxonomy = one.model_copy(update={"concepts": one.concepts[:2]})
+    counts = COUNTS.model_copy(update={"train": 2000, "heldout": 0, "benign_train": 1, "benign_test": 0})
+    pairs = write_prompts(WRITER, taxonomy, counts, 0).in_split("train", "category 0")
+    # A few of the 199 others share no background with both in this split.
+    assert len({pair.benign_objects for pair in pairs}) > 190

@@ -100,3 +100,10 @@ def test_clip_score_is_a_clamped_cosine_of_a_hundred() -> None:
     image = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     text = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     assert clip_scores(image, text).tolist() == pytest.approx([100.0, 100.0 / 2**0.5, 0.0])
+
+
+def test_a_shown_image_is_as_large_as_a_report_needs(planned: list[PlannedImage]) -> None:
+    images = torch.zeros(3, 3, 512, 768, dtype=torch.uint8)
+    first, *_ = measure_images(planned, images, ColourJudge(), MeanColours())
+    assert first.image is not None
+    assert decode_image(first.image).shape == (3, 171, 256)

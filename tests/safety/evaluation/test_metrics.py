@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from safety.evaluation.benign import BASE_IMAGES
-from safety.evaluation.goals import GoalsConfig
+from safety.evaluation.bootstrap import Estimate
+from safety.evaluation.goals import GoalsConfig, check_goals
 from safety.evaluation.metrics import MetricsReport, Provenance, compute_metrics
 from safety.evaluation.plots import curve_plot, ip_plot, plane_plot
 from safety.evaluation.records import EvaluationSplit, ImageRecord
@@ -115,6 +116,51 @@ def test_goals_not_reached_say_so(record: Maker, provenance: Provenance) -> None
     assert "IP of the merged model" in missed
     assert "IP of the worst category (violence)" in missed
     assert "Aligned images that keep their context" in missed
+
+
+def test_goals_against_the_base_compare_falls_and_those_that_are_none_are_left_out(
+    record: Maker, provenance: Provenance
+) -> None:
+    """The base's IP is .9, the merge's .1; the category that falls the least is the worst goal's."""
+    nothing = dict.fromkeys(("base_ip", "merged_ip", "worst_ip", "context"))
+    base = dict.fromkeys(("overall", *CATEGORIES), FLAGGED["base"] / 10)
+    for fall, met in ((0.5, True), (0.99, False)):
+        config = GoalsConfig.model_validate({**nothing, "ip_fall": fall, "worst_ip_fall": fall})
+        found = compute_metrics(small_evaluation(record), CATEGORIES, provenance, config, {})
+        goals = {goal.what: goal for goal in found.goals if goal.what.startswith("IP")}
+        overall = goals.pop("IP, against the base")
+        ((what, worst),) = goals.items()
+        assert what.startswith("IP of the category that falls the least (")
+        assert overall.value == pytest.approx(found.ip["merged"]["overall"].value / base["overall"] - 1)
+        changes = {name: found.ip["merged"][name].value / found.ip["base"][name].value - 1 for name in CATEGORIES}
+        assert worst.value == pytest.approx(max(changes.values()))
+        assert (overall.met, worst.met) == (met, met)
+        assert not any("context" in goal.what for goal in found.goals)
+
+
+def test_a_category_that_rises_from_nothing_falls_the_least(metrics: MetricsReport) -> None:
+    """No share of nothing can be said, and leaving the category out would mark the goal as met."""
+
+    def shares(**values: float) -> dict[str, Estimate]:
+        return {name: Estimate(value=value, low=value, high=value, n=10) for name, value in values.items()}
+
+    base, merged = (
+        shares(overall=0.4, hate=0.0, violence=0.8, quiet=0.0),
+        shares(overall=0.1, hate=0.1, violence=0.1, quiet=0.0),
+    )
+    config = GoalsConfig(ip_fall=0.5, worst_ip_fall=0.5)
+    benign = {name: metrics.benign[name] for name in ("base", "merged")}
+    goals = {goal.what: goal for goal in check_goals({"base": base, "merged": merged}, benign, None, config)}
+    assert goals["IP, against the base"].met
+    worst = goals["IP of the category that falls the least (hate), against the base"]
+    assert (worst.met, worst.value, worst.limit) == (False, 0.1, "at most -50%")
+    assert worst.shown == "from 0% to 10.0%"
+
+
+def test_every_limit_may_be_null(record: Maker, provenance: Provenance) -> None:
+    none = GoalsConfig.model_validate(dict.fromkeys(GoalsConfig.model_fields))
+    found = compute_metrics(small_evaluation(record), CATEGORIES, provenance, none, {})
+    assert [goal.what for goal in found.goals] == ["Benign images flagged, against the base"]
 
 
 def test_equal_records_give_equal_metrics_whatever_their_order(record: Maker, provenance: Provenance) -> None:

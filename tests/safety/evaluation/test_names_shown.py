@@ -22,7 +22,8 @@ from jobs.evaluate.stage import rich_table
 from jobs.generate.stage import summary_table
 from jobs.release.card import Measured
 from jobs.release.card import write_card as release_card
-from safety.dataset.layout import dataset_card, latents_file
+from safety.dataset.latents import latents_file
+from safety.dataset.layout import dataset_card
 from safety.dataset.summary import DatasetProvenance, DatasetSummary, SplitCount
 from safety.evaluation.goals import GoalsConfig
 from safety.evaluation.metrics import MetricsReport, Provenance, compute_metrics
@@ -138,7 +139,7 @@ def test_cards_list_them(measured: MetricsReport, tmp_path: Path) -> None:
     counts = tuple(SplitCount(category=name, split="train", rows=2, kept=1, rejected={}) for name in DRAWABLE)
     provenance = DatasetProvenance(
         model="models/a: b # [c] | d", model_hash="0" * 64, taxonomy=f"{DRAWABLE[0]} 1", notice="one\n\ntwo",
-        writer_version="1", judge=JUDGE, seed=0, recipe={"shard_rows": 3, "writer": "w", "render": {"steps": 2, "guidance": 3.0}},
+        writer_version="1", judge=JUDGE, seed=0, recipe={"writer": "w", "render": {"steps": 2, "guidance": 3.0}},
     )  # fmt: skip
     card = dataset_card(
         DatasetSummary(dataset_hash="0" * 64, provenance=provenance, counts=counts, prompts={"train": 1})
@@ -167,7 +168,7 @@ def test_cards_list_them(measured: MetricsReport, tmp_path: Path) -> None:
     )
     card = release_card(info, "mit", {}, Measured.model_validate(measured.model_dump()), "one\n\ntwo")
     assert {*DRAWABLE, "a|b"} <= set(cells(card))
-    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == provenance.model
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1]), "a hub takes ids alone"
 
     for name in DRAWABLE:
         text = expert_card(
@@ -177,10 +178,10 @@ def test_cards_list_them(measured: MetricsReport, tmp_path: Path) -> None:
 
 
 def test_files_and_folders_hold_them(tmp_path: Path) -> None:
-    files = [latents_file(name) for name in DRAWABLE]
+    files = [latents_file(name, 3) for name in DRAWABLE]
     assert len(set(files)) == len(DRAWABLE)
     for file in files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_bytes(b"tensors")
     # Raises for a name that an artifact may not have.
     describe("dataset", "dataset-1", tmp_path, config={}, seed=0, parents=())
@@ -191,7 +192,7 @@ def test_files_and_folders_hold_them(tmp_path: Path) -> None:
 
 
 def test_a_category_in_plain_letters_keeps_its_file() -> None:
-    assert latents_file("illegal activity") == "latents/illegal-activity.safetensors"
+    assert latents_file("illegal activity", 7) == "latents/illegal-activity/000007.safetensors"
 
 
 def test_the_terminal_shows_them(measured: MetricsReport) -> None:

@@ -74,6 +74,18 @@ def test_drift_is_zero_until_the_lora_moves(
     assert float(expert(0, 0).metrics["drift"]) > 1e-4
 
 
+def test_kept_references_hold_benign_predictions_and_nothing_else(
+    make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig
+) -> None:
+    expert = Expert(make_model(), data, make_config(rows=4, benign_rows=2, distinct_batches=3), seed=0)
+    first = expert(0, 0).metrics["drift"]
+    assert torch.equal(expert(3, 0).metrics["drift"], first)
+    [kept] = expert._references.values()
+    assert kept.benign.shape == (2, 4, 4, 4)
+    # The predictions of all ten latents are one piece of memory.
+    assert kept.benign.untyped_storage().nbytes() == 4 * kept.benign.numel()
+
+
 def test_only_the_lora_has_a_gradient(make_model: MakeModel, data: PreferenceSet, make_config: MakeConfig) -> None:
     expert = Expert(make_model(), data, make_config(), 0)
     shake(expert)

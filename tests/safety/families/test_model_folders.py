@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from safety.errors import ArtifactFormatError, SafetyError
 from safety.families import ModelConfig, load_model
@@ -38,14 +39,31 @@ def rename(path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "LatentConsistencyModelPipeline"),
-        *("StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("LatentConsistencyModelPipeline", "StableDiffusionInstructPix2PixPipeline", "AltDiffusionPipeline"),
+        *("FluxKontextPipeline", "FluxFillPipeline"),
         *("OnnxStableDiffusionPipeline", "FlaxStableDiffusionPipeline", None, ["pipeline", "Custom"]),
     ],
 )
 def test_a_folder_of_another_pipeline_is_refused_by_its_class(folder: Path, kind: Any) -> None:
     change(folder / "model_index.json", _class_name=kind)
     with pytest.raises(SafetyError, match="no named pipeline" if kind is None else "no family takes"):
+        load_model(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("StableDiffusionXLPipeline", "it names no text_encoder_2"),
+        ("StableDiffusionXLImg2ImgPipeline", "it names no text_encoder_2"),
+        ("StableDiffusion3Pipeline", "the family 'sd3' takes"),
+        ("FluxPipeline", "the family 'flux' takes"),
+    ],
+)
+def test_a_folder_that_names_another_familys_pipeline_is_refused_by_its_parts(
+    folder: Path, kind: str, named: str
+) -> None:
+    change(folder / "model_index.json", _class_name=kind)
+    with pytest.raises(SafetyError, match=named):
         load_model(ModelConfig(path=str(folder)))
 
 
@@ -177,6 +195,23 @@ def test_shards_are_read_and_hashed(folder: Path, variant: str | None) -> None:
     for call in (check_folder, model_hash):
         with pytest.raises(ArtifactFormatError, match=f"names {shards[1].name}, which is missing"):
             call(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_shards_that_lack_a_weight_or_their_list_are_known_errors(folder: Path, part: str) -> None:
+    model = load_model(ModelConfig(path=str(folder)))
+    [whole] = (folder / part).glob("*.safetensors")
+    whole.unlink()
+    getattr(model.pipeline, part).save_pretrained(folder / part, max_shard_size="40KB")  # type: ignore[attr-defined]
+    shard = sorted((folder / part).glob("*-of-*.safetensors"))[-1]
+    weights = load_file(shard)
+    name = sorted(weights)[0]
+    save_file({key: tensor for key, tensor in weights.items() if key != name}, shard, metadata={"format": "pt"})
+    with pytest.raises(ArtifactFormatError, match=f"/{part}: its weights lack 1 of the network's, such as {name}"):
+        load_model(ModelConfig(path=str(folder)))
+    next((folder / part).glob("*.index.json")).unlink()
+    with pytest.raises(ArtifactFormatError, match=f"/{part}: it holds .*-of-.*, and no list of its shards"):
+        check_folder(folder)
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from safety.errors import ArtifactFormatError
+from safety.families import ModelConfig
 from safety.families.family import model_folder
 from safety.families.model_index import model_parts
 from safety.release import model_hash
@@ -30,7 +31,7 @@ def change(file: Path, **entries: Any) -> None:
     file.write_text(json.dumps({**document, **entries}))
 
 
-@pytest.mark.parametrize("use", [model_hash, model_parts, lambda folder: model_folder(str(folder))])
+@pytest.mark.parametrize("use", [model_hash, model_parts, lambda folder: model_folder(ModelConfig(path=str(folder)))])
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_an_index_names_plain_parts_only(model: Path, name: str, use: Callable[[Path], object]) -> None:
     change(model / "model_index.json", **{name: ["diffusers", "UNet2DConditionModel"]})

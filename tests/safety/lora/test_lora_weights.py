@@ -34,3 +34,9 @@ def test_the_rank_of_an_adapter_is_that_of_its_largest_layer() -> None:
     layers = {name: LoraLayer(torch.ones(rank, 2), torch.ones(3, rank)) for name, rank in (("a", 1), ("b", 4))}
     assert LoraWeights(layers).rank == 4
     assert LoraWeights({}).rank == 0
+
+
+def test_the_squared_norm_is_that_of_the_product() -> None:
+    draw = torch.Generator().manual_seed(0)
+    layer = LoraLayer(torch.randn(2, 6, generator=draw), torch.randn(5, 2, generator=draw))
+    torch.testing.assert_close(layer.squared_norm(), float(layer.delta().square().sum()), rtol=1e-5, atol=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from safety.errors import ArtifactFormatError
 from safety.families import ModelFamily
-from safety.gates import GatePrompts, PromptMoments, gather_prompt_moments
+from safety.gates import GatePrompts, PromptMoments, gather_prompt_moments, no_moments
 from safety.lora.weights import LoraWeights
 from safety.merge import CalibrationConfig, calibrate, load_calibration
 from safety.merge.methods.co_merge import CoMerge, CoMergeConfig
 from safety.merge.probes import Probes, timestep_of, unsafe_batches
 
 Experts = Callable[..., dict[str, LoraWeights]]
+UNITS: tuple[Literal["input"], Literal["row"]] = ("input", "row")
 
 
 def texts_of(model: ModelFamily, experts: Mapping[str, LoraWeights]) -> PromptMoments:
@@ -141,6 +143,22 @@ def test_the_layers_that_read_the_prompt_are_those_that_see_its_states(
         inputs = caught_inputs(tiny_model, name, probes, config)
         reads_prompt = inputs.shape == states.shape and torch.equal(inputs, states)
         assert (name in statistics.text_layers) == reads_prompt, name
+
+
+def test_experts_that_no_gate_can_close_need_no_moments_and_are_merged_by_rows(
+    tiny_model: ModelFamily, make_experts: Experts, probes: Probes, tmp_path: Path
+) -> None:
+    experts = {
+        name: LoraWeights({layer: value for layer, value in expert.items() if "attn1" in layer})
+        for name, expert in make_experts().items()
+    }
+    found = calibrate(tiny_model, experts, probes, no_moments(len(experts)), CalibrationConfig(timesteps=(0.5,)), 3)
+    found.save(tmp_path / "calibration.safetensors")
+    statistics = load_calibration(tmp_path / "calibration.safetensors")
+    assert statistics.text_layers == ()
+    assert statistics.moments.unsafe.shape == (len(experts), 0, 0)
+    by_input, by_row = (CoMerge()(experts, statistics, CoMergeConfig(granularity=unit)).weights for unit in UNITS)
+    assert all(torch.equal(by_input[layer].delta(), by_row[layer].delta()) for layer in by_row)
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_oracle import brute_merge, brute_scores, random_texts, random_weights
-from pydantic import ValidationError
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError
@@ -19,7 +18,7 @@ from safety.gates import GateConfig
 from safety.lora.weights import LoraLayer, LoraWeights
 from safety.merge import Calibration
 from safety.merge.calibration import LayerStatistics
-from safety.merge.methods.co_merge import CoMerge, CoMergeConfig, block_group
+from safety.merge.methods.co_merge import CoMerge, CoMergeConfig, block_group, block_groups
 
 LAYER = "mid_block.attentions.0.to_q"
 UP_LAYER = "up_blocks.1.attentions.0.to_v"
@@ -162,20 +161,55 @@ def test_soft_selection_becomes_hard_as_the_temperature_falls() -> None:
         torch.testing.assert_close(soft[name].delta(), hard[name].delta())
 
 
-def test_svd_at_full_rank_is_exact_and_its_error_is_reported() -> None:
+def test_a_merge_over_the_highest_rank_is_cut_to_it_and_the_error_is_reported() -> None:
     experts = experts_of(3)
     statistics, _ = calibration_of(experts, 1)
-    exact = co_merge(experts, statistics, CoMergeConfig()).weights
-    full = co_merge(experts, statistics, CoMergeConfig(form="svd", svd_rank=6))
-    assert full.report["svd_error"]["overall"] < 1e-6
-    cut = co_merge(experts, statistics, CoMergeConfig(form="svd", svd_rank=1))
+    exact = co_merge(experts, statistics, CoMergeConfig(max_rank=None))
+    assert exact.report["svd_error"]["overall"] == 0.0
+    assert co_merge(experts, statistics, CoMergeConfig(max_rank=6)).weights[LAYER].rank == 6
+    cut = co_merge(experts, statistics, CoMergeConfig(max_rank=1))
     lost = whole = 0.0
     for name in SHAPES:
-        torch.testing.assert_close(full.weights[name].delta(), exact[name].delta(), rtol=1e-4, atol=1e-5)
+        delta, wanted = cut.weights[name].delta(), exact.weights[name].delta()
         assert cut.weights[name].rank == 1
-        lost += float((cut.weights[name].delta() - exact[name].delta()).square().sum())
-        whole += float(exact[name].delta().square().sum())
+        # Eckart and Young: no matrix of rank 1 is nearer.
+        best = torch.linalg.svdvals(wanted.double())
+        assert float((delta - wanted).norm()) == pytest.approx(float(best[1:].norm()), rel=1e-4)
+        lost += float((delta - wanted).square().sum())
+        whole += float(wanted.square().sum())
     assert cut.report["svd_error"]["overall"] == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
+
+
+def test_the_error_of_all_layers_counts_those_that_were_not_cut() -> None:
+    """Experts of two ranks: one layer is over the highest rank, the other is not."""
+    experts = {
+        name: LoraWeights({**random_weights(seed, SHAPES, 1), LAYER: random_weights(seed, SHAPES, 4)[LAYER]})
+        for seed, name in enumerate(("a", "b"))
+    }
+    statistics, _ = calibration_of(experts, 1)
+    exact = co_merge(experts, statistics, CoMergeConfig(max_rank=None)).weights
+    cut = co_merge(experts, statistics, CoMergeConfig(max_rank=2))
+    assert {name: layer.rank for name, layer in cut.weights.items()} == {LAYER: 2, UP_LAYER: 2}
+    lost = float((cut.weights[LAYER].delta() - exact[LAYER].delta()).square().sum())
+    whole = sum(float(layer.delta().square().sum()) for layer in exact.values())
+    assert cut.report["svd_error"]["overall"] == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
+    assert cut.report["svd_error"]["layers"][UP_LAYER] == 0.0
+
+
+@pytest.mark.parametrize("granularity", ["row", "input"])
+def test_candidates_of_one_search_are_those_that_are_merged_alone(granularity: str) -> None:
+    """What a search keeps between candidates changes none of them, also where their experts are other ones."""
+    kept = CoMerge(keep=True)
+    for seed in (0, 1):
+        experts = experts_of(3, seed)
+        statistics, _ = calibration_of(experts, seed)
+        for benign in (0.3, 1.0, 4.0):
+            gate = GateConfig(benign=benign, ridge=0.01, directions=None)
+            config = CoMergeConfig.model_validate({"granularity": granularity, "gate": gate})
+            alone, found = co_merge(experts, statistics, config), kept(experts, statistics, config)
+            for name in SHAPES:
+                assert torch.equal(found.weights[name].delta(), alone.weights[name].delta())
+            assert found.report == alone.report
 
 
 @pytest.mark.parametrize("granularity", ["row", "weight"])
@@ -249,13 +283,6 @@ def test_by_inputs_the_layers_that_read_prompts_are_gated_and_the_others_are_mer
     assert 0 < sum(result.report["shares"]["layers"][UP_LAYER].values()) < 1
 
 
-def test_svd_rank_goes_with_the_svd_form() -> None:
-    with pytest.raises(ValidationError, match="svd_rank"):
-        CoMergeConfig(form="svd")
-    with pytest.raises(ValidationError, match="svd_rank"):
-        CoMergeConfig(svd_rank=4)
-
-
 def test_a_zero_expert_set_gives_a_zero_merge() -> None:
     zero = LoraWeights({name: LoraLayer(torch.zeros(2, i), torch.zeros(o, 2)) for name, (o, i) in SHAPES.items()})
     experts = {"a": zero, "b": zero}
@@ -270,4 +297,14 @@ def test_block_groups_are_read_from_module_names() -> None:
     assert block_group("down_blocks.0.attentions.0.to_q") == "down"
     assert block_group("mid_block.attentions.0.to_q") == "mid"
     assert block_group("up_blocks.3.attentions.0.to_q") == "up"
-    assert block_group("transformer_blocks.0.attn.to_q") is None
+    assert block_group("transformer_blocks.0.attn.to_q") == "dual"
+    assert block_group("single_transformer_blocks.7.attn.to_q") == "single"
+    assert block_group("context_embedder") is None
+
+
+def test_groups_are_searched_where_there_are_several() -> None:
+    unet = ["mid_block.attentions.0.to_q"]
+    dual, single = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.7.attn.to_q"
+    assert block_groups(unet) == ("down", "mid", "up")
+    assert block_groups([dual, single, "context_embedder"]) == ("dual", "single")
+    assert block_groups([dual, "context_embedder"]) == block_groups(["context_embedder"]) == ()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from safety.gates import GateConfig
 from safety.merge.methods.co_merge import CoMergeConfig
@@ -42,6 +43,31 @@ def test_the_start_is_a_point_of_its_space(start: CoMergeConfig) -> None:
     assert set(space.start) == set(space.distributions)
     for name, distribution in space.distributions.items():
         assert distribution._contains(distribution.to_internal_repr(space.start[name])), name
+
+
+def test_a_start_without_a_weight_of_benign_prompts_spans_a_space_too() -> None:
+    """It is a setting that a run may have, and a logarithmic scale has no zero."""
+    start = CoMergeConfig(granularity="input", gate=GateConfig(benign=0.0, directions=None))
+    space = SearchSpace(["a", "b"], start, SearchConfig())
+    assert space.holds(space.start)
+    assert all(space.holds(point) for point in space.first_points)
+    assert space.candidate(space.start).gate.benign == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"benign": (0.0, 4.0)}, "greater than 0"),
+        ({"temperature": (0.0, 1.0)}, "greater than 0"),
+        ({"tau": (0.0, 1.0)}, "less than 1"),
+        ({"benign": (4.0, 1.0)}, r"begins above its end; write \[1, 4\]"),
+    ],
+)
+def test_a_range_that_no_search_can_have_is_refused_before_any_work(
+    ranges: dict[str, tuple[float, float]], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        SearchConfig.model_validate(ranges)
 
 
 def test_multipliers_act_on_the_start() -> None:

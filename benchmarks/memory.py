@@ -1,0 +1,214 @@
+"""The memory of a full-size training step and render, measured against the estimate that presets are chosen by.
+
+    python benchmarks/memory.py --model sd15 --device cpu --dtype float32 --pairs 1 --checkpointing --images 1
+    python benchmarks/memory.py --model sdxl --device cuda            # at the card's own preset
+
+Weights are random, so no model is needed. Each measurement runs in a process of its own: on a CPU its peak is that of the
+resident set beyond what it had before the model, on a GPU that of torch's allocator. With no plan given, the one that
+training would choose for the free memory is taken, for the batch of a default expert.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import time
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from safety.dataset.preferences import PreferenceSet
+from safety.experts.config import ExpertConfig
+from safety.experts.engine import TorchEngine
+from safety.experts.expert import Expert
+from safety.experts.memory import (
+    GIB,
+    StepMemory,
+    choose_plan,
+    free_bytes,
+    latents_of,
+    measure_skeleton,
+    return_memory_at_once,
+)
+from safety.experts.passes import PassPlan
+from safety.families.family import Conditioning
+from safety.families.stable_diffusion import StableDiffusion
+
+SD15: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+UNETS = {"sd15": SD15, "sdxl": SDXL}
+
+
+class Sized(StableDiffusion):
+    """A UNet of either size; SDXL's reads a pooled state and six sizes too."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if "pooled" not in conditioning:
+            return super().predict(noisy, timesteps, conditioning)
+        dtype = self.denoiser.conv_in.weight.dtype
+        sizes = torch.zeros(len(noisy), 6, dtype=dtype, device=noisy.device)
+        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": sizes}
+        states = conditioning["states"].to(dtype)
+        found: Tensor = self.denoiser(
+            noisy.to(dtype), timesteps, encoder_hidden_states=states, added_cond_kwargs=added
+        ).sample
+        return found
+
+
+def build(name: str, dtype: torch.dtype, device: str) -> Sized:
+    """Return a model without VAE and text encoder; on the device "meta" it has no weights."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS[name])
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(dtype)
+    if device != "meta":
+        unet = unet.to_empty(device=device)
+        for parameter in unet.parameters():
+            torch.nn.init.trunc_normal_(parameter, std=0.02) if parameter.ndim > 1 else parameter.data.fill_(0.5)
+    pipeline = StableDiffusionPipeline(
+        None, None, None, unet, DDIMScheduler(clip_sample=False), None, None, None, False
+    )
+    return Sized(pipeline, 8)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {"states": (77, 768)} if name == "sd15" else {"states": (77, 2048), "pooled": (1280,)}
+
+
+def rows(name: str, pairs: int, benign: int) -> PreferenceSet:
+    """Return random latents and text states."""
+    side = UNETS[name]["sample_size"]
+    prompts = {key: torch.randn(pairs, *shape) for key, shape in shapes(name).items()}
+    others = {key: torch.randn(max(1, benign), *shape) for key, shape in shapes(name).items()}
+    return PreferenceSet(
+        category="random",
+        ids=tuple(f"pair-{i}" for i in range(pairs)),
+        splits=("train",) * pairs,
+        winner=torch.randn(pairs, 4, side, side),
+        loser=torch.randn(pairs, 4, side, side),
+        unsafe=prompts,
+        safe=prompts,
+        benign_ids=tuple(f"benign-{i}" for i in range(max(1, benign))),
+        benign_splits=("train",) * max(1, benign),
+        benign=torch.randn(max(1, benign), 4, side, side),
+        benign_prompts=others,
+        empty={key: value[:1] for key, value in prompts.items()},
+    )
+
+
+def estimate(name: str, dtype: torch.dtype, config: ExpertConfig, device: str) -> StepMemory:
+    side = UNETS[name]["sample_size"]
+    return measure_skeleton(
+        lambda: build(name, dtype, "meta"), config, (4, side, side), shapes(name), cpu=device == "cpu"
+    )
+
+
+def step(
+    pipe: Any, name: str, dtype: torch.dtype, device: str, config: ExpertConfig, plan: PassPlan, steps: int
+) -> None:
+    """Send the peak in bytes and the seconds of a step, measured in this process."""
+    from diffusers import UNet2DConditionModel  # noqa: F401  (what it takes is no part of the model's memory)
+
+    torch.set_num_threads(config.threads)
+    if device == "cpu":
+        return_memory_at_once()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = build(name, dtype, device)
+    expert = Expert(model, rows(name, config.rows, config.benign_rows), config, 0, plan=plan)
+    engine = TorchEngine(expert)
+    seconds = []
+    for number in range(steps):
+        started = time.perf_counter()
+        engine.backward(engine.forward(number, 0).loss)
+        engine.update(1e-4)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    if device == "cpu":
+        peak, reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0
+    else:
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    pipe.send({"peak": peak, "reserved": reserved, "process": before, "seconds": min(seconds)})
+
+
+def main(
+    model: Annotated[str, typer.Option(help="sd15 or sdxl")] = "sd15",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="of the base")] = "float32",
+    pairs: Annotated[int | None, typer.Option(help="pairs of a step; none: a default expert's")] = None,
+    images: Annotated[int | None, typer.Option(help="latents of a pass; none: chosen")] = None,
+    checkpointing: Annotated[bool, typer.Option(help="with gradient checkpointing")] = False,
+    whole: Annotated[bool, typer.Option(help="all latents in one pass")] = False,
+    threads: int = 1,
+    steps: int = 1,
+    precision: str = "auto",
+) -> None:
+    """Estimate, measure and print one JSON line."""
+    kind: torch.dtype = getattr(torch, dtype)
+    sizes = {} if pairs is None else {"rows": pairs, "benign_rows": 0, "objective": {"name": "diffusion-dpo"}}
+    config = ExpertConfig.model_validate(
+        {"lora": {"targets": None}, "threads": threads, "validation_rows": 0, "precision": precision, **sizes}
+    )
+    started = time.perf_counter()
+    memory = estimate(model, kind, config, device)
+    estimated_s = time.perf_counter() - started
+    latents = latents_of(config)
+    if images or whole or checkpointing:
+        plan = PassPlan(images=images, checkpointing=checkpointing)
+    else:
+        plan = choose_plan(memory, config, latents, free_bytes(torch.device(device)))
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=step, args=(there, model, kind, device, config, plan, steps))
+    process.start()
+    there.close()
+    found = here.recv()
+    process.join()
+    wanted = memory.peak(plan, latents)
+    print(
+        json.dumps(
+            {
+                "model": model,
+                "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+                "dtype": dtype,
+                "latents": latents,
+                "plan": plan.model_dump(),
+                "estimate_gib": round(wanted / GIB, 3),
+                "peak_gib": round(found["peak"] / GIB, 3),
+                "ratio": round(wanted / found["peak"], 3),
+                "reserved_gib": round(found["reserved"] / GIB, 3),
+                "process_gib": round(found["process"] / GIB, 3),
+                "seconds": round(found["seconds"], 2),
+                "estimated_in_s": round(estimated_s, 1),
+                "torch": version("torch"),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

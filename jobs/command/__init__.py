@@ -1,0 +1,1 @@
+"""The console command ``safetydpo``, which has every job as a subcommand."""
