@@ -77,7 +77,7 @@ def gate_prompts(prompts: PromptSet, experts: Iterable[str]) -> GatePrompts:
     own = {name: tuple(pair.unsafe_prompt for pair in found) for name, found in pairs.items()}
     preserved = [row.prompt for split in ("train", "text_only") for row in prompts.benign_in(split)]
     # Safe counterparts name the unsafe prompts' objects and backgrounds, so what a pair shares is preserved.
-    preserved += [pair.safe_prompt for found in pairs.values() for pair in found]
+    preserved += [pair.safe_prompt for found in pairs.values() for pair in found if pair.safe_prompt is not None]
     for name, found in own.items():
         if not found:
             raise EmptyDatasetError(

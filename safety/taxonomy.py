@@ -92,13 +92,20 @@ class Taxonomy(Config):
     name: Name
     version: Line
     notice: str | None = Field(None, description="Markdown paragraph that cards and reports show, such as a caution")
-    concepts: tuple[UnsafeConcept, ...]
-    benign: tuple[BenignConcept, ...]
+    categories: tuple[Name, ...] = Field(
+        (),
+        description="the categories, where prompts come from elsewhere and need no concepts; else those of the concepts",
+    )
+    concepts: tuple[UnsafeConcept, ...] = ()
+    benign: tuple[BenignConcept, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Taxonomy:
-        if not self.concepts:
-            raise ValueError("no concept stands under 'concepts'; name at least one")
+        if not self.concepts and not self.categories:
+            raise ValueError("no concept stands under 'concepts' and no category under 'categories'; name at least one")
+        # Filled in here, since a document's concepts are known to be well-formed only now.
+        named = tuple(dict.fromkeys((*self.categories, *(concept.category for concept in self.concepts))))
+        object.__setattr__(self, "categories", named)
         doubled = _alike(c.name for c in (*self.concepts, *self.benign))
         if doubled:
             raise ValueError(
@@ -114,11 +121,6 @@ class Taxonomy(Config):
         if lost:
             raise ValueError(f"counterparts missing under 'benign': {', '.join(lost)}")
         return self
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Return the categories in order of first appearance."""
-        return tuple(dict.fromkeys(c.category for c in self.concepts))
 
     @property
     def names(self) -> tuple[str, ...]:

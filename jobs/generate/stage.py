@@ -18,6 +18,7 @@ from cluster.store.limits import limit_of
 from cluster.store.manifest import MANIFEST
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
+from jobs.generate.prompts import prompts_version, run_prompts, write_cards
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
 from jobs.run.placement import placed_unless_cheap
@@ -31,7 +32,7 @@ from safety.dataset.plan import DatasetPlan, Group, plan_dataset
 from safety.dataset.summary import DatasetProvenance, DatasetSummary, SplitCount
 from safety.errors import ConfigError
 from safety.judges.judge import judge_identity
-from safety.prompts.writer import write_prompts, writers
+from safety.prompts.card import SourceCard
 from safety.taxonomy import Taxonomy
 
 KIND, STAGE = "dataset", "generate"
@@ -59,7 +60,9 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
-    prompts = write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed)
+    prompts, cards = run_prompts(context.run, taxonomy)
+    if cards:
+        context.console.print(sources_table(cards))
     plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
     require_room(plan, config.group_size)
     figures = render_missing(context, plan, taxonomy, groups)
@@ -67,9 +70,12 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     summary = summarise(plan, provenance, figures)
-    publish(
-        context, ref, settings, [], lambda folder: fill(folder, plan, summary, figures, groups), stored_files(figures)
-    )
+
+    def fill_all(folder: Path) -> None:
+        fill(folder, plan, summary, figures, groups)
+        write_cards(folder, cards)
+
+    publish(context, ref, settings, [], fill_all, stored_files(figures))
     context.store.prune(*ref)
     groups.clear()
     context.console.print(summary_table(summary))
@@ -108,7 +114,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
         model_hash=context.model.sha256,
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         notice=taxonomy.notice,
-        writer_version=writers.find(run.generate.writer, "generate.writer")().version,
+        writer_version=prompts_version(run),
         judge=judge,
         seed=run.run.seed,
         recipe=run.generate.recipe(),
@@ -220,6 +226,17 @@ def fill(
     write_empty(folder / EMPTY_FILE, groups.read_empty())
     (folder / FIGURES_FILE).write_bytes(dump_figures(figures))
     write_layout(folder, plan, summary, figures, lambda number: groups.samples(number, figures[number]))
+
+
+def sources_table(cards: Sequence[SourceCard]) -> Table:
+    """Return a table of what each source gave: lines = used + merged + refused."""
+    table = Table(title="prompt sources", title_justify="left")
+    for name in ("for", "form", "file", "lines", "used", "merged", "recurring", "refused"):
+        table.add_column(name, overflow="fold")
+    for card in cards:
+        counts = (str(number) for number in (card.lines, card.rows, card.merged, card.recurring))
+        table.add_row(card.role, card.source, escape(card.file), *counts, escape(card.describe_refused()))
+    return table
 
 
 def summary_table(summary: DatasetSummary) -> Table:

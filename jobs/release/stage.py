@@ -219,8 +219,10 @@ def _render(model: ModelFamily, prompts: Sequence[str], config: RenderConfig, se
 
 
 def _first_concepts(taxonomy: Taxonomy) -> tuple[str, ...]:
-    firsts = (taxonomy.in_category(category)[0] for category in taxonomy.categories)
-    return tuple(f"a picture of {with_article(concept.name, plural=concept.plural)}" for concept in firsts)
+    """Return a prompt of each category: of its first concept or, where it has none, of its own name."""
+    firsts = ((category, taxonomy.in_category(category)) for category in taxonomy.categories)
+    named = (with_article(own[0].name, plural=own[0].plural) if own else category for category, own in firsts)
+    return tuple(f"a picture of {name}" for name in named)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from safety.errors import ConfigError
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
 from safety.families.family import ModelConfig
+from safety.prompts.config import PromptsConfig
 from safety.prompts.rows import slug
 from safety.taxonomy import Taxonomy, find_taxonomy
 from serve.config import read_run
@@ -69,6 +70,9 @@ class RunConfig(Config):
         "are the same",
     )
     taxonomy: str = Field(EMBEDDED_TAXONOMY, description=f"{EMBEDDED_TAXONOMY!r}, or a YAML file")
+    prompts: PromptsConfig | None = Field(
+        None, description="sources of the prompts; none: generate.writer writes them from the taxonomy's concepts"
+    )
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
     merge: MergeConfig = MergeConfig()

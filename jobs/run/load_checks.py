@@ -97,8 +97,11 @@ class LoadChecks:
             self._unplaced.append(error.message)
 
     def _prompts(self) -> Finding:
-        counts = self.run.generate.counts
-        text = f"{self.run.generate.writer} writes {counts.train} training pairs per category, and the other splits"
+        counts, sources = self.run.generate.counts, self.run.prompts
+        if sources is None:
+            text = f"{self.run.generate.writer} writes {counts.train} training pairs per category, and the other splits"
+        else:
+            text = f"{len(sources.pairs) + len(sources.test) + len(sources.benign)} sources"
         return finding(prompt_problems(self.run, self.taxonomy, STAGES), text)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from cluster.errors import ClusterError
 from cluster.store.signatures import Signer, TrustedKeys
+from jobs.generate.prompts import run_prompts
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
@@ -34,7 +35,7 @@ from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
 from safety.precision import compute_dtype
-from safety.prompts.writer import PromptCounts, write_prompts
+from safety.prompts.writer import PromptCounts
 from safety.registry import Registry
 from safety.rendering import RenderConfig
 from safety.taxonomy import Taxonomy
@@ -306,12 +307,14 @@ def prompt_problems(
 ) -> list[Problem]:
     """Write the run's prompts, at most ``most`` of each kind, and hand them out to some stages; return what fails."""
     problems: list[Problem] = []
-    name, counts, seed = run.generate.writer, run.generate.counts, run.run.seed
+    counts, seed = run.generate.counts, run.run.seed
     if most is not None:
         counts = PromptCounts(**{kind: min(count, most) for kind, count in counts.model_dump().items()})
-    written = attempt(problems, "prompts", "generate.writer", lambda: write_prompts(name, taxonomy, counts, seed))
-    if written is None:
+    source = "generate.writer" if run.prompts is None else "prompts"
+    found = attempt(problems, "prompts", source, lambda: run_prompts(run, taxonomy, counts))
+    if found is None:
         return problems
+    written, _ = found
     if "merge" in stages:
         chosen, confirm = _trained(run, taxonomy), run.merge.confirm
         attempt(problems, "prompts", "generate.counts", lambda: choose_prompts(written, chosen, confirm))

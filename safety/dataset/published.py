@@ -121,9 +121,9 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, **settings: Any) -> 
 
 
 def published_rows(record: Record, model: str) -> list[dict[str, Any]]:
-    """Return a kept pair's two rows; raise TypeError for a benign record."""
+    """Return a kept pair's two rows; raise TypeError for another record."""
     pair = record.row
-    if not isinstance(pair, PromptPair):
+    if not isinstance(pair, PromptPair) or pair.safe_prompt is None:
         raise TypeError(f"{pair.row_id} is not a pair")
     unsafe_image, safe_image = record.images
     unsafe_scores, safe_scores = (json.dumps(scores) for scores in record.scores)

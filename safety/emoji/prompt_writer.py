@@ -133,7 +133,7 @@ class GrammarWriter:
             pair = next(supplies[number % len(supplies)], None)
             if pair is None:
                 raise self._exhausted(split, count, f"{category!r} has {number}")
-            taken.update((pair.unsafe_prompt, pair.safe_prompt))
+            taken.update(pair.prompts)
             yield pair
 
     def _pairs_of(

@@ -19,6 +19,8 @@ from safety.errors import ConfigError
 EXTENDS, REQUIRES = "extends", "requires"
 FOLDER = Path(__file__).resolve().parent
 ENDING = ".yaml"
+OR = " or "
+"""Between keys of which a preset requires one."""
 LABELLED = ("run", "release")
 """Sections whose ``name`` is the user's own word, and says nothing of their kind."""
 
@@ -29,7 +31,7 @@ class Requirement(NamedTuple):
     preset: str
     """The preset that the run, or a file that it extends, names."""
     key: str
-    """Dotted, such as "generate.judge.name"."""
+    """Dotted, such as "generate.judge.name"; several with "or" between them, of which one is enough."""
     fix: str
 
 
@@ -52,7 +54,7 @@ def read_extended(path: Path, *, field: str, what: str) -> dict[str, Any]:
     """
     requirements: list[Requirement] = []
     document = _resolved(path, (), requirements, field, what)
-    missing = [requirement for requirement in requirements if _get(document, requirement.key) is None]
+    missing = [each for each in requirements if all(_get(document, key) is None for key in each.key.split(OR))]
     if missing:
         keys = ", ".join(key for _, key, _ in missing)
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from safety.base import Config
 from safety.errors import ConfigError
@@ -31,11 +31,19 @@ class PromptPair(Config):
     concept: str | None = Field(description="the unsafe concept's name; None where the source does not name it")
     split: PairSplit
     unsafe_prompt: str = Field(min_length=1)
-    safe_prompt: str = Field(min_length=1)
+    safe_prompt: str | None = Field(
+        min_length=1, description="None where the source has no safe side: such a row can only be a test prompt"
+    )
     benign_objects: tuple[str, ...] = Field((), description="benign concepts that both prompts name")
     counterpart: str | None = Field(None, description="the benign concept in the unsafe one's place")
     background: str | None = Field(None, description="of the scene, where both prompts name one")
     writer: str
+
+    @model_validator(mode="after")
+    def _has_both_sides(self) -> PromptPair:
+        if self.safe_prompt is None and self.split not in ("test", "heldout"):
+            raise ValueError(f"a row of the split {self.split!r} needs a safe prompt")
+        return self
 
     @property
     def row_id(self) -> str:
@@ -44,12 +52,13 @@ class PromptPair(Config):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the row's prompts: unsafe, safe."""
-        return self.unsafe_prompt, self.safe_prompt
+        """Return the row's prompts: unsafe, and safe if there is one."""
+        return (self.unsafe_prompt,) if self.safe_prompt is None else (self.unsafe_prompt, self.safe_prompt)
 
     def withheld(self) -> PromptPair:
         """Return the row without its texts, the form in which a refused row is recorded."""
-        return self.model_copy(update={"unsafe_prompt": WITHHELD, "safe_prompt": WITHHELD})
+        safe = None if self.safe_prompt is None else WITHHELD
+        return self.model_copy(update={"unsafe_prompt": WITHHELD, "safe_prompt": safe})
 
 
 class BenignPrompt(Config):
@@ -105,7 +114,7 @@ class PromptSet(Config):
 
     def prompts(self) -> list[tuple[str, str]]:
         """Return every prompt with its split, benign prompts under the pairs' split names."""
-        named = [(text, pair.split) for pair in self.pairs for text in (pair.unsafe_prompt, pair.safe_prompt)]
+        named = [(text, pair.split) for pair in self.pairs for text in pair.prompts]
         return [*named, *((b.prompt, b.split) for b in self.benign)]
 
     def in_split(self, split: str, category: str | None = None) -> tuple[PromptPair, ...]:

@@ -1,0 +1,63 @@
+"""The run's prompts: from its sources, or by its writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.hashing import config_hash
+from jobs.run.config import RunConfig
+from safety.prompts.card import SourceCard, cards_markdown
+from safety.prompts.collection import PromptCollection
+from safety.prompts.rows import PromptSet
+from safety.prompts.sources.text import file_hash
+from safety.prompts.writer import PromptCounts, write_prompts, writers
+from safety.taxonomy import Taxonomy
+
+SOURCES = "sources"
+SOURCES_FILE, SOURCES_CARD = "sources.json", "SOURCES.md"
+PATHS = {role: {"__all__": {"path"}} for role in ("pairs", "test", "benign")}
+
+
+def prompts_version(run: RunConfig) -> str:
+    """Return the version of what gives the prompts, which changes whenever they may: part of a dataset's id.
+
+    Raises:
+        ConfigError: There is no such writer.
+        ArtifactFormatError: A source's file cannot be read.
+    """
+    if run.prompts is None:
+        return writers.find(run.generate.writer, "generate.writer")().version
+    every = [*run.prompts.pairs, *run.prompts.test, *run.prompts.benign]
+    # Not where the files lie, but what they hold.
+    settings = run.prompts.model_dump(mode="json", exclude=PATHS)
+    return f"{SOURCES}-{config_hash([settings, [file_hash(source.path, 'prompts.path') for source in every]])[:12]}"
+
+
+def run_prompts(
+    run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None = None
+) -> tuple[PromptSet, tuple[SourceCard, ...]]:
+    """Return the run's prompts and a card per source; a writer has none.
+
+    Args:
+        run: The run.
+        taxonomy: Its taxonomy.
+        counts: Other counts than the run's, for a quick look by a writer; sources are read whole whatever they are.
+
+    Raises:
+        ConfigError: There is no such writer, it cannot write as many prompts, or the sources do not give them.
+        ArtifactFormatError: A source is missing, or not of its form.
+    """
+    config, seed = run.generate, run.run.seed
+    if run.prompts is not None:
+        return PromptCollection(run.prompts, taxonomy, config.counts, seed).collect()
+    return write_prompts(config.writer, taxonomy, counts or config.counts, seed), ()
+
+
+def write_cards(folder: Path, cards: Sequence[SourceCard]) -> None:
+    """Write the sources' cards as JSON and as Markdown; nothing for a writer."""
+    if cards:
+        documents = [card.document() for card in cards]
+        (folder / SOURCES_FILE).write_text(json.dumps(documents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / SOURCES_CARD).write_text(f"# Prompt sources\n\n{cards_markdown(cards)}", encoding="utf-8")

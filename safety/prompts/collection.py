@@ -1,0 +1,266 @@
+"""A run's prompts from its sources: merged, split so that no prompt is in two splits, and each left-out row counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from safety.errors import ConfigError
+from safety.prompts.card import SourceCard
+from safety.prompts.config import PromptsConfig
+from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet, slug
+from safety.prompts.sources.source import (
+    NO_CATEGORY,
+    NO_SAFE,
+    UNKNOWN_CATEGORY,
+    CategoryNames,
+    SourceConfig,
+    SourceContent,
+    SourceRow,
+    sources,
+)
+from safety.prompts.sources.text import file_hash
+from safety.prompts.writer import PromptCounts
+from safety.seeds import uniform
+from safety.taxonomy import Taxonomy
+
+LEAKED, DUPLICATE, AMONG_PAIRS, NOT_NEEDED = "in_test_and_pairs", "duplicate", "among_pairs", "not_needed"
+Role = str
+
+
+@dataclass
+class _Row:
+    """A row with its taxonomy's categories, on its way to a split."""
+
+    id: str
+    row: SourceRow
+    categories: tuple[str, ...]
+    card: int
+    """Index of its source's card."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.row.prompt,) if self.row.safe is None else (self.row.prompt, self.row.safe)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(map(key_of, self.texts))
+
+
+def key_of(prompt: str) -> str:
+    """Return what two prompts share that are the same but for case and spaces."""
+    return " ".join(prompt.casefold().split())
+
+
+class PromptCollection:
+    """Reads sources and divides their rows; the result is a function of the files, the config, the counts and the seed."""
+
+    def __init__(self, config: PromptsConfig, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> None:
+        self.config, self.taxonomy, self.counts, self.seed = config, taxonomy, counts, seed
+        self.cards: list[SourceCard] = []
+
+    def collect(self) -> tuple[PromptSet, tuple[SourceCard, ...]]:
+        """Return the prompts and one card per source.
+
+        Raises:
+            ArtifactFormatError: A file is missing, or not of its form.
+            ConfigError: A source has no row of the taxonomy's categories, or there are too few benign prompts.
+        """
+        pairs = self._merged([row for source in self.config.pairs for row in self._read("pairs", source)])
+        test = self._merged([row for source in self.config.test for row in self._read("test", source)])
+        pairs, test = self._without_leaks(pairs, test)
+        self._count_recurring(pairs)
+        splits = self._splits(pairs)
+        found = [self._pair(row, splits[row.id]) for row in pairs] + [self._pair(row, "test") for row in test]
+        benign = self._benign([key for row in (*pairs, *test) for key in row.keys])
+        prompts = PromptSet(pairs=tuple(found), benign=tuple(benign))
+        prompts.check()
+        return prompts, tuple(card.checked() for card in self.cards)
+
+    def _read(self, role: Role, source: SourceConfig) -> list[_Row]:
+        """Read a source, begin its card, and return the rows of the taxonomy's categories."""
+        content = sources[source.source].read(source)
+        number = len(self.cards)
+        self.cards.append(_card(role, source, content))
+        found = [
+            self._known(f"{slug(source.path.stem)}-{number}-{row.number:07d}", role, row, source)
+            for row in content.rows
+        ]
+        kept = [row for row in found if row is not None]
+        if not kept:
+            card = self.cards[number]
+            raise ConfigError(
+                f"{source.path} has no row to use as {role}: {card.describe_refused()}",
+                field=f"prompts.{role}",
+                fix="name the taxonomy's category of each label (labels), or another file",
+            )
+        return kept
+
+    def _known(self, name: str, role: Role, row: SourceRow, source: SourceConfig) -> _Row | None:
+        """Return a row with its categories, or None and count why not."""
+        number = len(self.cards) - 1
+        if role == "benign":
+            return _Row(name, SourceRow(row.number, row.prompt), (), number)
+        if role == "pairs" and row.safe is None:
+            self._refuse(number, NO_SAFE)
+            return None
+        names = CategoryNames(self.taxonomy.categories, source.labels)
+        known = {label: names.find(label) for label in row.labels}
+        categories = tuple(dict.fromkeys(name for name in known.values() if name is not None))
+        for label, category in known.items():
+            if category is None:
+                self.cards[number].unknown_labels[label] += 1
+        if not categories:
+            self._refuse(number, UNKNOWN_CATEGORY if known else NO_CATEGORY)
+            return None
+        return _Row(name, row, categories, number)
+
+    def _refuse(self, card: int, reason: str) -> None:
+        self.cards[card].refused[reason] += 1
+
+    def _merged(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Return each distinct row once, with the categories of all that say the same."""
+        found: dict[tuple[str, ...], _Row] = {}
+        for row in rows:
+            first = found.setdefault(row.keys, row)
+            if first is not row:
+                first.categories = tuple(dict.fromkeys((*first.categories, *row.categories)))
+                self.cards[row.card].merged += 1
+        return list(found.values())
+
+    def _without_leaks(self, pairs: list[_Row], test: list[_Row]) -> tuple[list[_Row], list[_Row]]:
+        """Return pairs and test rows that share no prompt; the config says which side loses."""
+        loser, other = (test, pairs) if self.config.leaks == "test" else (pairs, test)
+        taken = {key for row in other for key in row.keys}
+        kept = []
+        for row in loser:
+            if taken.isdisjoint(row.keys):
+                kept.append(row)
+            else:
+                self._refuse(row.card, LEAKED)
+        return (pairs, kept) if loser is test else (kept, test)
+
+    def _count_recurring(self, pairs: Sequence[_Row]) -> None:
+        """Count the unsafe prompts that stand in several pairs, on the first one's card."""
+        first: dict[str, _Row] = {}
+        seen: Counter[str] = Counter()
+        for row in pairs:
+            key = row.keys[0]
+            first.setdefault(key, row)
+            seen[key] += 1
+        for key, count in seen.items():
+            if count > 1:
+                self.cards[first[key].card].recurring += 1
+
+    def _splits(self, pairs: Sequence[_Row]) -> dict[str, PairSplit]:
+        """Return each pair's split; pairs that share a prompt are in one, and each category has its share of each."""
+        by_category: dict[str, list[list[_Row]]] = {}
+        for group in _connected(pairs):
+            by_category.setdefault(group[0].categories[0], []).append(group)
+        test_share = 0.0 if self.config.test else self.config.test_share
+        found: dict[str, PairSplit] = {}
+        for groups in by_category.values():
+            ordered = sorted(groups, key=lambda group: uniform(self.seed, group[0].id, "prompt-split"))
+            rows = sum(map(len, groups))
+            wanted: list[tuple[PairSplit, int]] = [
+                ("test", _share(test_share, rows)),
+                ("validation", _share(self.config.validation_share, rows)),
+            ]
+            for group in ordered:
+                split: PairSplit = next((name for name, left in wanted if left > 0), "train")
+                wanted = [(name, left - len(group) if name == split else left) for name, left in wanted]
+                found |= {row.id: split for row in group}
+        return found
+
+    def _pair(self, row: _Row, split: PairSplit) -> PromptPair:
+        category, *others = row.categories
+        self.cards[row.card].count(category, split)
+        return PromptPair(
+            pair_id=row.id,
+            category=category,
+            other_categories=tuple(others),
+            concept=row.row.concept,
+            split=split,
+            unsafe_prompt=row.row.prompt,
+            safe_prompt=row.row.safe,
+            writer=self.cards[row.card].source,
+        )
+
+    def _benign(self, taken: Iterable[str]) -> list[BenignPrompt]:
+        """Return as many benign prompts of each split as the counts say, none of them a pair's own."""
+        rows = self._merged([row for source in self.config.benign for row in self._read("benign", source)])
+        among = set(taken)
+        free = [row for row in rows if among.isdisjoint(row.keys)]
+        for row in rows:
+            if not among.isdisjoint(row.keys):
+                self._refuse(row.card, AMONG_PAIRS)
+        ordered = sorted(free, key=lambda row: uniform(self.seed, row.id, "prompt-split"))
+        wanted = benign_counts(self.counts)
+        self._require_benign(len(ordered), wanted)
+        found: list[BenignPrompt] = []
+        for split, count in wanted.items():
+            for row in ordered[len(found) : len(found) + count]:
+                source = self.cards[row.card]
+                source.count("benign", split)
+                found.append(BenignPrompt(prompt_id=row.id, prompt=row.row.prompt, split=split, writer=source.source))
+        for row in ordered[len(found) :]:
+            self._refuse(row.card, NOT_NEEDED)
+        return found
+
+    def _require_benign(self, count: int, wanted: Mapping[BenignSplit, int]) -> None:
+        needed = sum(wanted.values()) - wanted["text_only"]
+        if count < needed:
+            raise ConfigError(
+                f"the benign sources have {count} prompts and {needed} are wanted",
+                field="prompts.benign, generate.counts",
+                fix="name more of them, or lower generate.counts.benign_train, benign_validation and benign_test",
+            )
+
+
+def benign_counts(counts: PromptCounts) -> dict[BenignSplit, int]:
+    """Return how many benign prompts of each split are wanted; what is left over is "text_only", up to its count."""
+    return {
+        "validation": counts.benign_validation,
+        "test": counts.benign_test,
+        "train": counts.benign_train,
+        "text_only": counts.benign_text_only,
+    }
+
+
+def _card(role: Role, source: SourceConfig, content: SourceContent) -> SourceCard:
+    return SourceCard(
+        role=role,
+        source=source.source,
+        file=source.path.name,
+        sha256=file_hash(source.path, "prompts.path"),
+        encoding=content.encoding,
+        lines=content.lines,
+        merged=content.merged,
+        refused=Counter(content.refused),
+    )
+
+
+def _connected(pairs: Sequence[_Row]) -> list[list[_Row]]:
+    """Return the pairs in groups that share a prompt, also by way of a third pair, each in the order of its ids."""
+    parent: dict[str, str] = {row.id: row.id for row in pairs}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    owner: dict[str, str] = {}
+    for row in pairs:
+        for key in row.keys:
+            parent[root(row.id)] = root(owner.setdefault(key, row.id))
+    groups: dict[str, list[_Row]] = {}
+    for row in sorted(pairs, key=lambda row: row.id):
+        groups.setdefault(root(row.id), []).append(row)
+    return list(groups.values())
+
+
+def _share(share: float, rows: int) -> int:
+    """Return a share of rows, at least one where it is not zero."""
+    return max(1, round(share * rows)) if share else 0

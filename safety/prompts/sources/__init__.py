@@ -1,0 +1,1 @@
+"""Sources of prompts: files that others have made, one module per form."""

@@ -1,0 +1,83 @@
+"""The authors' CoProV2 training prompts: a CSV with the columns ``prompt,image,category``.
+
+``u_idx_N_0.jpg`` names the unsafe and ``s_idx_N_0.jpg`` the safe member of pair N. A pair of several categories is
+repeated once per category. Categories are spelled in several ways, and concepts are not named.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from safety.errors import ArtifactFormatError
+from safety.prompts.sources.source import SourceConfig, SourceContent, SourceRow, plain, sources
+from safety.prompts.sources.text import Line, read_csv
+
+COLUMNS = ("prompt", "image", "category")
+IMAGE = re.compile(r"(?P<member>[us])_idx_(?P<number>\d+)_\d+\.(?:jpg|jpeg|png)", re.IGNORECASE)
+SPELLINGS = {"harrasment": "harassment"}
+"""Categories that the file spells otherwise than the paper does."""
+
+
+class CoProV2Config(SourceConfig):
+    """The training CSV."""
+
+    source: Literal["coprov2"] = "coprov2"
+
+
+@dataclass
+class _Found:
+    """One pair's prompts and labels, gathered from the file's lines."""
+
+    prompts: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, None] = field(default_factory=dict)
+
+
+@sources.register("coprov2")
+class CoProV2Source:
+    """Reads the pairs in the order of their numbers, each once."""
+
+    config_type = CoProV2Config
+
+    @staticmethod
+    def read(config: CoProV2Config) -> SourceContent:
+        """Return the pairs.
+
+        Raises:
+            ArtifactFormatError: A column is missing, an image's name is of no known spelling, a pair lacks a member, or a
+                member has two prompts; the message names the line or the pair.
+        """
+        lines, encoding = read_csv(config.path, COLUMNS, "prompts.path")
+        found: dict[int, _Found] = {}
+        content = SourceContent([], 0, encoding=encoding)
+        for line in lines:
+            content.lines += 1
+            _gather(config.path.name, line, found)
+        content.rows = [_row(config.path.name, number, found[number]) for number in sorted(found)]
+        content.merged = content.lines - len(content.rows)
+        return content
+
+
+def _gather(name: str, line: Line, found: dict[int, _Found]) -> None:
+    prompt, image, label = (line.fields[column] for column in COLUMNS)
+    named = IMAGE.fullmatch(image)
+    if named is None:
+        raise _wrong(f"{name}, line {line.number}: the image {image!r}", "name images u_idx_N_0.jpg and s_idx_N_0.jpg")
+    if not prompt:
+        raise _wrong(f"{name}, line {line.number}: the prompt is empty", "give a prompt")
+    pair = found.setdefault(int(named["number"]), _Found())
+    if pair.prompts.setdefault(named["member"].lower(), prompt) != prompt:
+        raise _wrong(f"{name}, line {line.number}: {image} has another prompt above", "keep one prompt per image")
+    pair.labels[SPELLINGS.get(plain(label), label)] = None
+
+
+def _row(name: str, number: int, found: _Found) -> SourceRow:
+    for member, word in (("u", "unsafe"), ("s", "safe")):
+        if member not in found.prompts:
+            raise _wrong(f"{name}, pair {number} has no {word} prompt", "give both members of each pair")
+    return SourceRow(number, found.prompts["u"], found.prompts["s"], tuple(found.labels))
+
+
+def _wrong(message: str, fix: str) -> ArtifactFormatError:
+    return ArtifactFormatError(message, field="prompts.path", fix=fix)

@@ -1,0 +1,93 @@
+"""The protocol of a prompt source: a file of prompts in, rows with their categories out, and each refused line counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from safety.base import Config
+from safety.registry import Registry
+
+EMPTY, UNKNOWN_CATEGORY, NO_CATEGORY, NO_SAFE = "empty_prompt", "unknown_category", "no_category", "no_safe_prompt"
+"""Reasons for which a source refuses a line."""
+
+
+class SourceConfig(Config):
+    """One source. A subclass narrows ``source`` to the literal that selects it in YAML, and adds its settings."""
+
+    source: str
+    path: Path = Field(description="the file; a relative path is relative to where the run is started")
+    labels: Mapping[str, str] = Field(
+        {},
+        description="the taxonomy's category by the file's label; labels that differ in case and punctuation alone need none",
+    )
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One prompt, with its safe counterpart where the source has it."""
+
+    number: int
+    """By which the source tells its rows apart: a line, or a pair's own number."""
+    prompt: str
+    safe: str | None = None
+    labels: tuple[str, ...] = ()
+    """The source's own names of categories."""
+    concept: str | None = None
+
+
+@dataclass
+class SourceContent:
+    """What a source holds, with what was left out of it."""
+
+    rows: list[SourceRow]
+    lines: int
+    """Lines, or records, that were read."""
+    merged: int = 0
+    """Lines that say again what another one says, such as one per further category."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Lines by the reason for which they are left out."""
+    encoding: str = "utf-8"
+
+
+class PromptSource(Protocol):
+    """A form of prompt files, as the registry holds it."""
+
+    @property
+    def config_type(self) -> type[SourceConfig]:
+        """Return the config of one source of this form."""
+
+    def read(self, config: Any) -> SourceContent:
+        """Return the file's rows in its order.
+
+        Raises:
+            ArtifactFormatError: The file is missing, or not of this form; the message names file and line.
+        """
+
+
+sources: Registry[PromptSource] = Registry("prompt source", __package__)
+
+
+class CategoryNames:
+    """The taxonomy's category behind a source's label: by the source's own table, else by name but for case and punctuation."""
+
+    def __init__(self, categories: tuple[str, ...], labels: Mapping[str, str]) -> None:
+        self._known = {plain(name): name for name in categories}
+        self._given = {plain(label): name for label, name in labels.items()}
+
+    def find(self, label: str) -> str | None:
+        """Return the category, or None for a label that stands for none."""
+        name = plain(label)
+        found = self._given.get(name)
+        return self._known.get(name if found is None else plain(found))
+
+
+def plain(name: str) -> str:
+    """Return a name's letters and digits in lower case."""
+    return re.sub(r"[^\w]|_", "", name.casefold())

@@ -1,0 +1,54 @@
+"""Text as spreadsheets write it: every encoding and separator gives the same rows, and what is none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safety.errors import ArtifactFormatError
+from safety.prompts.sources.text import read_csv, read_text
+
+TABLE = 'prompt;category\n"café; a table";one\nnaïve,two;two\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_table_is_read_however_it_is_written(encoding: str, separator: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = [["category", "prompt"], ["one", 'a "café", two; three\tfour'], ["two", "naïve"]]
+    text = ending.join(separator.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows)
+    path.write_bytes(text.encode(encoding))
+    lines, found = read_csv(path, ["prompt", "category"], "prompts.path")
+    assert [line.fields for line in lines] == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert found == {"utf-8": "utf-8", "utf-8-sig": "utf-8-sig", "utf-16": "utf-16", "cp1252": "cp1252"}[encoding]
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"caf\x81\xe9", "no mark".encode("utf-16-le")])
+def test_what_is_no_text_is_named(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactFormatError, match="is no text in UTF-8") as refused:
+        read_text(path, "prompts.path")
+    assert refused.value.fix == "save it as UTF-8"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactFormatError, match="none.csv cannot be read"):
+        read_text(tmp_path / "none.csv", "prompts.path")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("text,label\na,b\n", "line 1: no column 'prompt', 'category' among 'text', 'label'"),
+        ("prompt,category\na,b,c\n", "line 2: 3 fields under 2 columns"),
+        ('prompt,category\n"a,b\n', "line 2: unexpected end of data"),
+    ],
+)
+def test_what_is_no_such_table_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    with pytest.raises(ArtifactFormatError, match=said):
+        list(read_csv(path, ["prompt", "category"], "prompts.path")[0])
