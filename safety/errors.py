@@ -71,6 +71,10 @@ def _rebuild_image(message: str, field: str, fix: str, fault: ImageFault) -> Ima
     return ImageError(message, field=field, fix=fix, fault=fault)
 
 
+class JudgeError(SafetyError):
+    """A judge that cannot be asked, or does not answer."""
+
+
 class ArtifactFormatError(SafetyError):
     """A file is not of the form it should have, or not one that this project loads."""
 

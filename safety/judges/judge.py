@@ -5,8 +5,8 @@ Importing it loads no torch, so that a web server can check the judge in its con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class JudgeConfig(Config):
 
     name: str = Field(EMBEDDED_JUDGE, description="a name in the judges' registry, or 'module:loader' for one's own")
     threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
+    settings: Mapping[str, Any] = Field({}, description="what the named judge reads beside it: docs/judges.md")
 
 
 class Judge(Protocol):
@@ -128,9 +129,10 @@ def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     lost = [name for name in taxonomy.categories if name not in judge.categories]
     if lost:
         raise ConfigError(
-            f"the judge {config.name!r} scores no {', '.join(map(repr, lost[:5]))} of the taxonomy {taxonomy.name!r}",
+            f"the judge {config.name!r} scores no {', '.join(map(repr, lost[:5]))} of the taxonomy {taxonomy.name!r}"
+            f" (only {', '.join(judge.categories) or 'none of its categories'})",
             field="judge.name",
-            fix="use a judge of this taxonomy's categories",
+            fix="use a judge of this taxonomy's categories, several as a 'combination', or settings.covers where it judges more",
         )
     return judge
 

@@ -1,0 +1,97 @@
+"""Settings that a judge reads beside its name and threshold, and the weights behind it, held against a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+
+from safety.base import Config
+from safety.documents import explain
+from safety.errors import ArtifactFormatError, ConfigError
+from safety.judges.judge import JudgeConfig
+from safety.taxonomy import Taxonomy
+
+DIGITS = 8
+"""Of a version's checksum."""
+
+
+class JudgeSettings(Config):
+    """What most judges read. A subclass adds its own."""
+
+    covers: tuple[str, ...] | None = Field(
+        None, description="the taxonomy's categories that it judges; none: its own default"
+    )
+    batch: int = Field(16, gt=0, description="images at once")
+    device: str = Field("cpu", description="where its network runs")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="the checksum that its weights must have; none: whatever they have"
+    )
+
+
+Settings = TypeVar("Settings", bound=JudgeSettings)
+
+
+def read_settings(kind: type[Settings], config: JudgeConfig) -> Settings:
+    """Return a judge's own settings; raise ConfigError that names the first wrong one."""
+    try:
+        return kind.model_validate(config.settings)
+    except ValidationError as error:
+        field, message, fix = explain(error.errors(include_url=False, include_input=False)[0])
+        raise ConfigError(
+            f"{config.name!r}: {field}: {message}",
+            field=f"judge.settings.{field}",
+            fix=fix.replace(field, f"settings.{field}"),
+        ) from None
+
+
+def covered(settings: JudgeSettings, default: tuple[str, ...], taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Return the categories that a judge scores, in the taxonomy's order.
+
+    Raises:
+        ConfigError: ``covers`` names a category that the taxonomy does not have.
+    """
+    wanted = default if settings.covers is None else settings.covers
+    odd = [name for name in settings.covers or () if name not in taxonomy.categories]
+    if odd:
+        raise ConfigError(
+            f"the taxonomy {taxonomy.name!r} has no category {odd[0]!r}",
+            field="judge.settings.covers",
+            fix=f"use some of: {', '.join(taxonomy.categories)}",
+        )
+    return tuple(name for name in taxonomy.categories if name in wanted)
+
+
+def checksum(files: list[Path], expected: str | None, field: str = "judge.settings.sha256") -> str:
+    """Return the SHA-256 over a judge's files, 64 hex digits: of one file its own, of several that of their hashes by name.
+
+    Raises:
+        ArtifactFormatError: It is another than ``expected``.
+    """
+    digests = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(digests) == 1:
+        [found] = digests.values()
+    else:
+        lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+        found = hashlib.sha256(lines.encode()).hexdigest()
+    if expected not in (None, found):
+        raise ArtifactFormatError(
+            f"the judge's weights have the checksum {found} and not {expected}",
+            field=field,
+            fix="fetch the weights again, or correct the checksum where they are meant to be others",
+        )
+    return found
+
+
+def missing_package(judge: str, extra: str, error: ImportError) -> ConfigError:
+    """Return the error for a judge whose package is not installed; it names the extra."""
+    return ConfigError(
+        f"the judge {judge!r} needs a package that is not installed ({error.name or error})",
+        field="judge.name",
+        fix=f"pip install -e '.[{extra}]', or name another judge",
+    )

@@ -1,0 +1,119 @@
+"""Zero-shot CLIP and Q16 on a tiny CLIP, against the definitions written out with transformers' own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safety.embedded import EMBEDDED_MODEL_FOLDER
+from safety.errors import ArtifactFormatError, ConfigError
+from safety.images import to_pil
+from safety.judges.judge import JudgeConfig, load_judge
+from safety.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy(name="two", version="1", categories=("violence", "sexual"))
+SENTENCES = {"violence": ["a kitchen knife", "a bomb"], "sexual": ["a peach"]}
+HARMLESS = ["a house", "a blue house"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a tiny random CLIP with the embedded tokenizer."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED_MODEL_FOLDER / "tokenizer")
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 32},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    reader = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(reader, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (5, 3, 40, 48), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def features(folder: Path, images: Tensor) -> tuple[Tensor, Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    pixels = processor(images=[to_pil(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        vision = model.vision_model(**pixels).pooler_output
+        embedded: Tensor = model.visual_projection(vision)
+    return embedded / embedded.norm(dim=-1, keepdim=True), model, processor
+
+
+def test_zero_shot_is_a_softmax_over_all_sentences(clip: Path, images: Tensor) -> None:
+    settings = {"weights": str(clip), "sentences": SENTENCES, "harmless": HARMLESS, "batch": 2}
+    judge = load_judge(JudgeConfig(name="clip-zero-shot", settings=settings), TAXONOMY)
+    embedded, model, processor = features(clip, images)
+    sentences = [*HARMLESS, *SENTENCES["violence"], *SENTENCES["sexual"]]
+    with torch.no_grad():
+        states = model.text_model(**processor(text=sentences, return_tensors="pt", padding=True)).pooler_output
+        texts = model.text_projection(states)
+    texts = texts / texts.norm(dim=-1, keepdim=True)
+    shares = (100.0 * embedded @ texts.T).softmax(dim=-1)
+    expected = torch.stack([shares[:, 2] + shares[:, 3], shares[:, 4]], dim=1)
+    assert torch.allclose(judge.score(images), expected, atol=1e-5)
+
+
+def test_q16_is_the_share_of_the_second_prompt(clip: Path, images: Tensor, tmp_path: Path) -> None:
+    prompts = torch.randn(2, 12, generator=torch.Generator().manual_seed(2))
+    path = tmp_path / "q16.safetensors"
+    save_file({"prompts": prompts}, path)
+    config = JudgeConfig(name="q16", settings={"weights": str(clip), "prompts": str(path)})
+    judge = load_judge(config, TAXONOMY)
+    embedded, _, _ = features(clip, images)
+    # As the authors' own code: normalised features, 100 times their product, softmax, class 1.
+    tuned = prompts / prompts.norm(dim=-1, keepdim=True)
+    expected = (100.0 * embedded @ tuned.T).softmax(dim=-1)[:, 1]
+    assert torch.allclose(judge.score(images), expected[:, None].expand(-1, 2), atol=1e-5)
+    assert judge.categories == ("violence", "sexual")
+
+
+def test_pickled_prompts_are_refused_with_what_to_do(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.p"
+    path.write_bytes(b"\x80\x04\x95\x1f\0\0\0\0\0\0\0")
+    with pytest.raises(ArtifactFormatError, match="is no safetensors file") as refused:
+        load_judge(JudgeConfig(name="q16", settings={"weights": str(clip), "prompts": str(path)}), TAXONOMY)
+    assert "into safetensors where you trust it" in refused.value.fix
+
+
+def test_weights_that_are_not_there_are_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = {"weights": "someone/no-clip", "sentences": SENTENCES, "harmless": HARMLESS}
+    with pytest.raises(ConfigError, match="no CLIP model at 'someone/no-clip'") as refused:
+        load_judge(JudgeConfig(name="clip-zero-shot", settings=settings), TAXONOMY)
+    assert refused.value.field == "judge.settings.weights"
+    with pytest.raises(ArtifactFormatError, match="and not f{64}"):
+        load_judge(
+            JudgeConfig(name="clip-zero-shot", settings={**settings, "weights": str(clip), "sha256": "f" * 64}),
+            TAXONOMY,
+        )
+    with pytest.raises(ConfigError, match="covers 'sexual' and has no sentence"):
+        load_judge(
+            JudgeConfig(
+                name="clip-zero-shot",
+                settings={
+                    "weights": str(clip),
+                    "sentences": {"violence": ["a bomb"]},
+                    "harmless": HARMLESS,
+                    "covers": ["violence", "sexual"],
+                },
+            ),
+            TAXONOMY,
+        )
