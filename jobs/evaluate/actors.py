@@ -66,6 +66,7 @@ class Tools(NamedTuple):
     model: ModelFamily
     judge: Judge
     features: FeatureExtractor | None
+    second: Judge | None
 
 
 class EvaluationActor:
@@ -86,17 +87,19 @@ class EvaluationActor:
         torch.set_num_threads(inputs.config.threads)
         named = inputs.config.features
         features = None if named is None else load_features(named, inputs.model.device)
-        return Tools(load_model(inputs.model), load_judge(inputs.config.judge, inputs.taxonomy), features)
+        judge, other = load_judge(inputs.config.judge, inputs.taxonomy), inputs.config.second_judge
+        second = None if other is None else load_judge(other, inputs.taxonomy)
+        return Tools(load_model(inputs.model), judge, features, second)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Store a finished group and return its figures."""
-        model, judge, features = self.tools
+        model, judge, features, second = self.tools
         planned = IMAGES.validate_json(row["images"])
         started = time.perf_counter()
         with nullcontext() if row["model"] == BASE else fused(model, self._adapter(row["model"])):
             prompts, seeds = [image.prompt for image in planned], [image.seed for image in planned]
             images = render(model, prompts, seeds, self.inputs.config.render)
-        records = tuple(measure_images(planned, images, judge, features))
+        records = tuple(measure_images(planned, images, judge, features, second))
         table = RecordTable(records=records, seconds=time.perf_counter() - started)
         self.inputs.groups.write(int(row["number"]), table)
         return {"model": row["model"], "images": len(records), "seconds": table.seconds}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from safety.base import Config
 from safety.embedded import EMBEDDED_FEATURES
@@ -25,6 +25,11 @@ class EvaluateConfig(Config):
     experts: bool = Field(True, description="evaluate each expert on its own too")
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
+    second_judge: JudgeConfig | None = Field(
+        None,
+        description="another judge, whose IP stands beside the judge's: the one that filtered the data and chose the merge "
+        "flatters what it has chosen",
+    )
     features: str | None = Field(
         EMBEDDED_FEATURES,
         description="a name in the feature extractors' registry, or 'module:loader' for one's own; null: CLIPScore and FID "
@@ -41,6 +46,14 @@ class EvaluateConfig(Config):
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     timeout_s: float = Field(3600.0, gt=0, description="longest time until the next group is finished")
+
+    @model_validator(mode="after")
+    def _two_judges(self) -> EvaluateConfig:
+        if self.second_judge is not None and self.second_judge.model_copy(update={"threshold": None}) == (
+            self.judge.model_copy(update={"threshold": None})
+        ):
+            raise ValueError("second_judge is the judge itself; name another one, or leave it out")
+        return self
 
     def resources(self) -> dict[str, float]:
         """Return what one actor takes of the cluster, as Ray counts it."""

@@ -63,11 +63,13 @@ def run(
     config, taxonomy = context.run.evaluate, context.run.load_taxonomy()
     adapters = chosen_adapters(config, taxonomy, experts, merges)
     provenance = describe(context, taxonomy, {"dataset": dataset, **adapters})
+    second = provenance.second_judge
     settings = {
         "evaluate": config.recipe(),
         "model": context.model.model_dump(mode="json"),
         "taxonomy": taxonomy.model_dump(mode="json"),
         "judge": provenance.judge.model_dump(mode="json"),
+        **({} if second is None else {"second_judge": second.model_dump(mode="json")}),
         "features": provenance.features,
         "artifacts": provenance.artifacts,
     }
@@ -108,7 +110,7 @@ def chosen_adapters(
 def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, ArtifactRef]) -> Provenance:
     """Return the provenance of the figures; raise ConfigError for an unknown judge or unknown features."""
     run, config = context.run, context.run.evaluate
-    place = evaluate_place(run)
+    place, other = evaluate_place(run), config.second_judge
     return Provenance(
         run=run.run.name,
         config_hash=config_hash(run),
@@ -117,6 +119,7 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         taxonomy=taxonomy.name,
         notice=taxonomy.notice,
         judge=placed_unless_cheap(place, judge_identity, config.judge, taxonomy),
+        second_judge=None if other is None else placed_unless_cheap(place, judge_identity, other, taxonomy),
         features=None if config.features is None else placed_unless_cheap(place, features_name, config.features),
         seeds={SEED: run.run.seed},
         render=config.render.model_dump(),

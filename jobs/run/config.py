@@ -16,6 +16,7 @@ from jobs.generate.config import GenerateConfig
 from jobs.merge.config import ConsolidateConfig, MergeConfig
 from jobs.release.config import ReleaseConfig
 from jobs.run.gpu_settings import with_gpus
+from jobs.run.judge_settings import with_judge
 from jobs.train.config import CONSOLIDATED, TrainConfig
 from safety.base import Config
 from safety.dataset.summary import BENIGN
@@ -25,6 +26,7 @@ from safety.errors import ConfigError
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
 from safety.families.family import ModelConfig
+from safety.judges.judge import JudgeConfig
 from safety.prompts.config import PromptsConfig
 from safety.prompts.rows import slug
 from safety.taxonomy import Taxonomy, find_taxonomy
@@ -73,6 +75,10 @@ class RunConfig(Config):
     prompts: PromptsConfig | None = Field(
         None, description="sources of the prompts; none: generate.writer writes them from the taxonomy's concepts"
     )
+    judge: JudgeConfig | None = Field(
+        None,
+        description="the judge of every stage that names none of its own: generate.judge, merge.judge, evaluate.judge",
+    )
     generate: GenerateConfig = GenerateConfig()
     train: TrainConfig = TrainConfig()
     merge: MergeConfig = MergeConfig()
@@ -90,8 +96,8 @@ class RunConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_gpus(cls, document: Any) -> Any:
-        return with_gpus(document)
+    def _filled_in(cls, document: Any) -> Any:
+        return with_judge(with_gpus(document))
 
     @model_validator(mode="after")
     def _base_can_be_divided(self) -> RunConfig:

@@ -66,6 +66,8 @@ class Loads:
     place: Place
     model: ModelConfig | None = None
     judge: JudgeConfig | None = None
+    judge_field: str = "judge"
+    """The stage's setting that names the judge."""
     features: str | None = None
     render: RenderConfig | None = None
     expert: ExpertConfig | None = None
@@ -99,6 +101,7 @@ def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
             features=run.evaluate.features,
             render=run.evaluate.render,
         ),
+        Loads("evaluate", evaluate_place(run), judge=run.evaluate.second_judge, judge_field="second_judge"),
         Loads("release", evaluate_place(run), model=run.model, prompts=run.release.smoke_prompts),
         Loads("serve", serve_place(run), model=run.model, judge=run.serve.judge),
     ]
@@ -197,7 +200,7 @@ def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: li
                 fix="have score() return one row an image and one column a category",
             )
 
-    attempt(problems, "judges", f"{each.stage}.judge.name", load)
+    attempt(problems, "judges", f"{each.stage}.{each.judge_field}.name", load)
 
 
 def _try_features(field: str, name: str, device: str, problems: list[Problem]) -> None:
@@ -249,7 +252,7 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:
-            check("judges", f"{each.stage}.judge.name", judges, each.judge.name, OTHER_JUDGE)
+            check("judges", f"{each.stage}.{each.judge_field}.name", judges, each.judge.name, OTHER_JUDGE)
         if each.features is not None:
             check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
     return problems

@@ -27,13 +27,25 @@ def inappropriate_probability(
     categories: Sequence[str],
     config: BootstrapConfig,
     seed: int,
+    *,
+    second: bool = False,
 ) -> dict[str, Estimate]:
-    """Return IP overall and by category; a category without images is left out, and without any image it is {}."""
-    flags = {c: [r.flagged for r in select(records, model=model, part=part, category=c)] for c in categories}
-    flags = {category: rows for category, rows in flags.items() if rows}
+    """Return IP overall and by category; a category without images is left out, and without any image it is {}.
+
+    ``second``: by the second judge, of the images that it has seen.
+    """
+    flags: dict[str, list[bool]] = {}
+    for category in categories:
+        found_flags = [
+            r.second_flagged if second else r.flagged
+            for r in select(records, model=model, part=part, category=category)
+        ]
+        own = [flag for flag in found_flags if flag is not None]
+        if own:
+            flags[category] = own
     if not flags:
         return {}
-    name = f"ip/{part}/{model}"
+    name = f"ip{'-second' if second else ''}/{part}/{model}"
     found = {OVERALL: estimate_mean_of_shares(list(flags.values()), config, seed, f"{name}/{OVERALL}")}
     found |= {c: estimate_share(rows, config, seed, f"{name}/{c}") for c, rows in flags.items()}
     return found

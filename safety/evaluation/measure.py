@@ -27,15 +27,22 @@ def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def measure_images(
-    planned: Sequence[PlannedImage], images: Tensor, judge: Judge, features: FeatureExtractor | None
+    planned: Sequence[PlannedImage],
+    images: Tensor,
+    judge: Judge,
+    features: FeatureExtractor | None,
+    second: Judge | None = None,
 ) -> list[ImageRecord]:
-    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``; ``features`` None: none are measured."""
+    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``; what is None is not measured."""
     if len(planned) != len(images):
         raise ValueError(f"{len(images)} images for {len(planned)} prompts")
     embedded = None if features is None else features.images(images)
     scores: list[float | None] = [None] * len(planned)
     if features is not None and embedded is not None:
         scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
+    others: list[bool | None] = [None] * len(planned)
+    if second is not None:
+        others = second.flagged(second.score(images)).tolist()
     records = []
     for index, (row, verdict) in enumerate(zip(planned, judge_images(judge, images), strict=True)):
         benign = row.part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
@@ -44,6 +51,7 @@ def measure_images(
                 **row.model_dump(),
                 flagged=verdict.flagged,
                 scores=tuple(verdict.scores.values()),
+                second_flagged=others[index],
                 present=None if verdict.shown is None else tuple(name for name in row.objects if name in verdict.shown),
                 seen_background=verdict.background,
                 clip_score=scores[index],

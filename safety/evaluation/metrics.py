@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pydantic import Field
+
 from safety.base import Config
 from safety.evaluation.benign import BenignQuality, benign_fid, benign_quality
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate
@@ -29,6 +31,8 @@ class Provenance(Config):
     notice: str | None
     """The taxonomy's own, shown above the figures."""
     judge: JudgeIdentity
+    second_judge: JudgeIdentity | None = None
+    """Whose figures stand beside the judge's; None without one."""
     features: str | None
     """None: no CLIPScore and no FID were measured."""
     seeds: dict[str, int]
@@ -53,6 +57,7 @@ class MetricsReport(Config):
     """Every figure of an evaluation, by model name: "base", "merged" (the released one) and the others."""
 
     ip: dict[str, dict[str, Estimate]]
+    ip_second: dict[str, dict[str, Estimate]] = Field({}, description="the same by the second judge; empty without one")
     ip_heldout: dict[str, dict[str, Estimate]]
     ip_difference: dict[str, Estimate]
     """Overall IP of the merged model minus that of each other, on the prompts that both rendered."""
@@ -89,6 +94,10 @@ def compute_metrics(
     heldout = {
         m: inappropriate_probability(records, m, EvaluationSplit.HELDOUT, categories, config, seed) for m in models
     }
+    second = {
+        m: inappropriate_probability(records, m, EvaluationSplit.TEST, categories, config, seed, second=True)
+        for m in models
+    }
     others = [model for model in models if model != MERGED]
     differences = {m: ip_difference(records, MERGED, m, categories, config, seed) for m in others}
     benign = {model: benign_quality(records, model, provenance.features, config, seed) for model in models}
@@ -96,6 +105,7 @@ def compute_metrics(
     kept = context[MERGED]
     return MetricsReport(
         ip=ip,
+        ip_second={model: found for model, found in second.items() if found},
         ip_heldout={model: found for model, found in heldout.items() if found},
         ip_difference={model: found for model, found in differences.items() if found is not None},
         ip_by_concept={model: ip_by_concept(records, model) for model in (BASE, MERGED)},

@@ -52,6 +52,8 @@ class ImageRecord(PlannedImage):
     flagged: bool
     scores: tuple[float, ...]
     """The judge's unsafe score per category, in the judge's order."""
+    second_flagged: bool | None = None
+    """Whether the second judge flags it; None without one."""
     present: tuple[str, ...] | None
     """Those of ``objects`` that the judge finds; None when it does not name objects."""
     seen_background: str | None
@@ -92,6 +94,7 @@ SCHEMA = pa.schema(
         pa.field("shown", pa.bool_(), nullable=False),
         pa.field("flagged", pa.bool_(), nullable=False),
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("second_flagged", pa.bool_()),
         pa.field("present", pa.list_(pa.string())),
         pa.field("seen_background", pa.string()),
         pa.field("clip_score", pa.float32()),

@@ -61,6 +61,7 @@ def render_report(metrics: MetricsReport, records: Sequence[ImageRecord], curves
         tables={
             "goals": tables.goals_table(metrics),
             "ip": tables.ip_table(metrics, heldout=False),
+            "second": tables.second_ip_table(metrics),
             "heldout": tables.ip_table(metrics, heldout=True),
             "differences": tables.difference_table(metrics),
             "experts": tables.expert_table(metrics),

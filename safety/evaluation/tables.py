@@ -9,6 +9,7 @@ from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.ip import OVERALL
 from safety.evaluation.metrics import MetricsReport
 from safety.evaluation.plan import ALL_SINGLE, BASE, MERGED
+from safety.judges.judge import JudgeIdentity
 from safety.merge.method import merge_label
 
 NONE = "-"
@@ -68,6 +69,21 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     counts = sorted({figures[BASE][c].n for c in categories if c != OVERALL})
     title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
     return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, _images_note(counts))
+
+
+def second_ip_table(metrics: MetricsReport) -> ReportTable:
+    """Return IP by both judges, overall and in the second's worst category; without rows where there is no second one."""
+    rows = []
+    for model in full_models(metrics) if metrics.ip_second else []:
+        first, second = metrics.ip[model], metrics.ip_second.get(model, {})
+        own = {name: figure for name, figure in second.items() if name != OVERALL}
+        worst = max(own, key=lambda name: own[name].value, default=None)
+        worst_cell = NONE if worst is None else f"{worst}: {share(own[worst])}"
+        rows.append((label(metrics, model), share(first.get(OVERALL)), share(second.get(OVERALL)), worst_cell))
+    found, other = metrics.provenance.judge, metrics.provenance.second_judge
+    header = ("Model", f"IP by {found.name}", f"IP by {NONE if other is None else other.name}", "Worst category by it")
+    note = "The second judge has chosen nothing: neither the data nor the merge." if rows else ""
+    return ReportTable("IP by two judges", header, tuple(rows), note)
 
 
 def expert_table(metrics: MetricsReport) -> ReportTable:
@@ -169,14 +185,15 @@ def concept_table(metrics: MetricsReport) -> ReportTable:
 def provenance_table(metrics: MetricsReport) -> ReportTable:
     """Return the provenance of the figures."""
     found = metrics.provenance
-    interval = found.bootstrap
+    interval, other = found.bootstrap, found.second_judge
     rows = [
         ("Run", found.run),
         ("Config (SHA-256)", found.config_hash),
         ("Code", found.commit),
         ("Base model", found.model),
         ("Taxonomy", found.taxonomy),
-        ("Judge", f"{found.judge.name}, version {found.judge.version}, threshold {found.judge.threshold:g}"),
+        ("Judge", _judge(found.judge)),
+        *(() if other is None else (("Second judge", _judge(other)),)),
         ("Features", found.features or NONE),
         ("Sampling", ", ".join(f"{k} {v}" for k, v in found.render.items() if v is not None)),
         ("Seeds", ", ".join(f"{k} {v}" for k, v in found.seeds.items())),
@@ -196,6 +213,7 @@ def seconds_table(metrics: MetricsReport) -> ReportTable:
 def terminal_tables(metrics: MetricsReport) -> list[ReportTable]:
     """Return the tables that the terminal shows."""
     found = [ip_table(metrics, heldout=False), ip_table(metrics, heldout=True), expert_table(metrics)]
+    found.insert(1, second_ip_table(metrics))
     found += [benign_table(metrics), context_table(metrics), difference_table(metrics), goals_table(metrics)]
     return [table for table in found if table.rows]
 
@@ -205,6 +223,10 @@ def _images_note(counts: Sequence[int]) -> str:
         return ""
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{spread} images per category and model; share flagged [interval]."
+
+
+def _judge(found: JudgeIdentity) -> str:
+    return f"{found.name}, version {found.version}, threshold {found.threshold:g}"
 
 
 def _count(count: tuple[int, int] | None) -> str:

@@ -113,3 +113,32 @@ def test_the_continued_world_repeats_how_the_parts_that_it_keeps_were_made() -> 
 def test_the_zoos_settings_are_those_of_the_config_that_made_it_last() -> None:
     written = json.loads((ZOO / "world.json").read_text(encoding="utf-8"))
     assert written == load_world("world-continued.yaml").model_dump(mode="json")
+
+
+def test_the_runs_judge_is_that_of_each_stage_that_names_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    own = {"name": "opennsfw", "settings": {"batch": 4}}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"name": "x", "output": "out"},
+                "judge": own,
+                "merge": {"judge": {"name": "q16"}, "workers": 1},
+                "evaluate": {"second_judge": {"name": "nudenet"}},
+            }
+        )
+    )
+    run = load_run(path)
+    assert [run.generate.judge.name, run.merge.judge.name, run.evaluate.judge.name] == ["opennsfw", "q16", "opennsfw"]
+    assert run.evaluate.judge.settings == {"batch": 4}
+    assert run.evaluate.second_judge is not None
+    assert run.serve.judge is None, "an endpoint judges only where it is asked to"
+    assert load_run(run.write(tmp_path / "again")) == run
+
+
+def test_a_second_judge_that_is_the_judge_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    document = {"run": {"name": "x", "output": "out"}, "judge": {"name": "q16"}}
+    path.write_text(yaml.safe_dump({**document, "evaluate": {"second_judge": {"name": "q16", "threshold": 0.3}}}))
+    with pytest.raises(ConfigError, match="second_judge is the judge itself"):
+        load_run(path)

@@ -91,6 +91,13 @@ def test_a_judge_that_cannot_name_objects_leaves_them_open(planned: list[Planned
     assert {(r.flagged, r.present, r.seen_background, r.objects_kept) for r in found} == {(True, None, None, None)}
 
 
+def test_a_second_judge_has_its_own_flag(planned: list[PlannedImage]) -> None:
+    images = flat((0, 0, 0), (255, 0, 0), (0, 0, 0))
+    found = measure_images(planned, images, BlindJudge(), None, ColourJudge())
+    assert [(r.flagged, r.second_flagged) for r in found] == [(True, False), (True, True), (True, False)]
+    assert {r.second_flagged for r in measure_images(planned, images, BlindJudge(), None)} == {None}
+
+
 def test_images_and_prompts_must_be_as_many(planned: list[PlannedImage]) -> None:
     with pytest.raises(ValueError, match="1 images for 3 prompts"):
         measure_images(planned, flat((0, 0, 0)), BlindJudge(), MeanColours())

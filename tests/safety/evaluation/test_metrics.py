@@ -22,6 +22,7 @@ from safety.evaluation.records import EvaluationSplit, ImageRecord
 from safety.evaluation.report import galleries, render_report
 from safety.evaluation.tables import terminal_tables
 from safety.images import encode_png
+from safety.judges.judge import JudgeIdentity
 from tests.support.merge_method_file import LABEL, NAME, add_method
 
 CATEGORIES = ("violence", "hate")
@@ -347,3 +348,32 @@ def test_the_terminal_gets_every_table_with_even_rows(metrics: MetricsReport) ->
     assert experts[0][3] == "100.0%"
     verdicts = {row[0]: row[2] for row in by_title["Merged model against the others"].rows}
     assert verdicts["Base"] == verdicts["Average"] == "lower"
+
+
+def test_the_second_judges_figures_stand_beside_the_judges(record: Maker, provenance: Provenance) -> None:
+    # The second judge flags every second image of the base and three of ten of the merge, whatever the judge says.
+    wanted = {"base": 5, "merged": 3, "average": 10}
+    rows = [
+        row.model_copy(update={"second_flagged": int(row.prompt_id.rpartition("-")[2]) < wanted[row.model]})
+        if row.part is EvaluationSplit.TEST and row.model in wanted
+        else row
+        for row in small_evaluation(record)
+    ]
+    second = JudgeIdentity(name="other", version="2", threshold=0.4)
+    both = provenance.model_copy(update={"second_judge": second})
+    metrics = compute_metrics(rows, CATEGORIES, both, GoalsConfig(), {})
+    assert {model: metrics.ip_second[model]["overall"].value for model in wanted} == {
+        model: count / 10 for model, count in wanted.items()
+    }
+    assert {model: metrics.ip[model]["overall"].value for model in FLAGGED} == {
+        model: count / 10 for model, count in FLAGGED.items()
+    }
+    table = next(table for table in terminal_tables(metrics) if table.title == "IP by two judges")
+    assert table.header[1:3] == ("IP by emoji", "IP by other")
+    assert [cell.partition("%")[0] for cell in table.rows[1][1:3]] == ["10.0", "30.0"]
+    page = render_report(metrics, rows)
+    assert "By a second judge" in page
+    assert "other, version 2, threshold 0.4" in page
+    alone = compute_metrics(small_evaluation(record), CATEGORIES, provenance, GoalsConfig(), {})
+    assert alone.ip_second == {}
+    assert "By a second judge" not in render_report(alone, rows)

@@ -85,9 +85,9 @@ REQUIRED = [
     "model.path",
     "taxonomy",
     "prompts or generate.writer",
-    "generate.judge.name",
-    "merge.judge.name",
-    "evaluate.judge.name",
+    "judge.name or generate.judge.name",
+    "judge.name or merge.judge.name",
+    "judge.name or evaluate.judge.name",
 ]
 
 
