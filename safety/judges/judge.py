@@ -28,6 +28,10 @@ class JudgeConfig(Config):
     threshold: float | None = Field(None, gt=0, lt=1, description="None is the judge's own")
     settings: Mapping[str, Any] = Field({}, description="what the named judge reads beside it: docs/judges.md")
 
+    def __hash__(self) -> int:
+        """Return a hash of what it says: its settings are a mapping, which has none."""
+        return hash(self.model_dump_json())
+
 
 class Judge(Protocol):
     """Scores images. Every figure that rests on a judge states its name, version and threshold."""
