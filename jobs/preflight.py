@@ -1,4 +1,8 @@
-"""Checks everything that a run needs, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
+"""Checks everything that a run names and needs, then tries it out: ``python -m jobs.preflight --config FILE``.
+
+The checks take seconds. Where all of them pass, eight pictures are drawn and judged and a training step is taken where the
+run will, for what the run needs in hours, memory and bytes (``jobs.trial``).
+"""
 
 from __future__ import annotations
 
@@ -60,9 +64,12 @@ from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
+from jobs.run.name_checks import check_base_model, check_pointers, named_problems
 from jobs.run.needs import STAGES, name_problems
 from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
+from jobs.trial.report import print_report
+from jobs.trial.trial import run_prompts, save, try_out
 from safety.errors import SafetyError
 from safety.taxonomy import Taxonomy
 from serve.admission import MIDDLEWARES
@@ -73,6 +80,8 @@ TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 FIRST = "fix what stands above it first"
 RAY_TIMEOUT_S = 30.0
 """The longest wait until a running cluster answers."""
+STORE_PATIENCE_S = 8.0
+"""How long a request to a store that does not answer is retried here; a run waits longer."""
 
 
 class Preflight:
@@ -81,7 +90,9 @@ class Preflight:
     def __init__(self, run: RunConfig, taxonomy: Taxonomy, stack: ExitStack) -> None:
         self.run, self.taxonomy, self.stack = run, taxonomy, stack
         self.cluster = resolve_address(run.cluster)
-        self.store = ArtifactStore(run.store)
+        patience = min(run.store.patience_s, STORE_PATIENCE_S)
+        self.store_config = run.store.model_copy(update={"patience_s": patience})
+        self.store = ArtifactStore(self.store_config)
         self.view: ClusterView | None = None
         self.joined = False
 
@@ -89,7 +100,10 @@ class Preflight:
         """Run every check: the cluster is opened, then all other checks run at the same time."""
         opened = [run_check(Check("Ray", self._reach_ray))]
         checks = [
-            Check("store", lambda: check_store(open_store(self.run.store))),
+            Check("names", self._names),
+            Check("pointers", lambda: check_pointers(self.run, self.store)),
+            Check("base model", lambda: check_base_model(self.run), LOAD_TIMEOUT_S),
+            Check("store", lambda: check_store(open_store(self.store_config))),
             Check("conditional writes", lambda: check_conditional_writes(self.store)),
             Check("versions", lambda: self._of_view(lambda view: check_versions(view.reports))),
             Check(
@@ -170,6 +184,13 @@ class Preflight:
             return failed(error.message, error.fix)
         return passed("Serve has stopped" if listener is None else f"Serve listens on {listener.host}")
 
+    def _names(self) -> Finding:
+        """Fail for the folders, files and addresses that the settings name and there is none of."""
+        try:
+            return finding(named_problems(self.run), f"all that {self.run.run.name} names is there")
+        except SafetyError as error:
+            return failed(f"{error.field}: {error.message}", error.fix)
+
     def _memory(self) -> Finding:
         """Fail when a training step does not fit where the run's workers will be."""
         try:
@@ -188,7 +209,17 @@ class Preflight:
 
 
 def run(config: Path) -> list[Result]:
-    """Check a run's config and, when it is valid, everything that it names."""
+    """Check a run's config and, when it can be read, everything that it names."""
+    with ExitStack() as stack:
+        results, _ = checked(config, stack)
+        return results
+
+
+def checked(config: Path, stack: ExitStack) -> tuple[list[Result], Preflight | None]:
+    """Check a run as ``run`` does; the cluster that its preflight joins stays connected until the ``stack`` is closed.
+
+    The preflight is None where the config cannot be read.
+    """
     loaded: list[tuple[RunConfig, Taxonomy]] = []
 
     def load() -> Finding:
@@ -201,10 +232,10 @@ def run(config: Path) -> list[Result]:
         return finding(name_problems(found, taxonomy, STAGES), f"run {found.run.name}")
 
     result = run_check(Check("config", load))
-    if result.finding.status is Status.FAIL:
-        return [result]
-    with ExitStack() as stack:
-        return [result, *Preflight(*loaded[0], stack).results()]
+    if not loaded:
+        return [result], None
+    preflight = Preflight(*loaded[0], stack)
+    return [result, *preflight.results()], preflight
 
 
 def table(results: Sequence[Result], seconds: float) -> Table:
@@ -221,15 +252,40 @@ def table(results: Sequence[Result], seconds: float) -> Table:
     return shown
 
 
-def report(console: Console, config: Path) -> int:
-    """Run the checks, print the table and return the exit code."""
+def report(console: Console, config: Path, *, quick: bool = False) -> int:
+    """Run the checks, print the table, try the run out where all is well, and return the exit code.
+
+    Args:
+        console: The terminal.
+        config: The run's YAML.
+        quick: Leave out the trial.
+    """
     started = time.monotonic()
-    results = run(config)
-    console.print(table(results, time.monotonic() - started))
-    bad = [result for result in results if result.finding.status is Status.FAIL]
-    for name, (_, found, fix), _ in bad[:1]:
-        console.print(f"[bold red]{escape(f'{name}: {found}. Fix: {fix}')}[/]", soft_wrap=True)
-    return EXIT_USER_ERROR if bad else 0
+    with ExitStack() as stack:
+        results, preflight = checked(config, stack)
+        console.print(table(results, time.monotonic() - started))
+        bad = [result for result in results if result.finding.status is Status.FAIL]
+        for name, (_, found, fix), _ in bad[:1]:
+            console.print(f"[bold red]{escape(f'{name}: {found}. Fix: {fix}')}[/]", soft_wrap=True)
+        if bad or preflight is None:
+            return EXIT_USER_ERROR
+        return 0 if quick else report_trial(console, preflight)
+
+
+def report_trial(console: Console, preflight: Preflight) -> int:
+    """Draw and judge eight pictures and take a training step; print what follows, and return the exit code."""
+    own, taxonomy, view = preflight.run, preflight.taxonomy, preflight.view
+    assert view is not None
+    console.print("the checks have passed; drawing eight pictures and taking a training step")
+    started = time.monotonic()
+    try:
+        trial = try_out(own, taxonomy, run_prompts(own, taxonomy), view.nodes)
+    except (SafetyError, ClusterError) as error:
+        console.print(f"[bold red]{escape(' '.join(str(error).split()))}[/]", soft_wrap=True)
+        return EXIT_USER_ERROR
+    print_report(console, trial.report, save(trial, own.run.output))
+    console.print(f"tried out in {time.monotonic() - started:.0f} s")
+    return 0
 
 
 def report_cards(console: Console, config: Path) -> int:
@@ -245,12 +301,13 @@ def report_cards(console: Console, config: Path) -> int:
 def main(
     config: ConfigOption,
     cards: Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="check alone: draw no pictures, estimate nothing")] = False,
 ) -> None:
-    """Check a run before any work; exit with 2 when a check fails."""
+    """Check a run before any work, and try it out; exit with 2 when a check fails."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if cards:
         raise typer.Exit(report_cards(make_console(), config))
-    raise typer.Exit(report(make_console(), config))
+    raise typer.Exit(report(make_console(), config, quick=quick))
 
 
 if __name__ == "__main__":

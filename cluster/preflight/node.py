@@ -136,7 +136,7 @@ def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None, m
         torch_cuda=_torch_cuda(),
         store_error=None if store is None else _store_error(store, mark),
         missing_middlewares=_missing_middlewares(),
-        write_faults=tuple(filter(None, map(_write_fault, written))),
+        write_faults=tuple(filter(None, map(write_fault, written))),
         loopback_fault=loopback_fault(),
     )
 
@@ -160,7 +160,7 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
 
 
-def _write_fault(folder: Path) -> str | None:
+def write_fault(folder: Path) -> str | None:
     """Return why no file can be made in a folder, if so: a mode does not say it of a read-only file system."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):

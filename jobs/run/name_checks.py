@@ -1,0 +1,193 @@
+"""The preflight's checks of what a run's YAML names beside what is loaded: folders, files, pointers, addresses, a hub's id.
+
+What is loaded (model, judges, features, prompts) is tried by ``jobs.run.load_checks``. Each problem here has its setting's name.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from cluster.preflight.check import Finding, failed, passed, warned
+from cluster.preflight.node import write_fault
+from cluster.session import LOCAL
+from cluster.store.artifacts import ArtifactStore
+from cluster.store.pointer import read_pointer
+from jobs.run.config import RunConfig
+from jobs.run.needs import Problem, attempt
+from jobs.run.placement import is_cheap, placed_unless_cheap
+from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place
+from safety.embedded import EMBEDDED_MODEL
+from safety.families import hub
+from safety.fetchers import is_address
+from serve.keys import read_keys
+
+WRITTEN = {
+    "run.output": "name a folder of yours, where reports can be written",
+    "model.cache": "name a folder of yours, for models that are fetched or unpacked",
+}
+"""Settings of folders that a run makes; the store's own check is that of its folder."""
+CHECKED_ELSEWHERE = {*WRITTEN, "store.data_dir", "serve.keys", "release.signing_key"}
+"""Paths that are no files to be read, or that a check of their own reads."""
+LISTS_CHECKED_ELSEWHERE = ("serve.trusted_keys",)
+SECTION_PLACES = {
+    "generate": generate_place,
+    "prompts": generate_place,
+    "judge": judge_place,
+    "merge": merge_place,
+    "evaluate": evaluate_place,
+}
+"""Where the files of a section are read; those of the others by the driver."""
+
+
+def named_problems(run: RunConfig) -> list[Problem]:
+    """Return what the settings name and there is none of, as far as this machine and the sections' own places know."""
+    return [
+        *model_problems(run),
+        *folder_problems(run),
+        *file_problems(run),
+        *host_problems(run),
+    ]
+
+
+def model_problems(run: RunConfig) -> list[Problem]:
+    """Return the model's settings that name nothing, since the model is of a form that has no such thing."""
+    model = run.model
+    lies_here = model.path == EMBEDDED_MODEL or Path(model.path).expanduser().exists()
+    problems: list[Problem] = []
+
+    def add(field: str, message: str, fix: str) -> None:
+        problems.append(Problem("names", field, message, fix))
+
+    if model.revision is not None and (is_address(model.path) or lies_here) and not _is_cache(model.path):
+        add(
+            "model.revision",
+            f"{model.path} has no revisions, so there is no {model.revision!r}",
+            "leave it out: it is for hub ids and folders of a hub's cache",
+        )
+    addresses = [path for path in (model.path, model.vae or "") if is_address(path)]
+    for name in ("endpoint", "region"):
+        if getattr(model, name) is not None and not addresses:
+            add(f"model.{name}", "neither model.path nor model.vae is an s3:// address", "leave it out")
+    return problems
+
+
+def _is_cache(path: str) -> bool:
+    return path != EMBEDDED_MODEL and hub.is_cache_folder(Path(path).expanduser())
+
+
+def folder_problems(run: RunConfig) -> list[Problem]:
+    """Return the folders that the run is to write and in which no file can be made on this machine."""
+    problems = []
+    for field, fix in WRITTEN.items():
+        section, _, name = field.partition(".")
+        fault = write_fault(Path(getattr(getattr(run, section), name)).expanduser())
+        if fault is not None:
+            problems.append(Problem("names", field, fault, fix))
+    return problems
+
+
+def file_problems(run: RunConfig) -> list[Problem]:
+    """Return the files and folders that settings name for reading and that are not there, each looked for where it is read."""
+    problems: list[Problem] = []
+    by_section: dict[str, dict[str, Path]] = {}
+    for field, path in named_paths(run):
+        if field not in CHECKED_ELSEWHERE and not field.startswith(LISTS_CHECKED_ELSEWHERE):
+            by_section.setdefault(field.partition(".")[0], {})[field] = path
+    for section, paths in by_section.items():
+        place = SECTION_PLACES.get(section)
+        missing = missing_paths(paths) if place is None else placed_unless_cheap(place(run), missing_paths, paths)
+        problems += [
+            Problem("names", field, f"there is no {paths[field]}", "correct the path, or put the file there")
+            for field in missing
+        ]
+    keys = run.serve.keys
+    if keys is not None and is_cheap(serve_place(run)):
+        attempt(problems, "names", "serve.keys", lambda: read_keys(keys))
+    return problems
+
+
+def named_paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield each path in a config with its dotted setting: a part of a list has its number."""
+    for name in type(config).model_fields:
+        yield from _paths_in(getattr(config, name), f"{prefix}{name}")
+
+
+def _paths_in(value: Any, field: str) -> Iterator[tuple[str, Path]]:
+    if isinstance(value, Path):
+        yield field, value
+    elif isinstance(value, BaseModel):
+        yield from named_paths(value, f"{field}.")
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _paths_in(part, f"{field}.{key}")
+    elif isinstance(value, (tuple, list)):
+        for number, part in enumerate(value):
+            yield from _paths_in(part, f"{field}.{number}")
+
+
+def missing_paths(paths: Mapping[str, Path]) -> list[str]:
+    """Return the settings whose path leads nowhere on this machine."""
+    return [field for field, path in paths.items() if not path.expanduser().exists()]
+
+
+def host_problems(run: RunConfig) -> list[Problem]:
+    """Return the endpoint's address where it is none of this machine, which a local cluster's Serve would bind."""
+    host = run.serve.host
+    if run.cluster.address != LOCAL or not is_cheap(serve_place(run)):
+        return []
+    try:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError as error:
+        return [
+            Problem(
+                "names",
+                "serve.host",
+                f"{host!r} is no address of this machine ({error.strerror or error})",
+                "use 127.0.0.1, 0.0.0.0 or an address of this machine",
+            )
+        ]
+    return []
+
+
+def check_pointers(run: RunConfig, store: ArtifactStore) -> Finding:
+    """Fail for release pointers that the endpoint is to serve, that the store does not have and the run does not make."""
+    own = run.release.pointer
+    named = {"serve.pointer": run.serve.pointer, **{f"serve.models.{i}": m for i, m in enumerate(run.serve.models)}}
+    missing = {field: name for field, name in named.items() if name != own and read_pointer(store, name) is None}
+    if not missing:
+        return passed(f"the endpoint serves {', '.join(run.serve.pointers)}; the run makes {own!r}")
+    found = "; ".join(f"{field}: the store has no release pointer {name!r}" for field, name in missing.items())
+    return failed(found, f"use {own!r} (release.pointer), or publish a release under that name first")
+
+
+def check_base_model(run: RunConfig) -> Finding:
+    """Fail where the release's ``base_model`` is no hub id, or one that the hub does not know; warn where it cannot be asked."""
+    named, field = run.release.base_model, "release.base_model"
+    if named is None:
+        return passed(f"cards name {run.model.path}")
+    if hub.HUB_ID.fullmatch(named) is None:
+        return failed(
+            f"{field}: {named!r} is no id of a hub", "write it as org/name, or leave it out: cards then name model.path"
+        )
+    if named == run.model.path:
+        return passed(f"cards name {named}, the model itself")
+    if hub.is_cache_folder(hub.cache_folder(named)):
+        return passed(f"cards name {named}, which is in the hub's cache")
+    known = hub.is_known(named)
+    if known is None:
+        return warned(
+            f"{field}: the hub cannot be reached, so nobody has checked that it has {named!r}",
+            "check it where there is a network: users of the release load their base by it",
+        )
+    if not known:
+        return failed(
+            f"{field}: the hub knows no model {named!r}", "correct it, or leave it out: cards then name model.path"
+        )
+    return passed(f"cards name {named}, which the hub has")
