@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import typer
@@ -23,6 +23,7 @@ from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
 from jobs.run.needs import STAGES, require_needs
+from jobs.run.pilot import pilot_of
 from jobs.stages import Stages
 from safety.evaluation.metrics import METRICS_FILE
 from safety.evaluation.plan import BASE, MERGED
@@ -154,9 +155,14 @@ def results_table(context: StageContext, report: ArtifactRef, release: ArtifactR
     return table
 
 
-def main(config: ConfigOption) -> None:
+def main(
+    config: ConfigOption,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="take 20 pairs per category through every stage, as a run of its own")
+    ] = False,
+) -> None:
     """Run the whole pipeline; what exists and verifies is skipped."""
-    with opened(config) as context:
+    with opened(config, pilot_of if pilot else None) as context:
         run(context)
 
 

@@ -19,7 +19,9 @@ from jobs.export.form import FormOption, OutputOption, ReleaseOption
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
 CardsOption = Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="check alone: draw no pictures, estimate nothing")]
-PilotOption = Annotated[bool, typer.Option("--pilot", help="first take 20 pairs per category through every stage")]
+PilotOption = Annotated[
+    bool, typer.Option("--pilot", help="take 20 pairs per category through every stage, as a run of its own")
+]
 
 app = typer.Typer(
     name="safetydpo",

@@ -18,6 +18,7 @@ from cluster.store.limits import limit_of
 from cluster.store.manifest import MANIFEST
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
+from jobs.generate.limit import limited
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
 from jobs.run.placement import placed_unless_cheap
@@ -59,7 +60,7 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
-    prompts = write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed)
+    prompts = limited(write_prompts(config.writer, taxonomy, config.counts, context.run.run.seed), config.most)
     plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
     require_room(plan, config.group_size)
     figures = render_missing(context, plan, taxonomy, groups)

@@ -168,7 +168,10 @@ def check_pointers(run: RunConfig, store: ArtifactStore) -> Finding:
 
 
 def check_base_model(run: RunConfig) -> Finding:
-    """Fail where the release's ``base_model`` is no hub id, or one that the hub does not know; warn where it cannot be asked."""
+    """Fail where the release's ``base_model`` is no hub id, or one that the hub does not know or cannot be asked about.
+
+    Who works without a hub on purpose says so (``HF_HUB_OFFLINE``), and is warned.
+    """
     named, field = run.release.base_model, "release.base_model"
     if named is None:
         return passed(f"cards name {run.model.path}")
@@ -182,9 +185,10 @@ def check_base_model(run: RunConfig) -> Finding:
         return passed(f"cards name {named}, which is in the hub's cache")
     known = hub.is_known(named)
     if known is None:
-        return warned(
-            f"{field}: the hub cannot be reached, so nobody has checked that it has {named!r}",
-            "check it where there is a network: users of the release load their base by it",
+        told = warned if hub.is_offline() else failed
+        return told(
+            f"{field}: the hub cannot be asked whether it has {named!r}",
+            "check it where there is a network, then set HF_HUB_OFFLINE=1 here; or leave it out: cards then name model.path",
         )
     if not known:
         return failed(

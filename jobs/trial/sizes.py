@@ -7,9 +7,8 @@ from typing import NamedTuple
 from jobs.run.config import RunConfig
 from jobs.trial.pictures import Drawn
 from jobs.trial.step import StepTime
-from jobs.trial.work import StageWork, trained_experts
+from jobs.trial.work import StageWork, rendered_pictures, trained_experts
 from safety.base import Config
-from safety.dataset.plan import RENDERED_SPLITS
 from safety.dataset.record import load_group
 from safety.experts.memory import GIB, latents_of
 from safety.prompts.rows import PromptSet
@@ -65,8 +64,7 @@ def run_bytes(
 ) -> Bytes:
     """Return what a run needs of store, disks and driver."""
     each = row_bytes(drawn.records)
-    rows = [row for row in (*prompts.pairs, *prompts.benign) if row.split in RENDERED_SPLITS]
-    pictures = sum(len(row.prompts) for row in rows)
+    pictures = rendered_pictures(prompts)
     adapter, experts = 4 * step.adapter, trained_experts(run, taxonomy)
     merges = len(run.merge.merges()) + int(run.consolidate is not None)
     latents = int(pictures * each.tensors)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from cluster.preflight.node import Node
+from jobs.generate.limit import limited
 from jobs.run.config import RunConfig
 from jobs.run.needs import STAGES, Loads, run_loads
 from jobs.run.placement import placed
@@ -83,7 +84,8 @@ class Trial(NamedTuple):
 
 def run_prompts(run: RunConfig, taxonomy: Taxonomy) -> PromptSet:
     """Return the run's prompts."""
-    return write_prompts(run.generate.writer, taxonomy, run.generate.counts, run.run.seed)
+    config = run.generate
+    return limited(write_prompts(config.writer, taxonomy, config.counts, run.run.seed), config.most)
 
 
 def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Sequence[Node]) -> Trial:
@@ -198,19 +200,18 @@ def _step(run: RunConfig, drawn: Drawn) -> StepTime:
 
 def _judges(run: RunConfig, taxonomy: Taxonomy, records: bytes) -> list[StageJudge]:
     """Return the verdicts of each judge that the run has, generation's first."""
-    asked: dict[str, list[Loads]] = {}
+    asked: dict[str, list[tuple[Loads, JudgeConfig]]] = {}
     for loads in run_loads(run, STAGES):
-        if loads.judge is not None:
+        if (judge := loads.judge) is not None:
             # What an endpoint does with the verdicts is none of the judge's.
-            own = loads.judge.model_dump_json(include=set(JudgeConfig.model_fields))
-            asked.setdefault(own, []).append(loads)
-    return [
-        StageJudge(
-            stages=tuple(loads.stage for loads in several),
-            judged=placed(several[0].place, judge_pictures, several[0].judge, taxonomy, records),
-        )
-        for several in asked.values()
-    ]
+            own = judge.model_dump_json(include=set(JudgeConfig.model_fields))
+            asked.setdefault(own, []).append((loads, judge))
+    found = []
+    for several in asked.values():
+        first, judge = several[0]
+        judged = placed(first.place, judge_pictures, judge, taxonomy, records)
+        found.append(StageJudge(stages=tuple(loads.stage for loads, _ in several), judged=judged))
+    return found
 
 
 def _embed_s(run: RunConfig, records: bytes) -> float:

@@ -10,7 +10,7 @@ from safety.dataset.plan import RENDERED_SPLITS
 from safety.evaluation.plan import ALL_SINGLE, MERGED, plan_evaluation
 from safety.experts.memory import latents_of
 from safety.merge.rendered_score import choose_prompts
-from safety.prompts.rows import PromptSet
+from safety.prompts.rows import PromptRow, PromptSet
 from safety.rendering import RenderConfig
 from safety.taxonomy import Taxonomy
 
@@ -39,6 +39,12 @@ class StageWork(Config):
     def is_empty(self) -> bool:
         """Return whether there is nothing to do."""
         return not (self.images or self.first_steps or self.predicted)
+
+
+def rendered_pictures(prompts: PromptSet) -> int:
+    """Return the pictures that generation renders of a run's prompts."""
+    rows: list[PromptRow] = [*prompts.pairs, *prompts.benign]
+    return sum(len(row.prompts) for row in rows if row.split in RENDERED_SPLITS)
 
 
 def trained_experts(run: RunConfig, taxonomy: Taxonomy) -> int:
@@ -74,8 +80,7 @@ def _drawn(run: RunConfig, render: RenderConfig) -> dict[str, float | int | bool
 
 
 def _generate(run: RunConfig, prompts: PromptSet) -> StageWork:
-    rows = [row for row in (*prompts.pairs, *prompts.benign) if row.split in RENDERED_SPLITS]
-    images = sum(len(row.prompts) for row in rows)
+    images = rendered_pictures(prompts)
     return StageWork(images=images, judged=images, **_drawn(run, run.generate.render))
 
 

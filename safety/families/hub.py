@@ -130,13 +130,21 @@ def is_known(hub_id: str) -> bool | None:
     return True
 
 
+def is_offline() -> bool:
+    """Return whether this process is told to ask no hub (``HF_HUB_OFFLINE``)."""
+    # Slow to import, and only for models of a hub.
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def _require_answer() -> None:
     """Raise what the HTTP library raises where the hub does not answer, after one more try and not after six."""
     # Slow to import, and only for models of a hub.
     import httpx
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return
     for again in (True, False):
         try:
