@@ -64,7 +64,7 @@ from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
 from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
-from jobs.run.name_checks import check_base_model, check_pointers, named_problems
+from jobs.run.name_checks import check_base_model, check_pointers, endpoint_problems, named_problems
 from jobs.run.needs import STAGES, name_problems
 from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
@@ -80,6 +80,8 @@ TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 FIRST = "fix what stands above it first"
 RAY_TIMEOUT_S = 30.0
 """The longest wait until a running cluster answers."""
+NAMES_TIMEOUT_S = 45.0
+"""The longest look at what the settings name; a busy cluster's nodes may have to look too."""
 STORE_PATIENCE_S = 8.0
 """How long a request to a store that does not answer is retried here; a run waits longer."""
 
@@ -95,12 +97,13 @@ class Preflight:
         self.store = ArtifactStore(self.store_config)
         self.view: ClusterView | None = None
         self.joined = False
+        self.unreachable_model = False
 
     def results(self) -> list[Result]:
-        """Run every check: the cluster is opened, then all other checks run at the same time."""
+        """Run every check: the cluster is opened, names are looked at, then all other checks run at the same time."""
         opened = [run_check(Check("Ray", self._reach_ray))]
+        opened += run_checks([Check("names", self._names, NAMES_TIMEOUT_S)], CHECK_TIMEOUT_S)
         checks = [
-            Check("names", self._names),
             Check("pointers", lambda: check_pointers(self.run, self.store)),
             Check("base model", lambda: check_base_model(self.run), LOAD_TIMEOUT_S),
             Check("store", lambda: check_store(open_store(self.store_config))),
@@ -114,25 +117,35 @@ class Preflight:
             Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
-            Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S),
+            *self._load_checks(),
         ]
+        if self.joined:
+            checks += self._node_checks()
+        return opened + run_checks(checks, CHECK_TIMEOUT_S)
+
+    def _load_checks(self) -> list[Check]:
+        """Return the checks that load or look into the model and its like; none for a model whose address does not answer."""
+        if self.unreachable_model:
+            return [Check("model", lambda: warned("not checked: its address does not answer", FIRST))]
+        checks = [Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S)]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
             checks.append(Check("memory", self._memory, LOAD_TIMEOUT_S))
-        if self.joined:
-            checks.append(Check("nodes", lambda: self._of_view(check_nodes)))
-            checks.append(
-                Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports)))
-            )
-            checks.append(
-                Check(
-                    "proxy middlewares",
-                    lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
-                )
-            )
-            if find_controller() is not None:
-                checks.append(Check("endpoint", self._endpoint))
-        return opened + run_checks(checks, CHECK_TIMEOUT_S)
+        return checks
+
+    def _node_checks(self) -> list[Check]:
+        """Return the checks of a running cluster's nodes."""
+        checks = [
+            Check("nodes", lambda: self._of_view(check_nodes)),
+            Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports))),
+            Check(
+                "proxy middlewares",
+                lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
+            ),
+        ]
+        if find_controller() is not None:
+            checks.append(Check("endpoint", self._endpoint))
+        return checks
 
     def _reach_ray(self) -> Finding:
         """Join the cluster, or report on the machine that would start one."""
@@ -186,10 +199,13 @@ class Preflight:
 
     def _names(self) -> Finding:
         """Fail for the folders, files and addresses that the settings name and there is none of."""
+        unanswered = endpoint_problems(self.run)
+        self.unreachable_model = bool(unanswered)
         try:
-            return finding(named_problems(self.run), f"all that {self.run.run.name} names is there")
+            problems = [*unanswered, *named_problems(self.run)]
         except SafetyError as error:
             return failed(f"{error.field}: {error.message}", error.fix)
+        return finding(problems, f"all that {self.run.run.name} names is there")
 
     def _memory(self) -> Finding:
         """Fail when a training step does not fit where the run's workers will be."""

@@ -6,12 +6,15 @@ What is loaded (model, judges, features, prompts) is tried by ``jobs.run.load_ch
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 from pydantic import BaseModel
 
+from cluster.errors import ClusterError
 from cluster.preflight.check import Finding, failed, passed, warned
 from cluster.preflight.node import write_fault
 from cluster.session import LOCAL
@@ -19,13 +22,19 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import read_pointer
 from jobs.run.config import RunConfig
 from jobs.run.needs import Problem, attempt
-from jobs.run.placement import is_cheap, placed_unless_cheap
+from jobs.run.placement import Place, is_cheap, placed_unless_cheap
 from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place
 from safety.embedded import EMBEDDED_MODEL
+from safety.errors import ConfigError
 from safety.families import hub
 from safety.fetchers import is_address
 from serve.keys import read_keys
 
+A = TypeVar("A")
+B = TypeVar("B")
+AWS_REGION = "us-east-1"
+ANSWER_TIMEOUT_S, PLACE_TIMEOUT_S = 8.0, 30.0
+"""The longest wait for an endpoint's answer, and for a place of the cluster that is to look."""
 WRITTEN = {
     "run.output": "name a folder of yours, where reports can be written",
     "model.cache": "name a folder of yours, for models that are fetched or unpacked",
@@ -45,13 +54,51 @@ SECTION_PLACES = {
 
 
 def named_problems(run: RunConfig) -> list[Problem]:
-    """Return what the settings name and there is none of, as far as this machine and the sections' own places know."""
+    """Return what the settings name and there is none of, as far as this machine and the sections' own places know.
+
+    The endpoint of a model's address is looked at first, by ``endpoint_problems``: nothing can be loaded without it.
+    """
     return [
         *model_problems(run),
         *folder_problems(run),
         *file_problems(run),
         *host_problems(run),
     ]
+
+
+def endpoint_problems(run: RunConfig) -> list[Problem]:
+    """Return the S3 endpoint of the model's address where it does not answer those who fetch the model.
+
+    Without it a fetch is tried again for minutes, as it is to be while a store is busy.
+    """
+    model = run.model
+    if not any(is_address(path) for path in (model.path, model.vae or "")):
+        return []
+    url = model.endpoint or f"https://s3.{model.region or AWS_REGION}.amazonaws.com"
+    fault = _at(generate_place(run), connection_fault, url)
+    if fault is None:
+        return []
+    field = "model.path" if model.endpoint is None else "model.endpoint"
+    fix = "correct model.endpoint, or name a folder, a .safetensors file or a hub id in model.path"
+    return [Problem("names", field, f"{model.path} cannot be fetched: nothing answers at {url} ({fault})", fix)]
+
+
+def connection_fault(url: str) -> str | None:
+    """Return why no HTTP server answers this machine at a URL; None when one does, whatever it says."""
+    try:
+        # Nothing is sent that a certificate would have to protect, and the store's client has its own.
+        httpx.head(url, timeout=ANSWER_TIMEOUT_S, verify=False)
+    except httpx.TransportError as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _at(place: Place, work: Callable[[A], B], argument: A) -> B | None:
+    """Return what ``work`` returns at a place; None where the place does not come about, which other checks report."""
+    try:
+        return placed_unless_cheap(replace(place, timeout_s=PLACE_TIMEOUT_S), work, argument)
+    except (ClusterError, ConfigError):
+        return None
 
 
 def model_problems(run: RunConfig) -> list[Problem]:
@@ -100,7 +147,7 @@ def file_problems(run: RunConfig) -> list[Problem]:
             by_section.setdefault(field.partition(".")[0], {})[field] = path
     for section, paths in by_section.items():
         place = SECTION_PLACES.get(section)
-        missing = missing_paths(paths) if place is None else placed_unless_cheap(place(run), missing_paths, paths)
+        missing = missing_paths(paths) if place is None else _at(place(run), missing_paths, paths) or []
         problems += [
             Problem("names", field, f"there is no {paths[field]}", "correct the path, or put the file there")
             for field in missing
