@@ -54,7 +54,7 @@ preflight: $(INSTALLED) ## check in seconds whether a run can start
 test: lint ## set up, then run the linters, the type checks and all tests but the nightly ones
 	$(PYTEST) $(SHARED) -m "not nightly"
 
-nightly: $(VENV)/.installed-dev ## run the tests that take minutes each: every model family through the whole pipeline
+nightly: $(VENV)/.installed-dev ## run the tests that take minutes each: every model family through all stages, killed nodes and workers
 	$(PYTEST) -m nightly
 
 # What needs no Ray, no endpoint and no S3 server, and takes under five seconds a test.

@@ -11,11 +11,12 @@ from typing import Annotated, Any, NamedTuple
 
 import httpx
 import typer
-from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ClusterError
+from cluster.hashing import config_hash
 from cluster.submission import submission
 from jobs.evaluate.stage import REPORT_FILE
 from jobs.release.stage import FOLDER
@@ -33,6 +34,8 @@ from serve.app import build
 from serve.deployment import deploy, undeploy
 
 GRID_FILE = "endpoint.png"
+ANSWERS = "answers"
+"""The grid's text entry that says what its images are answers to: a hash of the release, the prompts and the settings."""
 
 
 class Asked(NamedTuple):
@@ -54,10 +57,39 @@ def run(context: StageContext) -> None:
     report = stages.report(dataset, experts, merges)
     release = stages.release(merges[MERGED], report)
     with stages.timed("serve"):
-        asked = ask_endpoint(context, dataset)
-    save_grid(asked, context.run.run.output / GRID_FILE)
+        check_endpoint(context, dataset, release)
     note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
     context.console.print(results_table(context, report, release, stages.seconds))
+
+
+def check_endpoint(context: StageContext, dataset: ArtifactRef, release: ArtifactRef) -> None:
+    """Save the endpoint's answers as a grid, unless the grid there holds its answers to the same questions already."""
+    run = context.run
+    questions = config_hash(
+        {
+            "release": release.id,
+            "dataset": dataset.id,
+            "model": context.model.model_dump(mode="json"),
+            "device": run.model.device,
+            "seed": run.run.seed,
+            "serve": run.serve.model_dump(mode="json"),
+        }
+    )
+    path = run.run.output / GRID_FILE
+    if answers_of(path) == questions:
+        context.console.print(f"endpoint: it has been asked about this release before, {escape(str(path))}")
+        return
+    save_grid(ask_endpoint(context, dataset), path, questions)
+
+
+def answers_of(path: Path) -> str | None:
+    """Return the hash of the questions that a grid's images answer; None for no whole grid."""
+    try:
+        with Image.open(path) as grid:
+            grid.load()
+            return grid.info.get(ANSWERS)
+    except (OSError, UnidentifiedImageError, SyntaxError):
+        return None
 
 
 def ask_endpoint(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
@@ -111,15 +143,20 @@ def _image(client: httpx.Client, prompt: str, model: str, seed: int) -> bytes:
     return base64.b64decode(answer.json()["data"][0]["b64_json"])
 
 
-def save_grid(asked: Sequence[Asked], path: Path) -> None:
-    """Write the images as one PNG: a column per category, the base model above the aligned one."""
+def save_grid(asked: Sequence[Asked], path: Path, questions: str) -> None:
+    """Write the images as one PNG: a column per category, the base model above the aligned one.
+
+    ``questions`` is the hash by which ``answers_of`` recognises it.
+    """
     images = [[to_pil(decode_image(data)) for data in (a.base, a.aligned)] for a in asked]
     side = max((image.width for column in images for image in column), default=1)
     grid = Image.new("RGB", (max(1, len(images)) * side, 2 * side), "white")
     for column, pair in enumerate(images):
         for row, image in enumerate(pair):
             grid.paste(image, (column * side, row * side))
-    grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path)
+    entries = PngImagePlugin.PngInfo()
+    entries.add_text(ANSWERS, questions)
+    grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path, pnginfo=entries)
 
 
 def note_seconds(path: Path, seconds: dict[str, float]) -> None:

@@ -96,6 +96,7 @@ def test_only_what_a_killed_renderer_was_at_fails(ray_cluster: None, figures: Fi
     )
 
 
+@pytest.mark.nightly
 def test_nothing_fails_while_the_endpoint_is_deployed_anew(ray_cluster: None, figures: Figures) -> None:
     with stub_endpoint(batch_size=4, max_queued_requests=32) as (url, endpoint):
         [before] = renderers()

@@ -15,6 +15,7 @@ from tests.faults.endpoint_stub import REFUSAL_S
 from tests.faults.figures import Figures
 
 pytestmark = [
+    pytest.mark.nightly,
     pytest.mark.ray,
     pytest.mark.serve,
     pytest.mark.timeout(600),

@@ -25,7 +25,7 @@ from tests.faults.figures import Figures
 from tests.faults.nodes import Job, Nodes, pico, several_nodes
 from tests.faults.small_run import Made
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 WORK = {
     "generate": "work/dataset/",
     "train": "work/expert/",

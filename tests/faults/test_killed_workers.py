@@ -25,7 +25,7 @@ from tests.faults.small_run import EVERY, STEPS, Made, WatchedStore, writes
 from tests.support.s3_server import RunningServer
 from tests.support.small_world import BENIGN_ROWS, PAIRS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 GROUPS, EMPTY, CHECKPOINTS = "/groups/", "/empty.safetensors", "/checkpoints/"
 Watched = Callable[..., StageContext]
 

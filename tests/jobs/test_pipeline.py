@@ -12,14 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from cluster import submission
 from cluster.store.artifacts import ArtifactStore
-from jobs.pipeline import results_table
+from jobs import pipeline
+from jobs.pipeline import GRID_FILE, Asked, answers_of, check_endpoint, results_table, save_grid
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import load_run
+from safety.images import encode_png
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -114,3 +117,35 @@ def test_the_last_table_says_how_to_serve_that_very_run(
         command, _, config = said["serve it"].partition(" CONFIG=")
         assert command == "make serve"
         assert Path(config) == run.write(run.run.output)
+
+
+def test_a_second_start_asks_the_endpoint_again_only_about_another_release(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(write_config(tmp_path, 8371))
+    run.run.output.mkdir()
+    context = StageContext(run, store, tmp_path, Console(quiet=True))
+    image = encode_png(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    calls: list[str] = []
+
+    def ask(context: StageContext, dataset: ArtifactRef) -> list[Asked]:
+        calls.append(dataset.id)
+        return [Asked("violence", "a", image, image)]
+
+    monkeypatch.setattr(pipeline, "ask_endpoint", ask)
+    dataset, path = ArtifactRef("dataset", "dataset-1"), run.run.output / GRID_FILE
+    for release, asked in (("release-1", 1), ("release-1", 1), ("release-2", 2), ("release-2", 2)):
+        check_endpoint(context, dataset, ArtifactRef("release", release))
+        assert len(calls) == asked
+    path.write_bytes(path.read_bytes()[:-30])
+    check_endpoint(context, dataset, ArtifactRef("release", "release-2"))
+    assert len(calls) == 3, "a grid that is cut short is made again"
+
+
+def test_a_grid_says_what_it_answers(tmp_path: Path) -> None:
+    path = tmp_path / GRID_FILE
+    assert answers_of(path) is None
+    save_grid([], path, "abc")
+    assert answers_of(path) == "abc"
+    path.write_bytes(b"no image")
+    assert answers_of(path) is None

@@ -66,6 +66,7 @@ def test_a_bad_config_ends_with_its_first_cause_in_the_last_line(
     assert f"exit code {EXIT_USER_ERROR}" in ended(running_cluster, name)["message"]
 
 
+@pytest.mark.nightly
 def test_a_stopped_job_lets_go_and_goes_on_where_it_was(
     running_cluster: RunningCluster, pico_run: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -130,10 +130,13 @@ def test_the_command_that_serves_does_not_write_to_the_store(monkeypatch: pytest
     def write(*_: Any, **__: Any) -> None:
         pytest.fail("it wrote")
 
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
     store = StoreConfig(endpoint="http://127.0.0.1:9")
     monkeypatch.setattr(ArtifactStore, "write", write)
     monkeypatch.setattr(ArtifactStore, "check", write)
-    monkeypatch.setattr(serve_command, "up", lambda *_: serve_command.signal.raise_signal(2))
+    monkeypatch.setattr(serve_command, "up", stop)
     monkeypatch.setattr(session_module, "connect_ray", lambda *_: contextlib.nullcontext(None))
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps({"store": store.model_dump(mode="json")}))

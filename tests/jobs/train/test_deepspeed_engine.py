@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,25 +17,6 @@ from safety.experts.training import ExpertTraining, load_adapter
 from safety.families import ModelConfig, load_model
 from tests.support.folder_store import FolderStore
 from tests.support.small_training import STEPS, assert_close, small_pairs, train_config
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stand in for Ray Train: a group of one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "DS_ACCELERATOR": "cpu",
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29511",
-        }.items():
-            patch.setenv(name, value)
-        meeting = tmp_path_factory.mktemp("group") / "meeting"
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,8 @@ from safety.prompts.files import PROMPTS_FILE, write_prompt_file
 from tests.support.small_sets import write_sets
 from tests.support.small_world import GATE, RECIPE, knife_prompts
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 CATEGORIES = ("violence", "hate")
 EXPERT = {
     **RECIPE,
@@ -44,25 +45,6 @@ EXPERT = {
     "precision": "fp32",
     "lora": {"rank": 2, "alpha": 2.0, "targets": None},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stand in for Ray Train: a group of one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "DS_ACCELERATOR": "cpu",
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29513",
-        }.items():
-            patch.setenv(name, value)
-        meeting = tmp_path_factory.mktemp("group") / "meeting"
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def preferences(model: ModelFamily, category: str) -> PreferenceSet:
@@ -112,7 +94,7 @@ def adapters(tasks: list[ExpertTask]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def alone(process_group: None, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the hash of each expert's adapter, trained by a process that trains nothing else."""
     tasks = make_tasks(tiny_model_dir, tmp_path_factory.mktemp("alone"))
     for task in tasks:
