@@ -40,9 +40,7 @@ WRITTEN = {
     "model.cache": "name a folder of yours, for models that are fetched or unpacked",
 }
 """Settings of folders that a run makes; the store's own check is that of its folder."""
-CHECKED_ELSEWHERE = {*WRITTEN, "store.data_dir", "serve.keys", "release.signing_key"}
-"""Paths that are no files to be read, or that a check of their own reads."""
-LISTS_CHECKED_ELSEWHERE = ("serve.trusted_keys",)
+SERVE = "serve"
 SECTION_PLACES = {
     "generate": generate_place,
     "prompts": generate_place,
@@ -142,8 +140,11 @@ def file_problems(run: RunConfig) -> list[Problem]:
     """Return the files and folders that settings name for reading and that are not there, each looked for where it is read."""
     problems: list[Problem] = []
     by_section: dict[str, dict[str, Path]] = {}
+    keys = run.serve.keys
+    # Checks of their own read these, or write there.
+    others = {keys, *run.serve.trusted_keys, run.release.signing_key, run.store.data_dir}
     for field, path in named_paths(run):
-        if field not in CHECKED_ELSEWHERE and not field.startswith(LISTS_CHECKED_ELSEWHERE):
+        if field not in WRITTEN and path not in others:
             by_section.setdefault(field.partition(".")[0], {})[field] = path
     for section, paths in by_section.items():
         place = SECTION_PLACES.get(section)
@@ -152,9 +153,8 @@ def file_problems(run: RunConfig) -> list[Problem]:
             Problem("names", field, f"there is no {paths[field]}", "correct the path, or put the file there")
             for field in missing
         ]
-    keys = run.serve.keys
     if keys is not None and is_cheap(serve_place(run)):
-        attempt(problems, "names", "serve.keys", lambda: read_keys(keys))
+        attempt(problems, "names", f"{SERVE}.keys", lambda: read_keys(keys))
     return problems
 
 
@@ -195,7 +195,7 @@ def host_problems(run: RunConfig) -> list[Problem]:
         return [
             Problem(
                 "names",
-                "serve.host",
+                f"{SERVE}.host",
                 f"{host!r} is no address of this machine ({error.strerror or error})",
                 "use 127.0.0.1, 0.0.0.0 or an address of this machine",
             )
