@@ -34,7 +34,9 @@ COUNTS = {
     "benign_test": 32,
     "benign_text_only": 200,
 }
-EVALUATED = {"test": 8, "heldout": 4, "benign": 32, "expert_test": 4, "expert_others": 1, "expert_benign": 4}
+EVALUATED = {"test": 6, "heldout": 2, "benign": 16, "expert_test": 2, "expert_others": 1, "expert_benign": 2}
+BASELINES = 1
+"""Merges beside the searched one and its start."""
 SEARCH = {"trials": 6, "confirm": 1, "startup": 3}
 SCORED = {"pairs_per_category": 4, "benign": 16}
 SURROGATE = {"pairs_per_category": 4, "benign": 8}
@@ -114,6 +116,7 @@ def _merge(config: MergeConfig) -> MergeConfig:
             "confirm": _at_most(config.confirm, SCORED),
             "surrogate": _at_most(config.surrogate, SURROGATE),
             "calibration": _at_most(config.calibration, CALIBRATION),
+            "baselines": config.baselines[:BASELINES],
         }
     )
 

@@ -107,12 +107,12 @@ def hours_table(report: TrialReport) -> Table:
         caption_justify="left",
     )
     table.add_column("stage")
-    table.add_column("hours", justify="right")
+    table.add_column("takes", justify="right")
     table.add_column("at once", justify="right")
     table.add_column("by", overflow="fold")
     for each in report.hours:
-        table.add_row(each.stage, f"{each.hours:.2f}", str(each.processes), escape(each.how))
-    table.add_row("in all", f"{sum(each.hours for each in report.hours):.2f}", "", "")
+        table.add_row(each.stage, duration(each.hours), str(each.processes), escape(each.how))
+    table.add_row("in all", duration(sum(each.hours for each in report.hours)), "", "")
     return table
 
 
@@ -122,3 +122,11 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count} B"
+
+
+def duration(hours: float) -> str:
+    """Return hours in words, of the unit that suits."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    minutes = 60 * hours
+    return f"{minutes:.1f} min" if minutes >= 1 else f"{60 * minutes:.1f} s"

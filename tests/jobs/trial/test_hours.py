@@ -7,7 +7,7 @@ import pytest
 from cluster.preflight.node import Node
 from jobs.run.config import RunConfig, load_run
 from jobs.trial.hours import Rates, drawing_s, processes, stage_hours
-from jobs.trial.report import size
+from jobs.trial.report import duration, size
 from jobs.trial.sizes import StageMemory, stage_memory
 from jobs.trial.trial import run_prompts
 from jobs.trial.work import StageWork, rendered_pictures, stage_work
@@ -138,3 +138,8 @@ def test_measured_memory_stands_beside_the_estimate() -> None:
 )
 def test_sizes_read_well(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(("hours", "text"), [(26.0, "26.0 h"), (0.5, "30.0 min"), (0.01, "36.0 s")])
+def test_durations_read_well(hours: float, text: str) -> None:
+    assert duration(hours) == text
