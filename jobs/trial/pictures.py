@@ -117,6 +117,7 @@ def draw(
     count = sum(len(row.prompts) for row in chosen)
     records = [Record(row=row, seed=row_seed(seed, row.row_id)) for row in chosen]
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     latents = count * (2 if render.guidance > 1 else 1)
     pass_s = time_pass(model, render, latents)

@@ -9,19 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.trial.cautions import cautions
 from jobs.trial.trial import StageJudge, TrialReport
 
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def print_report(console: Console, report: TrialReport, grid: Path) -> None:
-    """Print a trial's report; what no judge covers comes first."""
-    if report.uncovered:
-        names = escape(", ".join(report.uncovered))
-        console.print(
-            f"[bold yellow]no judge of this run covers: {names}. Their pictures count as never flagged.[/]",
-            soft_wrap=True,
-        )
+    """Print a trial's report: what it says against the run first, such as categories that no judge covers."""
+    for caution in cautions(report):
+        console.print(f"[bold yellow]{escape(str(caution))}[/]", soft_wrap=True)
     console.print(found_table(report))
     console.print(rows_table(report))
     console.print(memory_table(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cluster.preflight.node import disk_of
 from jobs.run.config import RunConfig
 from jobs.trial.pictures import Drawn
 from jobs.trial.step import StepTime
@@ -35,9 +36,12 @@ class Bytes(Config):
     """What a run puts where, in bytes; upper bounds, as if every row were kept."""
 
     store: int
+    store_free: int | None
+    """Free where the store is a folder; None for a server's."""
     node_disk: int
     """On one machine that trains every expert: copies of the latents and adapters, and the model where it is fetched."""
     driver_disk: int
+    driver_free: int
     driver_memory: int
 
 
@@ -73,8 +77,10 @@ def run_bytes(
     text = sum(len(text.encode()) for text, _ in prompts.prompts())
     return Bytes(
         store=int(pictures * each.image) + latents + adapters + 2 * report + text,
+        store_free=disk_of(run.store.data_dir.expanduser()).free if run.store.endpoint is None else None,
         node_disk=latents + adapter * (experts + merges) + drawn.fetched,
         driver_disk=2 * report + RELEASED * adapter + 2 * text,
+        driver_free=disk_of(run.run.output).free,
         driver_memory=DRIVER_BASE + DRIVER_ROW * (len(prompts.pairs) + len(prompts.benign)),
     )
 

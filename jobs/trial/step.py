@@ -91,6 +91,7 @@ def time_step(
     if 2 * first_s + again_s > BUDGET_S:
         return StepTime(ARITHMETIC, first_s, again_s, adapter, None, estimate, free)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     times = []
     # The first step warms up; the last one is the second one's batch again.

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs.run.config import RunConfig, load_run
 from jobs.run.pilot import LEAST_STEPS, MOST_STEPS, NAME_LENGTH, PAIRS, pilot_name, pilot_of, pilot_steps
+from safety.presets.preset import preset_names
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,6 +28,29 @@ def test_the_pilot_of_each_shipped_run_is_a_valid_run(config: Path) -> None:
     assert RunConfig.model_validate(pilot.model_dump()) == pilot
     assert pilot.generate.counts.train == min(PAIRS, run.generate.counts.train)
     assert pilot.train.expert.steps <= run.train.expert.steps
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_pilot_of_each_preset_is_a_valid_run(name: str, tmp_path: Path) -> None:
+    judge = {"name": "my_world:load_judge"}
+    document = {
+        "extends": name,
+        "run": {"name": "mine", "output": str(tmp_path)},
+        "model": {"path": "models/mine"},
+        "taxonomy": "mine.yaml",
+        "generate": {"writer": "my_world:Prompts", "judge": judge},
+        "merge": {"judge": judge},
+        "evaluate": {"judge": judge},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    run = load_run(path)
+    pilot = pilot_of(run)
+    assert RunConfig.model_validate(pilot.model_dump()) == pilot
+    steps = run.train.expert.steps
+    assert min(steps, LEAST_STEPS) <= pilot.train.expert.steps <= min(steps, MOST_STEPS)
+    assert pilot.train.expert.warmup < pilot.train.expert.steps
+    assert pilot.train.expert.learning_rate == run.train.expert.learning_rate
 
 
 def test_it_shares_no_name_folder_or_pointer_with_its_run() -> None:
