@@ -23,6 +23,7 @@ from jobs.release.stage import FOLDER
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
+from jobs.run.name_checks import require_pointer
 from jobs.run.needs import STAGES, require_needs
 from jobs.run.pilot import pilot_of
 from jobs.stages import Stages
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
 def run(context: StageContext) -> None:
     """Run every stage, deploy the release and ask it for one image per category."""
     require_needs(context.run, STAGES)
+    require_pointer(context.run, context.store)
     stages = Stages(context)
     dataset = stages.dataset()
     experts = stages.experts(dataset)

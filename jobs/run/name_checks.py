@@ -203,11 +203,29 @@ def host_problems(run: RunConfig) -> list[Problem]:
     return []
 
 
-def check_pointers(run: RunConfig, store: ArtifactStore) -> Finding:
-    """Fail for release pointers that the endpoint is to serve, that the store does not have and the run does not make."""
+def missing_pointers(run: RunConfig, store: ArtifactStore) -> dict[str, str]:
+    """Return the release pointers that the endpoint is to serve, the store does not have and the run does not make."""
+    named = {f"{SERVE}.pointer": run.serve.pointer}
+    named |= {f"{SERVE}.models.{number}": name for number, name in enumerate(run.serve.models)}
     own = run.release.pointer
-    named = {"serve.pointer": run.serve.pointer, **{f"serve.models.{i}": m for i, m in enumerate(run.serve.models)}}
-    missing = {field: name for field, name in named.items() if name != own and read_pointer(store, name) is None}
+    return {field: name for field, name in named.items() if name != own and read_pointer(store, name) is None}
+
+
+def require_pointer(run: RunConfig, store: ArtifactStore) -> None:
+    """Raise ConfigError when the endpoint that ends a whole run would find no release under its pointer."""
+    field = f"{SERVE}.pointer"
+    name = missing_pointers(run, store).get(field)
+    if name is not None:
+        raise ConfigError(
+            f"the store has no release pointer {name!r}, and the run makes {run.release.pointer!r}",
+            field=field,
+            fix=f"use {run.release.pointer!r} (release.pointer)",
+        )
+
+
+def check_pointers(run: RunConfig, store: ArtifactStore) -> Finding:
+    """Fail for release pointers that the endpoint is to serve and will not find."""
+    missing, own = missing_pointers(run, store), run.release.pointer
     if not missing:
         return passed(f"the endpoint serves {', '.join(run.serve.pointers)}; the run makes {own!r}")
     found = "; ".join(f"{field}: the store has no release pointer {name!r}" for field, name in missing.items())

@@ -13,8 +13,9 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.store.pointer import swap_pointer
 from jobs.run import name_checks
 from jobs.run.config import RunConfig
-from jobs.run.name_checks import check_base_model, check_pointers, named_paths, named_problems
+from jobs.run.name_checks import check_base_model, check_pointers, named_paths, named_problems, require_pointer
 from safety.base import Config
+from safety.errors import ConfigError
 from safety.families import hub
 from serve.keys import KeyFile, change_keys
 
@@ -103,6 +104,9 @@ def test_pointers_are_those_of_the_store_or_the_runs_own(tmp_path: Path, store: 
     assert "serve.pointer" in lost.found
     assert "serve.models.0" in lost.found
     assert "release.pointer" in lost.fix
+    with pytest.raises(ConfigError, match="no release pointer 'strict'"):
+        require_pointer(run_of(tmp_path, serve={"pointer": "strict"}), store)
+    require_pointer(run_of(tmp_path, serve={"models": ["mild"]}), store)
     for name in ("strict", "mild"):
         swap_pointer(store, name, None, "0" * 16)
     assert (
