@@ -62,7 +62,7 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
-from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
+from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console, reporting_errors
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
 from jobs.run.name_checks import check_base_model, check_pointers, endpoint_problems, named_problems
 from jobs.run.needs import STAGES, name_problems
@@ -295,11 +295,11 @@ def report_trial(console: Console, preflight: Preflight) -> int:
     console.print("the checks have passed; drawing eight pictures and taking a training step")
     started = time.monotonic()
     try:
-        trial = try_out(own, taxonomy, run_prompts(own, taxonomy), view.nodes)
-    except (SafetyError, ClusterError) as error:
-        console.print(f"[bold red]{escape(' '.join(str(error).split()))}[/]", soft_wrap=True)
-        return EXIT_USER_ERROR
-    print_report(console, trial.report, save(trial, own.run.output))
+        with reporting_errors(console):
+            trial = try_out(own, taxonomy, run_prompts(own, taxonomy), view.nodes)
+            print_report(console, trial.report, save(trial, own.run.output))
+    except typer.Exit as end:
+        return end.exit_code
     console.print(f"tried out in {time.monotonic() - started:.0f} s")
     return 0
 

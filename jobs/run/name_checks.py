@@ -43,7 +43,6 @@ WRITTEN = {
 SERVE = "serve"
 SECTION_PLACES = {
     "generate": generate_place,
-    "prompts": generate_place,
     "judge": judge_place,
     "merge": merge_place,
     "evaluate": evaluate_place,

@@ -26,7 +26,7 @@ SUFFIX, FOLDER = "-pilot", "pilot"
 NAME_LENGTH = 63
 COUNTS = {
     "train": PAIRS,
-    "validation": 6,
+    "validation": 12,
     "test": 8,
     "heldout": 4,
     "benign_train": 40,

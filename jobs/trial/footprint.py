@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from safety.experts.cards import measure_render
+from safety.experts.cards import RenderMemory, measure_render
 from safety.experts.memory import is_small
 from safety.families.family import ModelConfig, model_folder
 from safety.precision import resolve_dtype
@@ -16,11 +16,14 @@ from safety.rendering import RenderConfig
 def render_peaks(model: ModelConfig, renders: Mapping[str, RenderConfig]) -> dict[str, int | None]:
     """Return the most bytes that rendering needs at once by stage, estimated from the model's settings; None: it is small."""
     dtype = resolve_dtype(model.dtype, torch.device(model.device))
-    found: dict[str, int | None] = {}
-    for stage, render in renders.items():
-        small = is_small(model, render.height, render.width)
-        found[stage] = None if small else measure_render(model, render, dtype).peak(render.batch)
-    return found
+    # The same for all batches of one size of images, and seconds of work for a large model.
+    measured: dict[tuple[int | None, int | None], RenderMemory | None] = {}
+    for render in renders.values():
+        size = (render.height, render.width)
+        if size not in measured:
+            measured[size] = None if is_small(model, *size) else measure_render(model, render, dtype)
+    found = {stage: (measured[render.height, render.width], render.batch) for stage, render in renders.items()}
+    return {stage: None if memory is None else memory.peak(batch) for stage, (memory, batch) in found.items()}
 
 
 def fetched_bytes(model: ModelConfig) -> int:

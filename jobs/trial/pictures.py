@@ -27,6 +27,8 @@ from safety.rendering import RenderConfig, row_seed
 PICTURES = 8
 BUDGET_S = 90.0
 """The longest that the pictures are to take: a large model on a CPU draws them in fewer sampling steps."""
+LONG_PASS_S = 10.0
+"""A pass that would take longer is not timed as a whole."""
 MOST_CHECKED = 20000
 """Prompts that are held against the token limit; of more, as many spread over all of them."""
 
@@ -175,17 +177,21 @@ def candidates(prompts: PromptSet) -> list[PromptRow]:
 
 @torch.no_grad()
 def time_pass(model: ModelFamily, render: RenderConfig, latents: int) -> float:
-    """Return the seconds of one pass of the denoiser, the second of two: the first one warms up."""
+    """Return the seconds of one pass of the denoiser; of one that would take long, those of a single latent times their number."""
     shape = model.latent_shape(render.height or model.default_size, render.width or model.default_size)
-    noisy = torch.zeros(latents, *shape, device=model.device)
-    timesteps = torch.full((latents,), model.train_timesteps // 2, device=model.device)
-    conditioning = {key: value.expand(latents, *value.shape[1:]) for key, value in model.unconditional().items()}
-    seconds = 0.0
-    for _ in range(2):
+
+    def predict(count: int) -> float:
+        noisy = torch.zeros(count, *shape, device=model.device)
+        timesteps = torch.full((count,), model.train_timesteps // 2, device=model.device)
+        conditioning = {key: value.expand(count, *value.shape[1:]) for key, value in model.unconditional().items()}
         started = time.perf_counter()
         model.predict(noisy, timesteps, conditioning).float().sum().item()
-        seconds = time.perf_counter() - started
-    return seconds
+        return time.perf_counter() - started
+
+    # The first pass of a size warms up.
+    if (alone := min(predict(1), predict(1))) * latents > LONG_PASS_S:
+        return alone * latents
+    return min(predict(latents), predict(latents))
 
 
 def describe(config: ModelConfig, model: ModelFamily, expert: ExpertConfig) -> ModelFacts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from jobs.trial.sizes import Bytes, StageMemory, run_bytes, stage_memory
 from jobs.trial.step import StepTime, time_step
 from jobs.trial.work import stage_work
 from safety.base import Config
+from safety.errors import ConfigError
 from safety.images import encode_png, grid
 from safety.judges.judge import JudgeConfig
 from safety.prompts.rows import PromptSet
@@ -104,8 +106,10 @@ def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Seque
     """
     threads = torch.get_num_threads()
     try:
-        drawn = _drawn(run, prompts)
-        step = _step(run, drawn)
+        with _fitting("generate.render.batch"):
+            drawn = _drawn(run, prompts)
+        with _fitting("train.expert"):
+            step = _step(run, drawn)
         judges = _judges(run, taxonomy, drawn.records)
         embed_s = _embed_s(run, drawn.records)
     finally:
@@ -142,6 +146,19 @@ def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Seque
         hours=tuple(stage_hours(work, rates, processes(run, taxonomy, nodes))),
     )
     return Trial(report, encode_png(grid(pictures_of(drawn.records)[0], COLUMNS), {"run": run.run.name}))
+
+
+@contextmanager
+def _fitting(field: str) -> Iterator[None]:
+    """Turn a card's word that its memory is full into an error that names the setting."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the memory is full: {' '.join(str(error).split())[:200]}",
+            field=field,
+            fix="lower it, or see what fits: safetydpo preflight --cards",
+        ) from error
 
 
 def save(trial: Trial, folder: Path) -> Path:

@@ -21,7 +21,7 @@ from tests.jobs.test_families import ROOT, document
 
 LARGER = {
     "train": 30,
-    "validation": 8,
+    "validation": 20,
     "test": 10,
     "heldout": 0,
     "benign_train": 8,

@@ -19,7 +19,7 @@ from jobs.trial.pictures import PICTURES, candidates, draw
 from jobs.trial.step import ARITHMETIC, MEASURED, preferences_of, time_step
 from jobs.trial.trial import GRID_FILE, TRIAL_FILE, Trial, count_rows, run_prompts, save, try_out
 from safety.dataset.record import load_group
-from safety.errors import EmptyDatasetError
+from safety.errors import ConfigError, EmptyDatasetError
 from safety.judges.judge import JudgeConfig
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptSet
 from tests.jobs.test_families import document
@@ -181,3 +181,16 @@ def test_candidates_take_each_category_in_turn_training_pairs_first(tmp_path: Pa
     assert categories == [*TAXONOMY.categories, *TAXONOMY.categories]
     assert rows[0].split == "train"
     assert isinstance(rows[-1], BenignPrompt)
+
+
+@pytest.mark.parametrize(("work", "field"), [("draw", "generate.render.batch"), ("time_step", "train.expert")])
+def test_a_full_card_is_told_by_the_setting(
+    work: str, field: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(f"jobs.trial.trial.{work}", full)
+    with pytest.raises(ConfigError, match="Tried to allocate 20 GiB") as refused:
+        tried(run_of(tiny_model_dir, tmp_path))
+    assert refused.value.field == field
