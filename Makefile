@@ -48,7 +48,7 @@ demo: $(INSTALLED) ## set up and run the whole pipeline on the embedded emoji mo
 serve: $(INSTALLED) ## keep the endpoint of the last release up, with a page in the browser
 	$(JOB) serve --config $(CONFIG)
 
-preflight: $(INSTALLED) ## check in seconds whether a run can start
+preflight: $(INSTALLED) ## check whether a run can start, and try it out
 	$(JOB) jobs.preflight --config $(CONFIG)
 
 test: lint ## set up, then run the linters, the type checks and all tests but the nightly ones

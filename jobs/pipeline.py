@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import typer
@@ -23,7 +23,9 @@ from jobs.release.stage import FOLDER
 from jobs.run.artifacts import ArtifactRef, StageContext
 from jobs.run.config import RUN_FILE
 from jobs.run.launch import ConfigOption, opened
+from jobs.run.name_checks import require_pointer
 from jobs.run.needs import STAGES, require_needs
+from jobs.run.pilot import pilot_of
 from jobs.stages import Stages
 from safety.evaluation.metrics import METRICS_FILE
 from safety.evaluation.plan import BASE, MERGED
@@ -49,6 +51,7 @@ class Asked(NamedTuple):
 def run(context: StageContext) -> None:
     """Run every stage, deploy the release and ask it for one image per category."""
     require_needs(context.run, STAGES)
+    require_pointer(context.run, context.store)
     stages = Stages(context)
     dataset = stages.dataset()
     experts = stages.experts(dataset)
@@ -191,9 +194,14 @@ def results_table(context: StageContext, report: ArtifactRef, release: ArtifactR
     return table
 
 
-def main(config: ConfigOption) -> None:
+def main(
+    config: ConfigOption,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="take 20 pairs per category through every stage, as a run of its own")
+    ] = False,
+) -> None:
     """Run the whole pipeline; what exists and verifies is skipped."""
-    with opened(config) as context:
+    with opened(config, pilot_of if pilot else None) as context:
         run(context)
 
 

@@ -1,4 +1,8 @@
-"""Checks everything that a run needs, in seconds and before any work: ``python -m jobs.preflight --config FILE``."""
+"""Checks everything that a run names and needs, then tries it out: ``python -m jobs.preflight --config FILE``.
+
+The checks take seconds. Where all of them pass, eight pictures are drawn and judged and a training step is taken where the
+run will, for what the run needs in hours, memory and bytes (``jobs.trial``).
+"""
 
 from __future__ import annotations
 
@@ -58,11 +62,14 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
-from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console
+from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console, reporting_errors
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
+from jobs.run.name_checks import check_base_model, check_pointers, endpoint_problems, named_problems
 from jobs.run.needs import STAGES, name_problems
 from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
+from jobs.trial.report import print_report
+from jobs.trial.trial import save, try_out, used_prompts
 from safety.errors import SafetyError
 from safety.taxonomy import Taxonomy
 from serve.admission import MIDDLEWARES
@@ -73,6 +80,10 @@ TONES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 FIRST = "fix what stands above it first"
 RAY_TIMEOUT_S = 30.0
 """The longest wait until a running cluster answers."""
+NAMES_TIMEOUT_S = 45.0
+"""The longest look at what the settings name; a busy cluster's nodes may have to look too."""
+STORE_PATIENCE_S = 8.0
+"""How long a request to a store that does not answer is retried here; a run waits longer."""
 
 
 class Preflight:
@@ -81,15 +92,21 @@ class Preflight:
     def __init__(self, run: RunConfig, taxonomy: Taxonomy, stack: ExitStack) -> None:
         self.run, self.taxonomy, self.stack = run, taxonomy, stack
         self.cluster = resolve_address(run.cluster)
-        self.store = ArtifactStore(run.store)
+        patience = min(run.store.patience_s, STORE_PATIENCE_S)
+        self.store_config = run.store.model_copy(update={"patience_s": patience})
+        self.store = ArtifactStore(self.store_config)
         self.view: ClusterView | None = None
         self.joined = False
+        self.unreachable_model = False
 
     def results(self) -> list[Result]:
-        """Run every check: the cluster is opened, then all other checks run at the same time."""
+        """Run every check: the cluster is opened, names are looked at, then all other checks run at the same time."""
         opened = [run_check(Check("Ray", self._reach_ray))]
+        opened += run_checks([Check("names", self._names, NAMES_TIMEOUT_S)], CHECK_TIMEOUT_S)
         checks = [
-            Check("store", lambda: check_store(open_store(self.run.store))),
+            Check("pointers", lambda: check_pointers(self.run, self.store)),
+            Check("base model", lambda: check_base_model(self.run), LOAD_TIMEOUT_S),
+            Check("store", lambda: check_store(open_store(self.store_config))),
             Check("conditional writes", lambda: check_conditional_writes(self.store)),
             Check("versions", lambda: self._of_view(lambda view: check_versions(view.reports))),
             Check(
@@ -100,25 +117,35 @@ class Preflight:
             Check("clocks", lambda: self._of_view(lambda view: check_clocks(view.reports, self.store))),
             Check("disks", lambda: self._of_view(lambda view: check_disks(view.reports))),
             Check("upload", lambda: check_upload(ROOT)),
-            Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S),
+            *self._load_checks(),
         ]
+        if self.joined:
+            checks += self._node_checks()
+        return opened + run_checks(checks, CHECK_TIMEOUT_S)
+
+    def _load_checks(self) -> list[Check]:
+        """Return the checks that load or look into the model and its like; none for a model whose address does not answer."""
+        if self.unreachable_model:
+            return [Check("model", lambda: warned("not checked: its address does not answer", FIRST))]
+        checks = [Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S)]
         if self.view is not None:
             checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
             checks.append(Check("memory", self._memory, LOAD_TIMEOUT_S))
-        if self.joined:
-            checks.append(Check("nodes", lambda: self._of_view(check_nodes)))
-            checks.append(
-                Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports)))
-            )
-            checks.append(
-                Check(
-                    "proxy middlewares",
-                    lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
-                )
-            )
-            if find_controller() is not None:
-                checks.append(Check("endpoint", self._endpoint))
-        return opened + run_checks(checks, CHECK_TIMEOUT_S)
+        return checks
+
+    def _node_checks(self) -> list[Check]:
+        """Return the checks of a running cluster's nodes."""
+        checks = [
+            Check("nodes", lambda: self._of_view(check_nodes)),
+            Check("store from the nodes", lambda: self._of_view(lambda view: check_store_from_nodes(view.reports))),
+            Check(
+                "proxy middlewares",
+                lambda: self._of_view(lambda view: check_proxy_middlewares(view.reports, MIDDLEWARES)),
+            ),
+        ]
+        if find_controller() is not None:
+            checks.append(Check("endpoint", self._endpoint))
+        return checks
 
     def _reach_ray(self) -> Finding:
         """Join the cluster, or report on the machine that would start one."""
@@ -170,6 +197,16 @@ class Preflight:
             return failed(error.message, error.fix)
         return passed("Serve has stopped" if listener is None else f"Serve listens on {listener.host}")
 
+    def _names(self) -> Finding:
+        """Fail for the folders, files and addresses that the settings name and there is none of."""
+        unanswered = endpoint_problems(self.run)
+        self.unreachable_model = bool(unanswered)
+        try:
+            problems = [*unanswered, *named_problems(self.run)]
+        except SafetyError as error:
+            return failed(f"{error.field}: {error.message}", error.fix)
+        return finding(problems, f"all that {self.run.run.name} names is there")
+
     def _memory(self) -> Finding:
         """Fail when a training step does not fit where the run's workers will be."""
         try:
@@ -188,7 +225,17 @@ class Preflight:
 
 
 def run(config: Path) -> list[Result]:
-    """Check a run's config and, when it is valid, everything that it names."""
+    """Check a run's config and, when it can be read, everything that it names."""
+    with ExitStack() as stack:
+        results, _ = checked(config, stack)
+        return results
+
+
+def checked(config: Path, stack: ExitStack) -> tuple[list[Result], Preflight | None]:
+    """Check a run as ``run`` does; the cluster that its preflight joins stays connected until the ``stack`` is closed.
+
+    The preflight is None where the config cannot be read.
+    """
     loaded: list[tuple[RunConfig, Taxonomy]] = []
 
     def load() -> Finding:
@@ -201,10 +248,10 @@ def run(config: Path) -> list[Result]:
         return finding(name_problems(found, taxonomy, STAGES), f"run {found.run.name}")
 
     result = run_check(Check("config", load))
-    if result.finding.status is Status.FAIL:
-        return [result]
-    with ExitStack() as stack:
-        return [result, *Preflight(*loaded[0], stack).results()]
+    if not loaded:
+        return [result], None
+    preflight = Preflight(*loaded[0], stack)
+    return [result, *preflight.results()], preflight
 
 
 def table(results: Sequence[Result], seconds: float) -> Table:
@@ -221,15 +268,40 @@ def table(results: Sequence[Result], seconds: float) -> Table:
     return shown
 
 
-def report(console: Console, config: Path) -> int:
-    """Run the checks, print the table and return the exit code."""
+def report(console: Console, config: Path, *, quick: bool = False) -> int:
+    """Run the checks, print the table, try the run out where all is well, and return the exit code.
+
+    Args:
+        console: The terminal.
+        config: The run's YAML.
+        quick: Leave out the trial.
+    """
     started = time.monotonic()
-    results = run(config)
-    console.print(table(results, time.monotonic() - started))
-    bad = [result for result in results if result.finding.status is Status.FAIL]
-    for name, (_, found, fix), _ in bad[:1]:
-        console.print(f"[bold red]{escape(f'{name}: {found}. Fix: {fix}')}[/]", soft_wrap=True)
-    return EXIT_USER_ERROR if bad else 0
+    with ExitStack() as stack:
+        results, preflight = checked(config, stack)
+        console.print(table(results, time.monotonic() - started))
+        bad = [result for result in results if result.finding.status is Status.FAIL]
+        for name, (_, found, fix), _ in bad[:1]:
+            console.print(f"[bold red]{escape(f'{name}: {found}. Fix: {fix}')}[/]", soft_wrap=True)
+        if bad or preflight is None:
+            return EXIT_USER_ERROR
+        return 0 if quick else report_trial(console, preflight)
+
+
+def report_trial(console: Console, preflight: Preflight) -> int:
+    """Draw and judge eight pictures and take a training step; print what follows, and return the exit code."""
+    own, taxonomy, view = preflight.run, preflight.taxonomy, preflight.view
+    assert view is not None
+    console.print("the checks have passed; drawing eight pictures and taking a training step")
+    started = time.monotonic()
+    try:
+        with reporting_errors(console):
+            trial = try_out(own, taxonomy, used_prompts(own, taxonomy), view.nodes)
+            print_report(console, trial.report, save(trial, own.run.output))
+    except typer.Exit as end:
+        return end.exit_code
+    console.print(f"tried out in {time.monotonic() - started:.0f} s")
+    return 0
 
 
 def report_cards(console: Console, config: Path) -> int:
@@ -245,12 +317,13 @@ def report_cards(console: Console, config: Path) -> int:
 def main(
     config: ConfigOption,
     cards: Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="check alone: draw no pictures, estimate nothing")] = False,
 ) -> None:
-    """Check a run before any work; exit with 2 when a check fails."""
+    """Check a run before any work, and try it out; exit with 2 when a check fails."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if cards:
         raise typer.Exit(report_cards(make_console(), config))
-    raise typer.Exit(report(make_console(), config))
+    raise typer.Exit(report(make_console(), config, quick=quick))
 
 
 if __name__ == "__main__":

@@ -131,12 +131,12 @@ def report_here(node: str, folders: Sequence[Path], store: StoreConfig | None, m
         node=node,
         versions={"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         unix_s=time.time(),
-        disks=tuple(_disk(folder) for folder in written),
+        disks=tuple(disk_of(folder) for folder in written),
         nvidia=sum(1 for _ in DEVICES.glob("nvidia[0-9]*")),
         torch_cuda=_torch_cuda(),
         store_error=None if store is None else _store_error(store, mark),
         missing_middlewares=_missing_middlewares(),
-        write_faults=tuple(filter(None, map(_write_fault, written))),
+        write_faults=tuple(filter(None, map(write_fault, written))),
         loopback_fault=loopback_fault(),
     )
 
@@ -149,7 +149,7 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _disk(folder: Path) -> Disk:
+def disk_of(folder: Path) -> Disk:
     """Return the free and total bytes of the file system that a folder is or will be on."""
     usage = shutil.disk_usage(_existing(folder))
     return Disk(str(folder), usage.free, usage.total)
@@ -160,7 +160,7 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
 
 
-def _write_fault(folder: Path) -> str | None:
+def write_fault(folder: Path) -> str | None:
     """Return why no file can be made in a folder, if so: a mode does not say it of a read-only file system."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):

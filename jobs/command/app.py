@@ -18,6 +18,10 @@ from jobs.export.form import FormOption, OutputOption, ReleaseOption
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
 CardsOption = Annotated[bool, typer.Option("--cards", help="list what fits on which card for the run's model")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="check alone: draw no pictures, estimate nothing")]
+PilotOption = Annotated[
+    bool, typer.Option("--pilot", help="take 20 pairs per category through every stage, as a run of its own")
+]
 
 app = typer.Typer(
     name="safetydpo",
@@ -37,11 +41,11 @@ def find_modules_here() -> None:
 
 
 @app.command()
-def preflight(config: ConfigOption, cards: CardsOption = False) -> None:
-    """Check in seconds whether a run can start."""
+def preflight(config: ConfigOption, cards: CardsOption = False, quick: QuickOption = False) -> None:
+    """Check whether a run can start, and try it out: eight pictures, a step, hours and bytes."""
     from jobs.preflight import main  # slow to import
 
-    main(config, cards)
+    main(config, cards, quick)
 
 
 @app.command()
@@ -51,11 +55,11 @@ def convert(model: ModelOption, output: ConvertedOption, memory_gib: MemoryOptio
 
 
 @app.command()
-def run(config: ConfigOption) -> None:
+def run(config: ConfigOption, pilot: PilotOption = False) -> None:
     """Run the whole pipeline; what exists and verifies is skipped."""
     from jobs.pipeline import main  # slow to import
 
-    main(config)
+    main(config, pilot)
 
 
 @app.command()

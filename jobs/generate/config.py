@@ -35,6 +35,11 @@ class GenerateConfig(Config):
         EMBEDDED_WRITER, description="a name in the prompt writers' registry, or 'module:class' for one's own"
     )
     counts: PromptCounts = PromptCounts()
+    most: PromptCounts | None = Field(
+        None,
+        description="at most so many prompts of each split are used, spread over all that there are, whoever wrote them; a "
+        "pilot's (run --pilot). None: all",
+    )
     render: RenderConfig = RenderConfig()
     judge: JudgeConfig = JudgeConfig()
     filter: PairFilterConfig = PairFilterConfig()
@@ -74,4 +79,6 @@ class GenerateConfig(Config):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that the rows depend on."""
-        return self.model_dump(mode="json", exclude=set(PLACEMENT))
+        # Without a limit as if there were no such setting.
+        left_out = {"most"} if self.most is None else set()
+        return self.model_dump(mode="json", exclude={*PLACEMENT, *left_out})

@@ -18,6 +18,7 @@ from cluster.store.limits import limit_of
 from cluster.store.manifest import MANIFEST
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
+from jobs.generate.limit import limited
 from jobs.generate.prompts import prompts_version, run_prompts, write_cards
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
@@ -60,7 +61,8 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
-    prompts, cards = run_prompts(context.run, taxonomy)
+    written, cards = run_prompts(context.run, taxonomy)
+    prompts = limited(written, config.most)
     if cards:
         context.console.print(sources_table(cards))
     plan = plan_dataset(prompts, config.group_size, context.run.run.seed)

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -40,8 +40,10 @@ LOG_WIDTH = 120
 
 
 @contextmanager
-def opened(config: Path) -> Iterator[StageContext]:
+def opened(config: Path, change: Callable[[RunConfig], RunConfig] | None = None) -> Iterator[StageContext]:
     """Open a run: validate its config, connect, take the lease on its id, and write the filled-in config.
+
+    ``change`` makes another run of the one that the file has, such as its pilot.
 
     A failure ends the process with one last line that names the first cause, and with code 2 for a known error, 1 for
     any other, and 130 after SIGTERM (``ray job stop``) or Ctrl-C.
@@ -52,6 +54,8 @@ def opened(config: Path) -> Iterator[StageContext]:
     stop_on_sigterm()
     with reporting_errors(console):
         run = load_run(config)
+        if change is not None:
+            run = change(run)
         run.load_taxonomy()
         require_known_family(run)
         console.print(f"run [bold]{run.run.name}[/], config {escape(str(config))}, seed {run.run.seed}")

@@ -164,7 +164,8 @@ def _model(config: ModelConfig, problems: list[Problem], *, whole: bool) -> Mode
         require_folder(model_folder(config))
         return None
 
-    if attempt(problems, "model", "model.family", lambda: family_name(config)) is None:
+    named = "model.path" if config.family is None else "model.family"
+    if attempt(problems, "model", named, lambda: family_name(config)) is None:
         return None
     return attempt(problems, "model", "model.path", load)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ HUB_ID = re.compile(
 )
 """An id as the hub's library takes it; it raises for others."""
 MAIN = "main"
+ASK_TIMEOUT_S = 10.0
+"""The longest wait until the hub answers at all. Its own library tries six times over, for a minute in all."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -81,6 +84,7 @@ def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     with _explained(hub_id, revision), no_progress_bars():
+        _require_answer()
         found = HfApi().model_info(hub_id, revision=revision)
         names = [file.rfilename for file in found.siblings or ()]
         listed = listed_parts(read_index(download_index(hub_id, found.sha))) if INDEX_FILE in names else None
@@ -104,7 +108,53 @@ def download_index(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _explained(hub_id, revision):
+        _require_answer()
         return Path(hf_hub_download(hub_id, INDEX_FILE, revision=revision)).parent
+
+
+def is_known(hub_id: str) -> bool | None:
+    """Return whether the hub has a model, open to this user or not; None where it cannot be asked."""
+    # Slow to import, and only for models of a hub.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        _require_answer()
+        HfApi().model_info(hub_id, timeout=ASK_TIMEOUT_S)
+    except GatedRepoError:
+        return True
+    except RepositoryNotFoundError:
+        return False
+    except Exception:  # Its HTTP library adds its own errors.
+        return None
+    return True
+
+
+def is_offline() -> bool:
+    """Return whether this process is told to ask no hub (``HF_HUB_OFFLINE``)."""
+    # Slow to import, and only for models of a hub.
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _require_answer() -> None:
+    """Raise what the HTTP library raises where the hub does not answer, after one more try and not after six."""
+    # Slow to import, and only for models of a hub.
+    import httpx
+    from huggingface_hub import constants
+
+    if is_offline():
+        return
+    for again in (True, False):
+        try:
+            httpx.head(constants.ENDPOINT, timeout=ASK_TIMEOUT_S)
+        except httpx.TransportError:
+            if not again:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 def _note_revision(snapshot: Path, revision: str) -> None:

@@ -18,6 +18,7 @@ from cluster.preflight.check import Finding
 from cluster.store.artifacts import ArtifactStore
 from jobs.preflight import Preflight, report, run
 from jobs.run.config import RunConfig
+from jobs.trial.trial import GRID_FILE, TRIAL_FILE, TrialReport
 from tests.jobs.conftest import ROOT, RunningCluster, write_run
 
 
@@ -36,8 +37,21 @@ def test_a_run_with_nothing_in_its_way_passes(ray_cluster: None, pico_run: dict[
     assert set(found) == {
         *("config", "Ray", "store", "conditional writes", "nodes", "versions", "resources", "GPUs", "clocks", "disks"),
         *("store from the nodes", "upload", "proxy middlewares", "model", "judges", "features", "prompts"),
-        *("memory", "method"),
+        *("memory", "method", "names", "pointers", "base model"),
     }
+
+
+@pytest.mark.ray
+def test_on_a_running_cluster_the_run_is_tried_out_where_its_processes_will_be(
+    ray_cluster: None, pico_run: dict[str, Any], tmp_path: Path
+) -> None:
+    console = Console(record=True, width=250, file=(tmp_path / "log").open("w", encoding="utf-8"))
+    assert report(console, write_run(pico_run, tmp_path)) == 0
+    found = TrialReport.model_validate_json((tmp_path / "out" / TRIAL_FILE).read_bytes())
+    assert found.facts.family == "stable-diffusion"
+    assert found.judges[0].stages == ("generate", "merge", "evaluate")
+    assert {each.stage: each.processes for each in found.hours}["train"] == 2
+    assert (tmp_path / "out" / GRID_FILE).stat().st_size > 1000
 
 
 @pytest.mark.ray
@@ -65,7 +79,7 @@ def test_a_fault_is_reported_by_its_own_check_alone(
     assert bad(found) == {"resources": "fail", "GPUs": "fail", **on_workers}
     assert "generate.gpus_per_actor" in found["resources"].fix
     found = findings({**with_(model={"device": "cuda"}), "placement": "fixed"}, tmp_path)
-    assert bad(found) == {"config": "fail"}
+    assert bad(found)["config"] == "fail"
     assert "generate.gpus_per_actor" in found["config"].found
     gone = findings(with_(store={"bucket": "not-there"}), tmp_path)
     assert bad(gone) == dict.fromkeys(("store", "conditional writes", "store from the nodes", "clocks"), "fail")

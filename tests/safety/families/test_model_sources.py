@@ -197,6 +197,12 @@ def test_a_hub_model_is_fetched_once_and_only_what_is_read_of_it(
     ]
 
 
+def test_a_hub_is_asked_whether_it_has_a_model_of_which_nothing_is_fetched(fake_hub: type[FakeHub]) -> None:
+    assert hub.is_known(ID) is True
+    assert hub.is_known("nobody/nothing") is False
+    assert fake_hub.fetched == []
+
+
 def test_a_hub_without_the_model_says_so(fake_hub: type[FakeHub], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="org/other: the hub knows no such model"):
         model_folder(config("org/other", tmp_path))
