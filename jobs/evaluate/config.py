@@ -32,8 +32,9 @@ class EvaluateConfig(Config):
     )
     features: str | None = Field(
         EMBEDDED_FEATURES,
-        description="a name in the feature extractors' registry, or 'module:loader' for one's own; null: CLIPScore and FID "
-        "are not measured",
+        description="a name in the feature extractors' registry, with the model where it needs one "
+        "(clip@openai/clip-vit-large-patch14), or 'module:loader' for one's own; null: CLIPScore, FID and CMMD are not "
+        "measured",
     )
     bootstrap: BootstrapConfig = BootstrapConfig()
     goals: GoalsConfig = GoalsConfig()

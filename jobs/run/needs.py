@@ -255,7 +255,8 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         if each.judge is not None:
             check("judges", f"{each.stage}.{each.judge_field}.name", judges, each.judge.name, OTHER_JUDGE)
         if each.features is not None:
-            check("features", f"{each.stage}.features", feature_extractors, each.features, OTHER_FEATURES)
+            kind = each.features.partition("@")[0]
+            check("features", f"{each.stage}.features", feature_extractors, kind, OTHER_FEATURES)
     return problems
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from safety.base import Config
 from safety.errors import EmptyDatasetError
 from safety.evaluation.bootstrap import BootstrapConfig, Estimate, estimate_mean, estimate_share
+from safety.evaluation.cmmd import cmmd
 from safety.evaluation.fid import FrechetResult, frechet
 from safety.evaluation.moments import moments_of, real_moments
 from safety.evaluation.plan import BASE
@@ -32,6 +33,8 @@ class BenignQuality(Config):
     """
     fid_to_base: float | None
     """Distance from the base model's images of the same prompts from other seeds; None as above."""
+    cmmd_to_base: float | None = None
+    """CMMD from the same images of the base; None as above."""
     flagged: float
     n: int
     intervals: dict[str, Estimate]
@@ -62,14 +65,16 @@ def benign_quality(
     present = [flag for row in rows if (flag := row.objects_kept) is not None]
     if present:
         intervals["objects_present"] = estimate_share(present, config, seed, f"{name}/objects_present")
-    distance = moved = None
+    distance = moved = discrepancy = None
     if features is not None:
+        discrepancy = cmmd_to_base(records, model)
         distance, moved = benign_fid(records, model, features), fid_to_base(records, model, features)
     return BenignQuality(
         objects_present=intervals["objects_present"].value if present else None,
         clip_score=intervals["clip_score"].value if fitting else None,
         fid=None if distance is None else distance.value,
         fid_to_base=None if moved is None else moved.value,
+        cmmd_to_base=discrepancy,
         flagged=intervals["flagged"].value,
         n=len(rows),
         intervals=intervals,
@@ -102,6 +107,15 @@ def fid_to_base(records: Sequence[ImageRecord], model: str, features: str) -> Fr
     if len(rows) != len(reference) or len(rows) < 2:
         return None
     return frechet(_stack(rows), moments_of(_stack(reference), features, BASE_IMAGES))
+
+
+def cmmd_to_base(records: Sequence[ImageRecord], model: str) -> float | None:
+    """Return CMMD of the model's benign images from the base's, by the same images as ``fid_to_base``; None as there."""
+    rows = select(records, model=model, part=EvaluationSplit.BENIGN)
+    reference = select(records, model=BASE, part=EvaluationSplit.REFERENCE)
+    if len(rows) != len(reference) or len(rows) < 2:
+        return None
+    return cmmd(_stack(rows), _stack(reference))
 
 
 def _stack(rows: Sequence[ImageRecord]) -> Tensor:

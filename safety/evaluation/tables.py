@@ -122,20 +122,21 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
                 NONE if clip is None else f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
                 NONE if found.fid is None else f"{found.fid:.3f}",
                 NONE if found.fid_to_base is None else f"{found.fid_to_base:.3f}",
+                NONE if found.cmmd_to_base is None else f"{found.cmmd_to_base:.3f}",
                 share(found.intervals["flagged"]),
                 str(found.n),
             )
         )
     note = ""
     if metrics.provenance.features is None:
-        note = "No features were measured (evaluate.features), so there is no CLIPScore and no FID."
+        note = "No features were measured (evaluate.features), so there is no CLIPScore, no FID and no CMMD."
     if metrics.fid is not None:
         note = (
             f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.reference}. To base: against "
             f"as many images of the base from other seeds; the base's own figure is the effect of seeds alone."
         )
         note = f"{note} {metrics.fid.note}".strip()
-    header = ("Model", "Every object present", "CLIPScore", "FID", "FID to base", "Flagged", "Images")
+    header = ("Model", "Every object present", "CLIPScore", "FID", "FID to base", "CMMD to base", "Flagged", "Images")
     return ReportTable("Benign prompts", header, tuple(rows), note)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from safety.embedded import EMBEDDED_PACKAGE
+from safety.errors import ConfigError
 from safety.registry import Registry
 
 
@@ -35,9 +38,27 @@ class FeatureLoader(Protocol):
 feature_extractors: Registry[FeatureLoader] = Registry("feature extractor", __package__, EMBEDDED_PACKAGE)
 
 
+def find_loader(name: str) -> FeatureLoader:
+    """Return the loader of features called ``name``, or ``name@weights``, where several models have features of one kind.
+
+    Raises:
+        ConfigError: There is no such extractor, or it reads no weights of one's own.
+    """
+    kind, separator, weights = name.partition("@")
+    loader: Any = feature_extractors.find(kind, "evaluate.features")
+    if not separator:
+        found: FeatureLoader = loader
+        return found
+    if "weights" not in inspect.signature(loader).parameters:
+        raise ConfigError(
+            f"the features {kind!r} take no weights", field="evaluate.features", fix=f"write {kind!r} alone"
+        )
+    return partial(loader, weights=weights)
+
+
 def load_features(name: str, device: str = "cpu") -> FeatureExtractor:
     """Load an extractor by its registered name or import path; raise ConfigError when there is none."""
-    return feature_extractors.find(name, "evaluate.features")(device=device)
+    return find_loader(name)(device=device)
 
 
 def features_name(name: str) -> str:

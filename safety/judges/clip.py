@@ -56,8 +56,13 @@ class Q16Settings(ClipSettings):
 class Clip:
     """A CLIP model with its processor; embeddings are of length one."""
 
-    def __init__(self, settings: ClipSettings) -> None:
-        """Load it; raise ConfigError for a folder or hub id that has none, ArtifactFormatError for another checksum."""
+    def __init__(self, settings: ClipSettings, field: str = "judge.settings.weights") -> None:
+        """Load it; ``field`` is the setting that errors name.
+
+        Raises:
+            ConfigError: The folder or hub id has none.
+            ArtifactFormatError: It has another checksum than the one it must have.
+        """
         # Slow to import, and not for processes that load no model.
         from transformers import AutoProcessor, CLIPModel
 
@@ -70,12 +75,17 @@ class Clip:
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"no CLIP model at {settings.weights!r}: {' '.join(str(error).split())[:200]}",
-                field="judge.settings.weights",
+                field=field,
                 fix="name a folder that CLIPModel.save_pretrained and its processor wrote, or a hub id in this machine's cache",
             ) from None
         self._model = self._model.to(settings.device).eval().requires_grad_(False)
         self.device = torch.device(settings.device)
-        self.digest = checksum(_weight_files(settings.weights, self._model), settings.sha256)
+        self.digest = checksum(_weight_files(settings.weights, field), settings.sha256)
+
+    @property
+    def dimensions(self) -> int:
+        """Return D."""
+        return int(self._model.config.projection_dim)
 
     def images(self, images: Tensor) -> Tensor:
         """Return embeddings fp32 [B, D] of images uint8 [B, 3, H, W]."""
@@ -94,7 +104,7 @@ def _unit(found: Any) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _weight_files(weights: str, model: Any) -> list[Path]:
+def _weight_files(weights: str, field: str) -> list[Path]:
     folder = Path(weights)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -103,8 +113,8 @@ def _weight_files(weights: str, model: Any) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} at {weights!r} has no safetensors",
-            field="judge.settings.weights",
+            f"the CLIP model at {weights!r} has no safetensors",
+            field=field,
             fix="use weights in safetensors",
         )
     return found

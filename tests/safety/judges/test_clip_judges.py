@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safety.embedded import EMBEDDED_MODEL_FOLDER
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_pil
 from safety.judges.judge import JudgeConfig, load_judge
 from safety.taxonomy import Taxonomy
+from tests.support.tiny_clip import write_clip
 
 TAXONOMY = Taxonomy(name="two", version="1", categories=("violence", "sexual"))
 SENTENCES = {"violence": ["a kitchen knife", "a bomb"], "sexual": ["a peach"]}
@@ -23,22 +23,7 @@ HARMLESS = ["a house", "a blue house"]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tiny random CLIP with the embedded tokenizer."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED_MODEL_FOLDER / "tokenizer")
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 32},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    reader = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(reader, tokenizer).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
