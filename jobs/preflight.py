@@ -127,10 +127,11 @@ class Preflight:
         """Return the checks that load or look into the model and its like; none for a model whose address does not answer."""
         if self.unreachable_model:
             return [Check("model", lambda: warned("not checked: its address does not answer", FIRST))]
-        checks = [Check("method", lambda: check_notices(self.run), LOAD_TIMEOUT_S)]
+        loads = LoadChecks(self.run, self.taxonomy, joined=self.joined)
+        checks = [Check("method", lambda: loads.alone(lambda: check_notices(self.run)), LOAD_TIMEOUT_S)]
         if self.view is not None:
-            checks += LoadChecks(self.run, self.taxonomy, joined=self.joined).checks()
-            checks.append(Check("memory", self._memory, LOAD_TIMEOUT_S))
+            checks += loads.checks()
+            checks.append(Check("memory", lambda: loads.alone(self._memory), LOAD_TIMEOUT_S))
         return checks
 
     def _node_checks(self) -> list[Check]:

@@ -128,6 +128,8 @@ def draw(
     started = time.perf_counter()
     rendered = renderer.render(records)
     seconds = time.perf_counter() - started
+    # No longer than a step of what was drawn: one latent at a time takes longer than together.
+    pass_s = min(pass_s, seconds / steps)
     return Drawn(
         facts=describe(config, model, expert),
         records=dump_group(rendered),

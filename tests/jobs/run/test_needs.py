@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from cluster.preflight.check import Finding, passed
 from jobs.run.config import RunConfig
 from jobs.run.load_checks import LoadChecks
 from jobs.run.needs import STAGES, load_problems, name_problems, require_needs, run_loads, stages_up_to
@@ -211,3 +214,28 @@ def test_the_embedded_judge_and_features_are_refused_on_another_model_before_any
     assert refused.value.field == "serve.judge.name"
     changes["serve"] = {}
     require_needs(run_of(tmp_path, changes), STAGES)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_checks_that_look_into_a_model_take_turns_in_one_process(joined: bool, tmp_path: Path) -> None:
+    """Else the memory of a large model was "not known": diffusers' lazy import was found half done by another thread."""
+    loads = LoadChecks(run_of(tmp_path, {}), run_of(tmp_path, {}).load_taxonomy(), joined=joined)
+    inside, most = 0, []
+    begun = threading.Barrier(3)
+
+    def work() -> Finding:
+        nonlocal inside
+        inside += 1
+        most.append(inside)
+        if joined:
+            begun.wait(timeout=20)
+        time.sleep(0.02)
+        inside -= 1
+        return passed("done")
+
+    threads = [threading.Thread(target=loads.alone, args=(work,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert max(most) == (3 if joined else 1)
