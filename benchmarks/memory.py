@@ -1,7 +1,7 @@
 """The memory of a full-size training step and render, measured against the estimate that presets are chosen by.
 
-    python benchmarks/memory.py --model sd15 --device cpu --dtype float32 --pairs 1 --checkpointing --images 1
-    python benchmarks/memory.py --model sdxl --device cuda            # at the card's own preset
+    python -m benchmarks.memory --model sd15 --device cpu --dtype float32 --pairs 1 --checkpointing --images 1
+    python -m benchmarks.memory --model sdxl --device cuda            # at the card's own preset
 
 Weights are random, so no model is needed. Each measurement runs in a process of its own: on a CPU its peak is that of the
 resident set beyond what it had before the model, on a GPU that of torch's allocator. With no plan given, the one that
@@ -20,9 +20,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
-from safety.dataset.preferences import PreferenceSet
+from benchmarks.sizes import SHAPES, family, random_rows
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
 from safety.experts.expert import Expert
@@ -36,94 +35,12 @@ from safety.experts.memory import (
     return_memory_at_once,
 )
 from safety.experts.passes import PassPlan
-from safety.families.family import Conditioning
-from safety.families.stable_diffusion import StableDiffusion
-
-SD15: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
-UNETS = {"sd15": SD15, "sdxl": SDXL}
-
-
-class Sized(StableDiffusion):
-    """A UNet of either size; SDXL's reads a pooled state and six sizes too."""
-
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        if "pooled" not in conditioning:
-            return super().predict(noisy, timesteps, conditioning)
-        dtype = self.denoiser.conv_in.weight.dtype
-        sizes = torch.zeros(len(noisy), 6, dtype=dtype, device=noisy.device)
-        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": sizes}
-        states = conditioning["states"].to(dtype)
-        found: Tensor = self.denoiser(
-            noisy.to(dtype), timesteps, encoder_hidden_states=states, added_cond_kwargs=added
-        ).sample
-        return found
-
-
-def build(name: str, dtype: torch.dtype, device: str) -> Sized:
-    """Return a model without VAE and text encoder; on the device "meta" it has no weights."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS[name])
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.to(dtype)
-    if device != "meta":
-        unet = unet.to_empty(device=device)
-        for parameter in unet.parameters():
-            torch.nn.init.trunc_normal_(parameter, std=0.02) if parameter.ndim > 1 else parameter.data.fill_(0.5)
-    pipeline = StableDiffusionPipeline(
-        None, None, None, unet, DDIMScheduler(clip_sample=False), None, None, None, False
-    )
-    return Sized(pipeline, 8)
-
-
-def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    return {"states": (77, 768)} if name == "sd15" else {"states": (77, 2048), "pooled": (1280,)}
-
-
-def rows(name: str, pairs: int, benign: int) -> PreferenceSet:
-    """Return random latents and text states."""
-    side = UNETS[name]["sample_size"]
-    prompts = {key: torch.randn(pairs, *shape) for key, shape in shapes(name).items()}
-    others = {key: torch.randn(max(1, benign), *shape) for key, shape in shapes(name).items()}
-    return PreferenceSet(
-        category="random",
-        ids=tuple(f"pair-{i}" for i in range(pairs)),
-        splits=("train",) * pairs,
-        winner=torch.randn(pairs, 4, side, side),
-        loser=torch.randn(pairs, 4, side, side),
-        unsafe=prompts,
-        safe=prompts,
-        benign_ids=tuple(f"benign-{i}" for i in range(max(1, benign))),
-        benign_splits=("train",) * max(1, benign),
-        benign=torch.randn(max(1, benign), 4, side, side),
-        benign_prompts=others,
-        empty={key: value[:1] for key, value in prompts.items()},
-    )
 
 
 def estimate(name: str, dtype: torch.dtype, config: ExpertConfig, device: str) -> StepMemory:
-    side = UNETS[name]["sample_size"]
+    shapes = SHAPES[name]
     return measure_skeleton(
-        lambda: build(name, dtype, "meta"), config, (4, side, side), shapes(name), cpu=device == "cpu"
+        lambda: family(name, dtype, "meta"), config, shapes.latent, shapes.prompt, cpu=device == "cpu"
     )
 
 
@@ -137,8 +54,8 @@ def step(
     if device == "cpu":
         return_memory_at_once()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = build(name, dtype, device)
-    expert = Expert(model, rows(name, config.rows, config.benign_rows), config, 0, plan=plan)
+    model = family(name, dtype, device)
+    expert = Expert(model, random_rows(name, config.rows, config.benign_rows), config, 0, plan=plan)
     engine = TorchEngine(expert)
     seconds = []
     for number in range(steps):
