@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from safety.errors import ConfigError
 from safety.prompts.card import SourceCard
 from safety.prompts.config import PromptsConfig
-from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet, slug
+from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet
 from safety.prompts.sources.source import (
     NO_CATEGORY,
     NO_SAFE,
@@ -84,7 +84,8 @@ class PromptCollection:
         number = len(self.cards)
         self.cards.append(_card(role, source, content))
         found = [
-            self._known(f"{slug(source.path.stem)}-{number}-{row.number:07d}", role, row, source)
+            # Not named by the file: what it is called must not change a row's noise.
+            self._known(f"{role}-{number}-{row.number:07d}", role, row, source)
             for row in content.rows
         ]
         kept = [row for row in found if row is not None]

@@ -72,6 +72,13 @@ def test_the_splits_are_a_function_of_the_seed(pairs: dict[str, Any], benign: di
     assert collect(document)[0] != collect(document, seed=1)[0]
 
 
+def test_no_row_depends_on_what_a_file_is_called(pairs: dict[str, Any], benign: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "another name.csv"
+    other.write_bytes(Path(pairs["path"]).read_bytes())
+    renamed = {**pairs, "path": str(other)}
+    assert collect({"pairs": [pairs], "benign": [benign]})[0] == collect({"pairs": [renamed], "benign": [benign]})[0]
+
+
 def test_pairs_that_share_a_prompt_are_in_one_split(
     pairs: dict[str, Any], benign: dict[str, str], tmp_path: Path
 ) -> None:
