@@ -318,7 +318,7 @@ def prompt_problems(
     found = attempt(problems, "prompts", source, lambda: run_prompts(run, taxonomy, counts))
     if found is None:
         return problems
-    written, _ = found
+    written = found.prompts
     if "merge" in stages:
         chosen, confirm = _trained(run, taxonomy), run.merge.confirm
         attempt(problems, "prompts", "generate.counts", lambda: choose_prompts(written, chosen, confirm))

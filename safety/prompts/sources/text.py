@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safety.errors import ArtifactFormatError
+from safety.prompts.sources.content import unreadable
 
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 FALLBACK = "cp1252"
@@ -32,15 +32,6 @@ class Line(NamedTuple):
 
     number: int
     fields: dict[str, str]
-
-
-def file_hash(path: Path, field: str) -> str:
-    """Return the SHA-256 of a file, as 64 hex digits; raise ArtifactFormatError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error, field) from None
 
 
 def read_text(path: Path, field: str) -> Text:
@@ -68,11 +59,7 @@ def _read(path: Path, field: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error, field) from None
-
-
-def _unreadable(path: Path, error: OSError, field: str) -> ArtifactFormatError:
-    return ArtifactFormatError(f"{path} cannot be read: {error.strerror}", field=field, fix="name a file that exists")
+        raise unreadable(path, error, field) from None
 
 
 def read_lines(path: Path, field: str) -> tuple[list[str], str]:

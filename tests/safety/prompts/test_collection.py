@@ -33,8 +33,8 @@ def write(path: Path, header: str, rows: list[list[str]]) -> Path:
 
 def collect(document: dict[str, Any], seed: int = 0) -> tuple[PromptSet, dict[str, SourceCard]]:
     config = PromptsConfig.model_validate(document)
-    prompts, cards = PromptCollection(config, TAXONOMY, COUNTS, seed).collect()
-    return prompts, {card.file: card for card in cards}
+    found = PromptCollection(config, TAXONOMY, COUNTS, seed).collect()
+    return found.prompts, {card.file: card for card in found.cards}
 
 
 @pytest.fixture
