@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,39 @@ def read_parquet(source: Path | bytes, schema: pa.Schema, *, misfit: str, field:
         raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
 
 
-def open_foreign(path: Path, *, field: str) -> pq.ParquetFile:
-    """Open a file of another writer, of whatever columns; nothing but its footer is read.
+class ForeignParquet:
+    """A file of another writer, of whatever columns, read by row groups.
 
-    Its values are plain ones (numbers, text, bytes, lists, structs): the writer's schema is hidden, so no type is revived.
+    Its values are plain (numbers, text, bytes, lists, structs): the writer's schema is hidden, so no type is revived.
+    """
 
-    Args:
-        path: The file.
-        field: The errors' field.
+    def __init__(self, path: Path, *, field: str) -> None:
+        """Read the footer and nothing else; raises as ``_open_foreign`` does. ``field`` is the errors' field."""
+        self.path, self.field = path, field
+        self._file = _open_foreign(path, field)
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the columns' names."""
+        return list(self._file.schema_arrow.names)
+
+    @property
+    def row_groups(self) -> int:
+        """Return the number of row groups."""
+        return int(self._file.num_row_groups)
+
+    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Return some columns of a row group; raise ArtifactFormatError when it is damaged."""
+        try:
+            return self._file.read_row_group(row_group, columns=list(columns))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ArtifactFormatError(
+                f"{self.path} is damaged in row group {row_group}: {error}", field=self.field, fix="fetch it again"
+            ) from error
+
+
+def _open_foreign(path: Path, field: str) -> pq.ParquetFile:
+    """Open a file with its writer's schema hidden.
 
     Raises:
         OSError: It cannot be read.

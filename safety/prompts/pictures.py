@@ -11,7 +11,7 @@ from pydantic import Field
 
 from safety.base import Config
 from safety.errors import ConfigError
-from safety.parquet import open_foreign
+from safety.parquet import ForeignParquet
 
 FIELD = "prompts.path"
 COLUMNS_HELD = 2
@@ -31,7 +31,7 @@ class Picture(Config):
 
         Raises:
             ConfigError: This process cannot read the file.
-            ArtifactFormatError: It is no parquet file, or lacks the column.
+            ArtifactFormatError: It is no parquet file, or damaged.
         """
         try:
             if self.column is None:
@@ -48,8 +48,7 @@ class Picture(Config):
 
 @lru_cache(maxsize=COLUMNS_HELD)
 def _column(file: str, row_group: int, column: str) -> pa.ChunkedArray:
-    source = open_foreign(Path(file), field=FIELD)
-    return picture_cells(source.read_row_group(row_group, columns=[column]).column(column))
+    return picture_cells(ForeignParquet(Path(file), field=FIELD).read(row_group, [column]).column(column))
 
 
 def picture_cells(column: Any) -> pa.ChunkedArray:

@@ -26,7 +26,7 @@ def files_in(folder: Path, suffixes: Sequence[str], field: str) -> tuple[Path, .
 
 
 def content_hash(root: Path, files: Sequence[Path], field: str) -> str:
-    """Return the SHA-256 of a file, or of several with their names below ``root``; 64 hex digits.
+    """Return the SHA-256 of a file, or of several with their names, below ``root`` where they lie there; 64 hex digits.
 
     Raises:
         ArtifactFormatError: A file cannot be read.
@@ -35,7 +35,7 @@ def content_hash(root: Path, files: Sequence[Path], field: str) -> str:
         return file_hash(root, field)
     digest = hashlib.sha256()
     for path in files:
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         digest.update(f"{name}\x1f{file_hash(path, field)}\n".encode())
     return digest.hexdigest()
 
