@@ -92,6 +92,7 @@ class PromptCollection:
 
     def _read(self, role: Role, source: SourceConfig) -> list[_Row]:
         """Read a source, begin its card, and return the rows of the taxonomy's categories."""
+        self._require_categories(role, source)
         content = sources[source.source].read(source)
         number = len(self.cards)
         self.cards.append(_card(role, source, content))
@@ -109,6 +110,16 @@ class PromptCollection:
                 fix="name the taxonomy's category of each label (labels), or another file",
             )
         return kept
+
+    def _require_categories(self, role: Role, source: SourceConfig) -> None:
+        names = CategoryNames(self.taxonomy.categories, {})
+        unknown = sorted({name for name in source.labels.values() if names.find(name) is None})
+        if unknown:
+            raise ConfigError(
+                f"the taxonomy has no category {', '.join(map(repr, unknown))}",
+                field=f"prompts.{role}.labels",
+                fix=f"use some of: {', '.join(self.taxonomy.categories)}",
+            )
 
     def _known(self, name: str, role: Role, row: SourceRow, source: SourceConfig) -> _Row | None:
         """Return a row with its categories, or None and count why not."""

@@ -125,6 +125,12 @@ def test_labels_are_named_where_they_are_spelled_otherwise(benign: dict[str, str
     }
 
 
+def test_a_label_cannot_stand_for_a_category_that_there_is_not(pairs: dict[str, Any], benign: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="no category 'gore'") as refused:
+        collect({"pairs": [{**pairs, "labels": {"hate": "Violence", "blood": "gore"}}], "benign": [benign]})
+    assert refused.value.field == "prompts.pairs.labels"
+
+
 def test_what_gives_no_row_is_named(pairs: dict[str, Any], benign: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="unknown_category 140 .unknown labels: 'unsafe hate 0'") as refused:
         collect({"pairs": [{**pairs, "category": "bad"}], "benign": [benign]})
