@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -149,7 +150,7 @@ def _lines(config: PickapicConfig, content: SourceContent) -> Iterator[_Line]:
 def _group_lines(config: PickapicConfig, shard: ForeignParquet, group: int, content: SourceContent) -> Iterator[_Line]:
     rows = shard.read(group, config.columns).to_pylist()
     # Two columns say which rows are a pair; else only their pictures do.
-    keys = [(b"", b"")] * len(rows) if config.unsafe is not None else _picture_keys(shard, group)
+    keys = ((b"", b""),) * len(rows) if config.unsafe is not None else _picture_keys(shard, group)
     for number, (fields, key) in enumerate(zip(rows, keys, strict=True)):
         content.lines += 1
         label = fields[LABEL]
@@ -166,9 +167,15 @@ def _group_lines(config: PickapicConfig, shard: ForeignParquet, group: int, cont
             yield _Line(content.lines, fields, (cells[loser], cells[winner]), both)
 
 
-def _picture_keys(shard: ForeignParquet, group: int) -> list[tuple[bytes | None, ...]]:
+def _picture_keys(shard: ForeignParquet, group: int) -> tuple[tuple[bytes | None, ...], ...]:
     """Return the SHA-256 of each row's two pictures; None where there is none."""
-    table = shard.read(group, PICTURES)
+    return _hashed(shard.path, shard.path.stat().st_mtime_ns, group)
+
+
+# Each stage of a run reads its prompts, and the pictures of a set are gigabytes.
+@lru_cache(maxsize=1 << 14)
+def _hashed(path: Path, _modified: int, group: int) -> tuple[tuple[bytes | None, ...], ...]:
+    table = ForeignParquet(path, field=FIELD).read(group, PICTURES)
     columns = [
         [
             hashlib.sha256(cell.as_buffer()).digest() if cell.is_valid else None
@@ -176,7 +183,7 @@ def _picture_keys(shard: ForeignParquet, group: int) -> list[tuple[bytes | None,
         ]
         for name in PICTURES
     ]
-    return list(zip(*columns, strict=True))
+    return tuple(zip(*columns, strict=True))
 
 
 def _by_columns(config: PickapicConfig, lines: Iterable[_Line], content: SourceContent) -> None:
