@@ -101,6 +101,11 @@ def explain(problem: Any) -> tuple[str, str, str]:
     field = ".".join(map(str, problem["loc"])) or "the file"
     message = KINDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
     given = problem.get("input")
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        key, tags = problem["ctx"]["discriminator"].strip("'"), problem["ctx"].get("expected_tags")
+        tag = problem["ctx"].get("tag")
+        message = f"it has no {key!r}" if tag is None else f"there is no {key} {tag!r}"
+        return field, message, f"set {field}.{key}" + (f" to one of: {tags}" if tags else "")
     if problem["type"] == "string_type" and isinstance(given, int | float | date) and not isinstance(given, bool):
         name = problem["loc"][-1]
         quoted = f'"{given}"' if isinstance(name, int) else f'{name}: "{given}"'

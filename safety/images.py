@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from safety.errors import ImageError, ImageFault
@@ -68,6 +68,14 @@ def to_pil(image: Tensor) -> Image.Image:
             f"a tensor {image.dtype} {tuple(image.shape)} is not an image", field="image", fix="give uint8 [3, H, W]"
         )
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def fit(image: Tensor, height: int, width: int) -> Tensor:
+    """Return a uint8 image [3, H, W] scaled to cover ``height`` x ``width`` and cropped around its middle; of that size, itself."""
+    if tuple(image.shape[1:]) == (height, width):
+        return image
+    fitted = ImageOps.fit(to_pil(image), (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted, dtype=np.uint8).copy()).permute(2, 0, 1).contiguous()
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ STORED, HIDDEN = b"ARROW:schema", b"arrow.schema"
 """The key of the writer's schema in a parquet footer, and a key of the same length that Arrow does not know."""
 EXTENSION, PLAIN = b"ARROW:extension:", b"arrow.extension:"
 """The same for the marks of an extension type in that schema."""
-TAIL = 8
-"""The bytes behind a footer: its length and a magic number."""
+MAGIC, TAIL = b"PAR1", 8
+"""The first bytes of a file, and how many stand behind its footer: its length and the same magic number."""
 
 
 def read_parquet(source: Path | bytes, schema: pa.Schema, *, misfit: str, field: str, fix: str) -> pa.Table:
@@ -52,6 +53,60 @@ def read_parquet(source: Path | bytes, schema: pa.Schema, *, misfit: str, field:
         return file.read(columns=schema.names).select(schema.names).cast(schema).replace_schema_metadata(metadata)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ArtifactFormatError(f"{misfit}: {error}", field=field, fix=fix) from error
+
+
+class ForeignParquet:
+    """A file of another writer, of whatever columns, read by row groups.
+
+    Its values are plain (numbers, text, bytes, lists, structs): the writer's schema is hidden, so no type is revived.
+    """
+
+    def __init__(self, path: Path, *, field: str) -> None:
+        """Read the footer and nothing else; raises as ``_open_foreign`` does. ``field`` is the errors' field."""
+        self.path, self.field = path, field
+        self._file = _open_foreign(path, field)
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the columns' names."""
+        return list(self._file.schema_arrow.names)
+
+    @property
+    def row_groups(self) -> int:
+        """Return the number of row groups."""
+        return int(self._file.num_row_groups)
+
+    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Return some columns of a row group; raise ArtifactFormatError when it is damaged."""
+        try:
+            return self._file.read_row_group(row_group, columns=list(columns))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ArtifactFormatError(
+                f"{self.path} is damaged in row group {row_group}: {error}", field=self.field, fix="fetch it again"
+            ) from error
+
+
+def _open_foreign(path: Path, field: str) -> pq.ParquetFile:
+    """Open a file with its writer's schema hidden.
+
+    Raises:
+        OSError: It cannot be read.
+        ArtifactFormatError: It is no parquet file, or its footer is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            length = TAIL + int.from_bytes(file.read()[-TAIL : 4 - TAIL], "little")
+            file.seek(max(0, size - length))
+            footer = file.read()
+        # A file of the magic number and the footer alone: offsets in it are not followed.
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer.replace(STORED, HIDDEN)))
+        return pq.ParquetFile(pa.memory_map(str(path)), metadata=metadata, arrow_extensions_enabled=False)
+    except (pa.ArrowException, ValueError) as error:
+        raise ArtifactFormatError(
+            f"{path} is no parquet file: {error}", field=field, fix="name parquet files"
+        ) from error
 
 
 def _with_hidden_schema(data: bytes) -> bytes:

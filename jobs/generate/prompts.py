@@ -9,15 +9,13 @@ from pathlib import Path
 from cluster.hashing import config_hash
 from jobs.run.config import RunConfig
 from safety.prompts.card import SourceCard, cards_markdown
-from safety.prompts.collection import PromptCollection
-from safety.prompts.rows import PromptSet
-from safety.prompts.sources.text import file_hash
+from safety.prompts.collection import CollectedPrompts, PromptCollection
 from safety.prompts.writer import PromptCounts, write_prompts, writers
 from safety.taxonomy import Taxonomy
 
 SOURCES = "sources"
 SOURCES_FILE, SOURCES_CARD = "sources.json", "SOURCES.md"
-PATHS = {role: {"__all__": {"path"}} for role in ("pairs", "test", "benign")}
+ROLES = ("pairs", "test", "benign")
 
 
 def prompts_version(run: RunConfig) -> str:
@@ -29,16 +27,12 @@ def prompts_version(run: RunConfig) -> str:
     """
     if run.prompts is None:
         return writers.find(run.generate.writer, "generate.writer")().version
-    every = [*run.prompts.pairs, *run.prompts.test, *run.prompts.benign]
-    # Not where the files lie, but what they hold.
-    settings = run.prompts.model_dump(mode="json", exclude=PATHS)
-    return f"{SOURCES}-{config_hash([settings, [file_hash(source.path, 'prompts.path') for source in every]])[:12]}"
+    files = [[source.recipe() for source in getattr(run.prompts, role)] for role in ROLES]
+    return f"{SOURCES}-{config_hash([run.prompts.model_dump(mode='json', exclude=set(ROLES)), files])[:12]}"
 
 
-def run_prompts(
-    run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None = None
-) -> tuple[PromptSet, tuple[SourceCard, ...]]:
-    """Return the run's prompts and a card per source; a writer has none.
+def run_prompts(run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None = None) -> CollectedPrompts:
+    """Return the run's prompts, a card per source and the sources' pictures; a writer has neither.
 
     Args:
         run: The run.
@@ -52,7 +46,7 @@ def run_prompts(
     config, seed = run.generate, run.run.seed
     if run.prompts is not None:
         return PromptCollection(run.prompts, taxonomy, config.counts, seed).collect()
-    return write_prompts(config.writer, taxonomy, counts or config.counts, seed), ()
+    return CollectedPrompts(write_prompts(config.writer, taxonomy, counts or config.counts, seed))
 
 
 def write_cards(folder: Path, cards: Sequence[SourceCard]) -> None:

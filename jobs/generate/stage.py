@@ -19,7 +19,7 @@ from cluster.store.manifest import MANIFEST
 from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
 from jobs.generate.limit import limited
-from jobs.generate.prompts import prompts_version, run_prompts, write_cards
+from jobs.generate.prompts import SOURCES, prompts_version, run_prompts, write_cards
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
 from jobs.run.placement import placed_unless_cheap
@@ -61,11 +61,11 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
-    written, cards = run_prompts(context.run, taxonomy)
-    prompts = limited(written, config.most)
+    found = run_prompts(context.run, taxonomy)
+    cards = found.cards
     if cards:
         context.console.print(sources_table(cards))
-    plan = plan_dataset(prompts, config.group_size, context.run.run.seed)
+    plan = plan_dataset(limited(found.prompts, config.most), config.group_size, context.run.run.seed, found.pictures)
     require_room(plan, config.group_size)
     figures = render_missing(context, plan, taxonomy, groups)
     # Another run of the same dataset may have published it meanwhile, and cleared the work area.
@@ -119,7 +119,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
         writer_version=prompts_version(run),
         judge=judge,
         seed=run.run.seed,
-        recipe=run.generate.recipe(),
+        recipe=run.generate.recipe() | ({} if run.prompts is None else {"writer": SOURCES}),
     )
 
 
@@ -233,10 +233,10 @@ def fill(
 def sources_table(cards: Sequence[SourceCard]) -> Table:
     """Return a table of what each source gave: lines = used + merged + refused."""
     table = Table(title="prompt sources", title_justify="left")
-    for name in ("for", "form", "file", "lines", "used", "merged", "recurring", "refused"):
+    for name in ("for", "form", "file", "lines", "used", "merged", "recurring", "with pictures", "refused"):
         table.add_column(name, overflow="fold")
     for card in cards:
-        counts = (str(number) for number in (card.lines, card.rows, card.merged, card.recurring))
+        counts = (str(number) for number in (card.lines, card.rows, card.merged, card.recurring, card.pictures))
         table.add_row(card.role, card.source, escape(card.file), *counts, escape(card.describe_refused()))
     return table
 

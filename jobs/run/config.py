@@ -179,13 +179,20 @@ def _explain(problem: Any) -> tuple[str, str, str]:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    """Return the keys of the config at a dotted location."""
-    model: Any = RunConfig
+    """Return the keys of the config at a dotted location, which has numbers in lists and the tags of choices."""
+    models: list[Any] = [RunConfig]
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        # An optional section is a union of its config and None.
-        kinds = get_args(field.annotation) or (field.annotation,)
-        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-    return list(getattr(model, "model_fields", {}))
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [model for model in models if any(field.default == part for field in model.model_fields.values())]
+        if fields:
+            models = [model for field in fields for model in _models(field.annotation)]
+        elif not part.isdigit():
+            models = tagged
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _models(annotation: Any) -> list[Any]:
+    """Return the configs that a setting may hold: itself, or in a list, a union or an optional one."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

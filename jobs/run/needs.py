@@ -319,7 +319,7 @@ def prompt_problems(
     found = attempt(problems, "prompts", source, lambda: run_prompts(run, taxonomy, counts))
     if found is None:
         return problems
-    written, _ = found
+    written = found.prompts
     if "merge" in stages:
         chosen, confirm = _trained(run, taxonomy), run.merge.confirm
         attempt(problems, "prompts", "generate.counts", lambda: choose_prompts(written, chosen, confirm))
@@ -344,8 +344,8 @@ def attempt(problems: list[Problem], what: str, field: str, work: Callable[[], T
     try:
         return work()
     except (SafetyError, ClusterError) as error:
-        # A model's errors name their setting in full; others name the kind of thing ("judge", "prompt writer").
-        own = error.field if error.field.startswith("model.") else field
+        # Errors of a model or a prompt source name their setting in full; others name the kind of thing ("judge", "prompt writer").
+        own = error.field if error.field.startswith(("model.", "prompts.")) else field
         problem = Problem(what, own, error.message, error.fix)
     except Exception as error:  # Judges and writers may be a user's own.
         text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -86,7 +86,7 @@ class Trial(NamedTuple):
 
 def used_prompts(run: RunConfig, taxonomy: Taxonomy) -> PromptSet:
     """Return the prompts that the run uses."""
-    return limited(run_prompts(run, taxonomy)[0], run.generate.most)
+    return limited(run_prompts(run, taxonomy).prompts, run.generate.most)
 
 
 def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Sequence[Node]) -> Trial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from safety.base import Config
 from safety.errors import ConfigError, ImageFault, PromptError
@@ -48,6 +48,8 @@ class PairFilterConfig(Config):
     """Both images show the pair's benign objects, on its background."""
     benign_objects: bool = True
     """A benign image shows every object that its prompt names."""
+    published: Literal["judged", "kept"] = "judged"
+    """"kept": images that a prompt source has of its rows are kept as they were published, whatever the judge says."""
 
 
 def reject_prompt(prompts: tuple[str, ...], model: ModelFamily) -> RejectionReason | None:

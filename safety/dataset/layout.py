@@ -56,6 +56,7 @@ def summarise(plan: DatasetPlan, provenance: DatasetProvenance, groups: Mapping[
         dataset_hash=dataset_hash({number: found.digest for number, found in groups.items()}, content_digest(refused)),
         provenance=provenance,
         counts=counts,
+        published=plan.published,
         prompts={split: splits.count(split) for split in dict.fromkeys(splits)},
     )
     if summary.rows != plan.rows:

@@ -7,13 +7,14 @@ the number of workers nor a restart can change a batch, and thereby any pixel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from safety.dataset.filter import RejectionReason
 from safety.dataset.record import Record, row_group
 from safety.dataset.summary import BENIGN
 from safety.prompts.guard import MinorSafetyFilter
+from safety.prompts.pictures import Picture
 from safety.prompts.rows import PromptRow, PromptSet
 from safety.rendering import row_seed
 
@@ -29,11 +30,16 @@ class Group:
     rows: tuple[PromptRow, ...]
     seed: int
     """The run's seed."""
+    pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+    """Of the rows whose source has pictures, by id."""
 
     @property
     def records(self) -> tuple[Record, ...]:
         """Return the rows as records to fill in; they are made anew, so that a plan of a million rows stays small."""
-        return tuple(Record(row=row, seed=row_seed(self.seed, row.row_id)) for row in self.rows)
+        return tuple(
+            Record(row=row, seed=row_seed(self.seed, row.row_id), pictures=self.pictures.get(row.row_id, ()))
+            for row in self.rows
+        )
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,24 @@ class DatasetPlan:
         """Return the number of rows, rendered or refused."""
         return sum(len(group.rows) for group in self.groups) + sum(len(records) for records in self.refused.values())
 
+    @property
+    def published(self) -> int:
+        """Return the number of rows with pictures of their source."""
+        return sum(len(group.pictures) for group in self.groups)
 
-def plan_dataset(prompts: PromptSet, group_size: int, seed: int) -> DatasetPlan:
+
+def plan_dataset(
+    prompts: PromptSet, group_size: int, seed: int, pictures: Mapping[str, tuple[Picture, ...]] | None = None
+) -> DatasetPlan:
     """Divide the training and validation rows into groups; prompts that the guard refuses are left out of all splits.
 
     Args:
-        prompts: The writer's prompts.
+        prompts: The run's prompts.
         group_size: Most rows per group.
         seed: The run seed, from which each row's noise comes.
+        pictures: Those of the sources, by row id: these rows are not rendered.
     """
-    guard = MinorSafetyFilter()
+    guard, given = MinorSafetyFilter(), pictures or {}
     rows: tuple[PromptRow, ...] = (*prompts.benign, *prompts.pairs)
     refused = {row.row_id for row in rows if any(guard.check(prompt) for prompt in row.prompts)}
     by_category: dict[str, list[PromptRow]] = {}
@@ -91,7 +105,9 @@ def plan_dataset(prompts: PromptSet, group_size: int, seed: int) -> DatasetPlan:
     for category, own in by_category.items():
         ordered = sorted(own, key=lambda row: row.row_id)
         for start in range(0, len(ordered), group_size):
-            groups.append(Group(len(groups), category, tuple(ordered[start : start + group_size]), seed))
+            chosen = tuple(ordered[start : start + group_size])
+            found = {row.row_id: given[row.row_id] for row in chosen if row.row_id in given}
+            groups.append(Group(len(groups), category, chosen, seed, found))
     accepted = PromptSet(
         pairs=tuple(p for p in prompts.pairs if p.pair_id not in refused),
         benign=tuple(b for b in prompts.benign if b.prompt_id not in refused),

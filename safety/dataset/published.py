@@ -131,7 +131,8 @@ def published_rows(record: Record, model: str) -> list[dict[str, Any]]:
     common = {
         **columns,
         "seed": record.seed,
-        "model": model,
+        # The pictures of a source are not the base model's.
+        "model": None if record.pictures else model,
         "unsafe_scores": unsafe_scores,
         "safe_scores": safe_scores,
     }

@@ -14,6 +14,7 @@ from safety.base import Config
 from safety.dataset.filter import RejectionReason
 from safety.errors import ArtifactFormatError
 from safety.parquet import read_parquet
+from safety.prompts.pictures import Picture
 from safety.prompts.rows import BenignPrompt, PromptPair, PromptRow
 
 SCHEMA = pa.schema(
@@ -22,6 +23,7 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("row", pa.string()),
         ("seed", pa.int64()),
+        ("pictures", pa.string()),
         ("reason", pa.string()),
         ("scores", pa.string()),
         ("images", pa.list_(pa.binary())),
@@ -36,6 +38,8 @@ class Record(Config):
 
     row: PromptRow
     seed: int
+    pictures: tuple[Picture, ...] = ()
+    """Where the source's own images lie, in the order of ``images``; none: they are rendered."""
     reason: RejectionReason | None = None
     scores: tuple[dict[str, float], ...] = ()
     """The judge's scores by category, one entry per image."""
@@ -57,7 +61,10 @@ class Record(Config):
 
     def content_hash(self) -> str:
         """Return the SHA-256 of the content: texts, seed, reason, scores, pixels and tensors."""
-        document = self.model_dump(mode="json", exclude={"images", "tensors"})
+        document = self.model_dump(mode="json", exclude={"images", "tensors", "pictures"})
+        if self.pictures:
+            # Not where they lie: what they show is in the pixels' hashes.
+            document["published"] = True
         document["tensors"] = hashlib.sha256(self.tensors or b"").hexdigest()
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -76,6 +83,7 @@ def dump_group(records: Sequence[Record]) -> bytes:
             "kind": "pair" if isinstance(r.row, PromptPair) else "benign",
             "row": r.row.model_dump_json(),
             "seed": r.seed,
+            "pictures": json.dumps([picture.model_dump() for picture in r.pictures]),
             "reason": None if r.reason is None else str(r.reason),
             "scores": json.dumps(r.scores),
             "images": list(r.images),
@@ -106,6 +114,7 @@ def _record(row: dict[str, Any]) -> Record:
     return Record(
         row=kind.model_validate_json(row["row"]),
         seed=row["seed"],
+        pictures=tuple(Picture.model_validate(picture) for picture in json.loads(row["pictures"])),
         reason=None if row["reason"] is None else RejectionReason(row["reason"]),
         scores=tuple(json.loads(row["scores"])),
         images=tuple(row["images"]),

@@ -1,12 +1,13 @@
 """Rendering of a group of prompt rows with the base model, and encoding of images and texts for training.
 
 A pair's two prompts start from the same noise. Images are re-encoded through the VAE from their stored pixels,
-so that a row's latents are those of its images, whatever model rendered them.
+so that a row's latents are those of its images, whatever model rendered them. A row whose source has pictures is not
+rendered: its pictures are read, brought to the model's size and encoded in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors.torch import save
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from safety.dataset.filter import RejectionReason, reject_prompt
 from safety.dataset.record import Record
+from safety.errors import ImageError
 from safety.families import ModelFamily
-from safety.images import encode_png, pixel_hash, to_float
+from safety.images import decode_image, encode_png, fit, pixel_hash, to_float
 from safety.prompts.rows import PromptPair
 from safety.rendering import RenderConfig, render
 
@@ -31,19 +33,46 @@ class GroupRenderer:
         self.model, self.config = model, config
 
     def render(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records with images and tensors; a row with a refused prompt gets a reason instead."""
-        checked = [self._checked(record) for record in records]
+        """Return the records with images and tensors; a row with a refused prompt, or an unreadable picture, gets a reason.
+
+        Raises:
+            ConfigError: A picture of a row's source cannot be read from here.
+        """
+        images: dict[tuple[str, int], Tensor] = {}
+        checked = [self._with_pictures(self._checked(record), images) for record in records]
         wanted = [record for record in checked if record.kept]
         if not wanted:
             return checked
         # All first members, then all second ones: a batch depends on the group alone.
         depth = max(len(record.row.prompts) for record in wanted)
         tasks = [(r, member) for member in range(depth) for r in wanted if member < len(r.row.prompts)]
+        self._render_missing(tasks, images)
+        places = [(record.row.row_id, member) for record, member in tasks]
         prompts = [record.row.prompts[member] for record, member in tasks]
-        images = render(self.model, prompts, [record.seed for record, _ in tasks], self.config)
-        latents, states = self._encode(images, prompts)
-        placed = {(record.row.row_id, member): index for index, (record, member) in enumerate(tasks)}
+        latents, states = self._encode(torch.stack([images[place] for place in places]), prompts)
+        placed = {place: index for index, place in enumerate(places)}
         return [self._rendered(r, images, latents, states, placed) if r.kept else r for r in checked]
+
+    def _with_pictures(self, record: Record, images: dict[tuple[str, int], Tensor]) -> Record:
+        """Read a row's own pictures in the model's size into ``images``; return the row, with a reason where one is faulty."""
+        if not record.kept or not record.pictures:
+            return record
+        height, width = (side or self.model.default_size for side in (self.config.height, self.config.width))
+        try:
+            found = [fit(decode_image(picture.read()), height, width) for picture in record.pictures]
+        except ImageError as error:
+            return record.model_copy(update={"reason": RejectionReason(error.fault.value)})
+        images.update({(record.row.row_id, member): image for member, image in enumerate(found)})
+        return record
+
+    def _render_missing(self, tasks: Sequence[tuple[Record, int]], images: dict[tuple[str, int], Tensor]) -> None:
+        """Render what has no picture yet."""
+        missing = [(record, member) for record, member in tasks if (record.row.row_id, member) not in images]
+        if missing:
+            prompts = [record.row.prompts[member] for record, member in missing]
+            drawn = render(self.model, prompts, [record.seed for record, _ in missing], self.config)
+            places = [(record.row.row_id, member) for record, member in missing]
+            images.update(zip(places, drawn, strict=True))
 
     def _checked(self, record: Record) -> Record:
         reason = reject_prompt(record.row.prompts, self.model)
@@ -62,7 +91,7 @@ class GroupRenderer:
     def _rendered(
         self,
         record: Record,
-        images: Tensor,
+        images: Mapping[tuple[str, int], Tensor],
         latents: Tensor,
         states: dict[str, Tensor],
         placed: dict[tuple[str, int], int],
@@ -73,7 +102,8 @@ class GroupRenderer:
         drawn = []
         for member, prompt in enumerate(record.row.prompts):
             index = placed[record.row.row_id, member]
-            drawn.append((images[index], {"prompt": prompt, "seed": str(record.seed)}))
+            origin = {"origin": "published"} if record.pictures else {"seed": str(record.seed)}
+            drawn.append((images[record.row.row_id, member], {"prompt": prompt, **origin}))
             tensors[image_names[member]] = latents[index].contiguous()
             for key, value in states.items():
                 tensors[f"{text_names[member]}/{key}"] = value[index].contiguous()

@@ -47,10 +47,13 @@ class GroupReviewer:
         return record.model_copy(update={"scores": scores, "reason": reason, "tensors": tensors})
 
     def _reason(self, record: Record, seen: list[Verdict]) -> RejectionReason | None:
+        as_published = bool(record.pictures) and self.config.published == "kept"
         if not isinstance(record.row, PromptPair):
-            return reject_benign(record.row, seen[0], self.config)
+            return None if as_published else reject_benign(record.row, seen[0], self.config)
         if len(set(record.pixel_hashes)) == 1:
             return RejectionReason.SAME_IMAGE
+        if as_published:
+            return None
         unsafe, safe = seen
         return reject_pair(record.row, unsafe, safe, self.config, self.judge.threshold)
 

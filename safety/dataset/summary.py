@@ -67,6 +67,7 @@ class DatasetSummary(Config):
     dataset_hash: str = Field(description="SHA-256 over the rows' content, by groups")
     provenance: DatasetProvenance
     counts: tuple[SplitCount, ...]
+    published: int = Field(0, ge=0, description="rows whose images are their source's own, and not rendered")
     prompts: dict[str, int] = Field(description="accepted prompts by split, the never rendered ones included")
 
     @property

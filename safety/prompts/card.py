@@ -30,6 +30,8 @@ class SourceCard:
     """Lines that repeat another one, or name a further category of it."""
     recurring: int = 0
     """Unsafe prompts that stand in several pairs with different counterparts; they are in one split."""
+    pictures: int = 0
+    """Used rows with pictures of their source, which are not rendered."""
     refused: Counter[str] = field(default_factory=Counter)
     """Lines by the reason for which they are left out."""
     unknown_labels: Counter[str] = field(default_factory=Counter)
@@ -70,6 +72,7 @@ class SourceCard:
             "used": {category: dict(counts) for category, counts in self.used.items()},
             "merged": self.merged,
             "recurring": self.recurring,
+            "pictures": self.pictures,
             "refused": dict(self.refused),
             "unknown_labels": dict(self.unknown_labels),
         }
@@ -78,11 +81,11 @@ class SourceCard:
 def cards_markdown(cards: Sequence[SourceCard]) -> str:
     """Return the cards as a table in Markdown."""
     lines = [
-        "| for | form | file | lines | used | merged | recurring | refused |",
-        "|---|---|---|---|---|---|---|---|",
+        "| for | form | file | lines | used | merged | recurring | with pictures | refused |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {card.role} | {card.source} | {plain(card.file)} | {card.lines} | {card.rows} | {card.merged} | "
-            f"{card.recurring} | {plain(card.describe_refused()) if card.refused else '0'} |"
+            f"{card.recurring} | {card.pictures} | {plain(card.describe_refused()) if card.refused else '0'} |"
             for card in cards
         ),
     ]

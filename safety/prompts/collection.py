@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from safety.errors import ConfigError
 from safety.prompts.card import SourceCard
 from safety.prompts.config import PromptsConfig
-from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet, slug
+from safety.prompts.pictures import Picture
+from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet
 from safety.prompts.sources.source import (
     NO_CATEGORY,
     NO_SAFE,
@@ -20,7 +21,6 @@ from safety.prompts.sources.source import (
     SourceRow,
     sources,
 )
-from safety.prompts.sources.text import file_hash
 from safety.prompts.writer import PromptCounts
 from safety.seeds import uniform
 from safety.taxonomy import Taxonomy
@@ -53,15 +53,27 @@ def key_of(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
+@dataclass(frozen=True)
+class CollectedPrompts:
+    """A run's prompts, and what its sources say of them."""
+
+    prompts: PromptSet
+    cards: tuple[SourceCard, ...] = ()
+    """One per source."""
+    pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+    """By row id: of a pair the unsafe prompt's and the safe one's, of a benign prompt its own. The others are rendered."""
+
+
 class PromptCollection:
     """Reads sources and divides their rows; the result is a function of the files, the config, the counts and the seed."""
 
     def __init__(self, config: PromptsConfig, taxonomy: Taxonomy, counts: PromptCounts, seed: int) -> None:
         self.config, self.taxonomy, self.counts, self.seed = config, taxonomy, counts, seed
         self.cards: list[SourceCard] = []
+        self.pictures: dict[str, tuple[Picture, ...]] = {}
 
-    def collect(self) -> tuple[PromptSet, tuple[SourceCard, ...]]:
-        """Return the prompts and one card per source.
+    def collect(self) -> CollectedPrompts:
+        """Return the prompts, one card per source, and the pictures that sources have.
 
         Raises:
             ArtifactFormatError: A file is missing, or not of its form.
@@ -76,15 +88,17 @@ class PromptCollection:
         benign = self._benign([key for row in (*pairs, *test) for key in row.keys])
         prompts = PromptSet(pairs=tuple(found), benign=tuple(benign))
         prompts.check()
-        return prompts, tuple(card.checked() for card in self.cards)
+        return CollectedPrompts(prompts, tuple(card.checked() for card in self.cards), self.pictures)
 
     def _read(self, role: Role, source: SourceConfig) -> list[_Row]:
         """Read a source, begin its card, and return the rows of the taxonomy's categories."""
+        self._require_categories(role, source)
         content = sources[source.source].read(source)
         number = len(self.cards)
         self.cards.append(_card(role, source, content))
         found = [
-            self._known(f"{slug(source.path.stem)}-{number}-{row.number:07d}", role, row, source)
+            # Not named by the file: what it is called must not change a row's noise.
+            self._known(f"{role}-{number}-{row.number:07d}", role, row, source)
             for row in content.rows
         ]
         kept = [row for row in found if row is not None]
@@ -97,11 +111,22 @@ class PromptCollection:
             )
         return kept
 
+    def _require_categories(self, role: Role, source: SourceConfig) -> None:
+        names = CategoryNames(self.taxonomy.categories, {})
+        unknown = sorted({name for name in source.labels.values() if names.find(name) is None})
+        if unknown:
+            raise ConfigError(
+                f"the taxonomy has no category {', '.join(map(repr, unknown))}",
+                field=f"prompts.{role}.labels",
+                fix=f"use some of: {', '.join(self.taxonomy.categories)}",
+            )
+
     def _known(self, name: str, role: Role, row: SourceRow, source: SourceConfig) -> _Row | None:
         """Return a row with its categories, or None and count why not."""
         number = len(self.cards) - 1
         if role == "benign":
-            return _Row(name, SourceRow(row.number, row.prompt), (), number)
+            own = row.pictures if row.safe is None else ()
+            return _Row(name, SourceRow(row.number, row.prompt, pictures=own), (), number)
         if role == "pairs" and row.safe is None:
             self._refuse(number, NO_SAFE)
             return None
@@ -126,6 +151,8 @@ class PromptCollection:
             first = found.setdefault(row.keys, row)
             if first is not row:
                 first.categories = tuple(dict.fromkeys((*first.categories, *row.categories)))
+                if not first.row.pictures:
+                    first.row = replace(first.row, pictures=row.row.pictures)
                 self.cards[row.card].merged += 1
         return list(found.values())
 
@@ -176,6 +203,7 @@ class PromptCollection:
     def _pair(self, row: _Row, split: PairSplit) -> PromptPair:
         category, *others = row.categories
         self.cards[row.card].count(category, split)
+        self._note_pictures(row)
         return PromptPair(
             pair_id=row.id,
             category=category,
@@ -186,6 +214,11 @@ class PromptCollection:
             safe_prompt=row.row.safe,
             writer=self.cards[row.card].source,
         )
+
+    def _note_pictures(self, row: _Row) -> None:
+        if row.row.pictures:
+            self.cards[row.card].pictures += 1
+            self.pictures[row.id] = row.row.pictures
 
     def _benign(self, taken: Iterable[str]) -> list[BenignPrompt]:
         """Return as many benign prompts of each split as the counts say, none of them a pair's own."""
@@ -203,6 +236,7 @@ class PromptCollection:
             for row in ordered[len(found) : len(found) + count]:
                 source = self.cards[row.card]
                 source.count("benign", split)
+                self._note_pictures(row)
                 found.append(BenignPrompt(prompt_id=row.id, prompt=row.row.prompt, split=split, writer=source.source))
         for row in ordered[len(found) :]:
             self._refuse(row.card, NOT_NEEDED)
@@ -233,7 +267,7 @@ def _card(role: Role, source: SourceConfig, content: SourceContent) -> SourceCar
         role=role,
         source=source.source,
         file=source.path.name,
-        sha256=file_hash(source.path, "prompts.path"),
+        sha256=source.content_hash(),
         encoding=content.encoding,
         lines=content.lines,
         merged=content.merged,

@@ -7,15 +7,22 @@ repeated once per category. Categories are spelled in several ways, and concepts
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from safety.errors import ArtifactFormatError
-from safety.prompts.sources.source import SourceConfig, SourceContent, SourceRow, plain, sources
+from safety.prompts.pictures import Picture
+from safety.prompts.sources.content import files_in
+from safety.prompts.sources.source import FIELD, NO_PICTURE, SourceConfig, SourceContent, SourceRow, plain, sources
 from safety.prompts.sources.text import Line, read_csv
 
+IMAGES = (".jpg", ".jpeg", ".png")
 COLUMNS = ("prompt", "image", "category")
 IMAGE = re.compile(r"(?P<member>[us])_idx_(?P<number>\d+)_\d+\.(?:jpg|jpeg|png)", re.IGNORECASE)
+MEMBERS = {"u": "unsafe", "s": "safe"}
 SPELLINGS = {"harrasment": "harassment"}
 """Categories that the file spells otherwise than the paper does."""
 
@@ -24,6 +31,13 @@ class CoProV2Config(SourceConfig):
     """The training CSV."""
 
     source: Literal["coprov2"] = "coprov2"
+    images: Path | None = Field(
+        None, description="folder of the images that the CSV names, which all nodes see; none: they are rendered"
+    )
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the CSV, and the images."""
+        return (self.path,) if self.images is None else (self.path, *files_in(self.images, IMAGES, FIELD))
 
 
 @dataclass
@@ -32,6 +46,8 @@ class _Found:
 
     prompts: dict[str, str] = field(default_factory=dict)
     labels: dict[str, None] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    lines: int = 0
 
 
 @sources.register("coprov2")
@@ -48,14 +64,20 @@ class CoProV2Source:
             ArtifactFormatError: A column is missing, an image's name is of no known spelling, a pair lacks a member, or a
                 member has two prompts; the message names the line or the pair.
         """
-        lines, encoding = read_csv(config.path, COLUMNS, "prompts.path")
+        lines, encoding = read_csv(config.path, COLUMNS, FIELD)
         found: dict[int, _Found] = {}
         content = SourceContent([], 0, encoding=encoding)
         for line in lines:
             content.lines += 1
             _gather(config.path.name, line, found)
-        content.rows = [_row(config.path.name, number, found[number]) for number in sorted(found)]
-        content.merged = content.lines - len(content.rows)
+        pairs = {number: _row(config.path.name, number, found[number]) for number in sorted(found)}
+        if config.images is not None:
+            pairs = {number: _with_pictures(row, found[number], config.images) for number, row in pairs.items()}
+        whole = [number for number, row in pairs.items() if config.images is None or len(row.pictures) == len(MEMBERS)]
+        content.rows = [pairs[number] for number in whole]
+        lost = sum(found[number].lines for number in pairs.keys() - set(whole))
+        content.refused.update({NO_PICTURE: lost} if lost else {})
+        content.merged = content.lines - len(content.rows) - lost
         return content
 
 
@@ -69,15 +91,23 @@ def _gather(name: str, line: Line, found: dict[int, _Found]) -> None:
     pair = found.setdefault(int(named["number"]), _Found())
     if pair.prompts.setdefault(named["member"].lower(), prompt) != prompt:
         raise _wrong(f"{name}, line {line.number}: {image} has another prompt above", "keep one prompt per image")
+    pair.images.setdefault(named["member"].lower(), image)
+    pair.lines += 1
     pair.labels[SPELLINGS.get(plain(label), label)] = None
 
 
 def _row(name: str, number: int, found: _Found) -> SourceRow:
-    for member, word in (("u", "unsafe"), ("s", "safe")):
+    for member, word in MEMBERS.items():
         if member not in found.prompts:
             raise _wrong(f"{name}, pair {number} has no {word} prompt", "give both members of each pair")
     return SourceRow(number, found.prompts["u"], found.prompts["s"], tuple(found.labels))
 
 
+def _with_pictures(row: SourceRow, found: _Found, folder: Path) -> SourceRow:
+    """Return the row with those of its pictures that are in the folder."""
+    files = [folder / found.images[member] for member in MEMBERS]
+    return replace(row, pictures=tuple(Picture(file=str(path.resolve())) for path in files if path.is_file()))
+
+
 def _wrong(message: str, fix: str) -> ArtifactFormatError:
-    return ArtifactFormatError(message, field="prompts.path", fix=fix)
+    return ArtifactFormatError(message, field=FIELD, fix=fix)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from safety.prompts.sources.source import EMPTY, SourceConfig, SourceContent, SourceRow, sources
-from safety.prompts.sources.text import read_text
+from safety.prompts.sources.text import read_lines
 
 
 class LinesConfig(SourceConfig):
@@ -26,10 +26,10 @@ class LinesSource:
     @staticmethod
     def read(config: LinesConfig) -> SourceContent:
         """Return the lines that hold text."""
-        text, encoding = read_text(config.path, "prompts.path")
+        lines, encoding = read_lines(config.path, "prompts.path")
         content = SourceContent([], 0, encoding=encoding)
         labels = () if config.all_category is None else (config.all_category,)
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             content.lines += 1
             if line.strip():
                 content.rows.append(SourceRow(number, line.strip(), labels=labels))

@@ -12,10 +12,15 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from safety.base import Config
+from safety.prompts.pictures import Picture
+from safety.prompts.sources.content import content_hash
 from safety.registry import Registry
 
 EMPTY, UNKNOWN_CATEGORY, NO_CATEGORY, NO_SAFE = "empty_prompt", "unknown_category", "no_category", "no_safe_prompt"
+NO_PICTURE = "missing_picture"
 """Reasons for which a source refuses a line."""
+FIELD = "prompts.path"
+"""The errors' field."""
 
 
 class SourceConfig(Config):
@@ -27,6 +32,19 @@ class SourceConfig(Config):
         {},
         description="the taxonomy's category by the file's label; labels that differ in case and punctuation alone need none",
     )
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that the rows depend on; raise ArtifactFormatError when there are none."""
+        return (self.path,)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the settings that the rows depend on: not where the files lie, but what they hold."""
+        places = {name for name in type(self).model_fields if isinstance(getattr(self, name), Path)}
+        return {**self.model_dump(mode="json", exclude=places), "content": self.content_hash()}
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of the files; raise ArtifactFormatError when one cannot be read."""
+        return content_hash(self.path, self.files(), FIELD)
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,8 @@ class SourceRow:
     labels: tuple[str, ...] = ()
     """The source's own names of categories."""
     concept: str | None = None
+    pictures: tuple[Picture, ...] = ()
+    """The source's own pictures: of a pair the unsafe prompt's and the safe one's, else the prompt's; none: to be rendered."""
 
 
 @dataclass
@@ -86,6 +106,12 @@ class CategoryNames:
         name = plain(label)
         found = self._given.get(name)
         return self._known.get(name if found is None else plain(found))
+
+
+def split_labels(value: Any, separator: str) -> tuple[str, ...]:
+    """Return the labels of one field: of a list its entries, of a text its parts."""
+    parts = value if isinstance(value, list) else str(value or "").split(separator)
+    return tuple(label for label in (str(part).strip() for part in parts) if label)
 
 
 def plain(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from safety.prompts.sources.source import EMPTY, NO_SAFE, SourceConfig, SourceContent, SourceRow, sources
+from safety.prompts.sources.source import EMPTY, NO_SAFE, SourceConfig, SourceContent, SourceRow, sources, split_labels
 from safety.prompts.sources.text import Line, read_csv
 
 
@@ -48,13 +48,11 @@ class CsvSource:
 
 def _row(line: Line, config: CsvConfig) -> SourceRow:
     fields = line.fields
-    labels = [] if config.category is None else fields[config.category].split(config.separator)
-    if config.all_category is not None:
-        labels = [config.all_category]
+    labels = () if config.category is None else split_labels(fields[config.category], config.separator)
     return SourceRow(
         number=line.number,
         prompt=fields[config.prompt],
         safe=None if config.safe is None else fields[config.safe],
-        labels=tuple(label.strip() for label in labels if label.strip()),
+        labels=labels if config.all_category is None else (config.all_category,),
         concept=None if config.concept is None else fields[config.concept] or None,
     )

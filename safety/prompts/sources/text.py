@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safety.errors import ArtifactFormatError
+from safety.prompts.sources.content import unreadable
 
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 FALLBACK = "cp1252"
@@ -32,11 +32,6 @@ class Line(NamedTuple):
 
     number: int
     fields: dict[str, str]
-
-
-def file_hash(path: Path, field: str) -> str:
-    """Return the SHA-256 of a file, as 64 hex digits; raise ArtifactFormatError when it cannot be read."""
-    return hashlib.sha256(_read(path, field)).hexdigest()
 
 
 def read_text(path: Path, field: str) -> Text:
@@ -64,26 +59,41 @@ def _read(path: Path, field: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ArtifactFormatError(
-            f"{path} cannot be read: {error.strerror}", field=field, fix="name a file that exists"
-        ) from None
+        raise unreadable(path, error, field) from None
+
+
+def read_lines(path: Path, field: str) -> tuple[list[str], str]:
+    """Return a file's lines as an editor shows them, and its encoding; raises as ``read_text`` does.
+
+    Lines end with a line feed, a carriage return or both. Other separators that Unicode knows are part of the text.
+    """
+    text, encoding = read_text(path, field)
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)], encoding
 
 
 def read_csv(path: Path, columns: Sequence[str], field: str) -> tuple[Iterator[Line], str]:
     """Return a CSV's records, of which at least the named columns are there, and its encoding.
 
-    The separator is the one of comma, semicolon and tab that finds the columns in the header.
+    The separator is the one of comma, semicolon and tab that finds the columns in the header. Empty lines before it, and
+    the line ``sep=;`` by which spreadsheets name the separator, are passed over.
 
     Raises:
-        ArtifactFormatError: A column is missing, or a record is no CSV; also while the records are read.
+        ArtifactFormatError: A column is missing or there twice, or a record is no CSV; also while the records are read.
     """
     text, encoding = read_text(path, field)
-    header = text.partition("\n")[0]
-    for separator in SEPARATORS:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    headers = {separator: _header(path, text, separator, field) for separator in SEPARATORS}
+    for separator, names in headers.items():
         if set(columns) <= set(names):
+            doubled = [name for name in dict.fromkeys(columns) if names.count(name) > 1]
+            if doubled:
+                raise ArtifactFormatError(
+                    f"{path.name}, line 1: the column {doubled[0]!r} is there {names.count(doubled[0])} times",
+                    field=field,
+                    fix="give each column its own name",
+                )
             return _records(path, text, names, separator, field), encoding
-    names = next(csv.reader([header]), [])
+    # The separator that gives the most columns is most likely the file's own.
+    names = max(headers.values(), key=len)
     missing = [name for name in columns if name not in names]
     raise ArtifactFormatError(
         f"{path.name}, line 1: no column {', '.join(map(repr, missing))} among {', '.join(map(repr, names[:12]))}",
@@ -92,25 +102,42 @@ def read_csv(path: Path, columns: Sequence[str], field: str) -> tuple[Iterator[L
     )
 
 
-def _records(path: Path, text: str, names: Sequence[str], separator: str, field: str) -> Iterator[Line]:
+def _header(path: Path, text: str, separator: str, field: str) -> list[str]:
+    # Not strictly: of a header in quotes another separator than the file's own makes an error.
+    return next((line.values for line in _lines(path, text, separator, field, strict=False)), [])
+
+
+class _Values(NamedTuple):
+    number: int
+    values: list[str]
+
+
+def _lines(path: Path, text: str, separator: str, field: str, *, strict: bool = True) -> Iterator[_Values]:
+    """Yield a CSV's records that are not empty, without spaces around their fields, the header first."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
     before = csv.field_size_limit(MOST_IN_FIELD)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        next(reader)
         for values in reader:
-            if not values:
-                continue
-            if len(values) > len(names):
-                raise ArtifactFormatError(
-                    f"{path.name}, line {reader.line_num}: {len(values)} fields under {len(names)} columns",
-                    field=field,
-                    fix="put texts with a separator in quotes",
-                )
-            filled = [*values, *[""] * (len(names) - len(values))]
-            yield Line(reader.line_num, {name: value.strip() for name, value in zip(names, filled, strict=True)})
+            first = reader.line_num == 1 and "".join(values).startswith("sep=")
+            if values and not first:
+                yield _Values(reader.line_num, [value.strip() for value in values])
     except csv.Error as error:
         raise ArtifactFormatError(
             f"{path.name}, line {reader.line_num}: {error}", field=field, fix="close the quotes of each field"
         ) from None
     finally:
         csv.field_size_limit(before)
+
+
+def _records(path: Path, text: str, names: Sequence[str], separator: str, field: str) -> Iterator[Line]:
+    lines = _lines(path, text, separator, field)
+    next(lines)
+    for number, values in lines:
+        if len(values) > len(names):
+            raise ArtifactFormatError(
+                f"{path.name}, line {number}: {len(values)} fields under {len(names)} columns",
+                field=field,
+                fix="put texts with a separator in quotes",
+            )
+        filled = [*values, *[""] * (len(names) - len(values))]
+        yield Line(number, dict(zip(names, filled, strict=True)))

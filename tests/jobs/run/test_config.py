@@ -82,11 +82,11 @@ def test_a_former_key_says_what_it_is_called_now(old: str, tmp_path: Path) -> No
     assert refused.value.fix == f"it is called {RENAMED[old]} now"
 
 
-def test_an_unknown_key_of_a_part_by_name_ends_in_no_empty_list(tmp_path: Path) -> None:
+def test_an_unknown_key_of_a_part_by_name_names_that_parts_keys(tmp_path: Path) -> None:
     objective = {"name": "diffusion-dpo", "anchor_weight": 3}
     with pytest.raises(ConfigError, match="anchor_weight: unknown key") as refused:
         load_run(write(tmp_path, train={"expert": {"objective": objective}}))
-    assert refused.value.fix == "remove it"
+    assert refused.value.fix == "remove it, or use one of: name, beta"
 
 
 def test_a_misspelt_key_of_an_optional_section_names_the_nearest(tmp_path: Path) -> None:
@@ -94,6 +94,34 @@ def test_a_misspelt_key_of_an_optional_section_names_the_nearest(tmp_path: Path)
         load_run(write(tmp_path, consolidate={"stepz": 3}))
     with pytest.raises(ConfigError, match="use one of: benign, ridge, directions"):
         load_run(write(tmp_path, train={"gate": {"something": 3}}))
+
+
+LINES = {"source": "lines", "path": "a.txt"}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "field", "fix"),
+    [
+        ([{"source": "pickapick", "path": "a"}], "prompts.pairs.0", "set prompts.pairs.0.source to one of: "),
+        ([{"path": "a"}], "prompts.pairs.0", "set prompts.pairs.0.source"),
+        (
+            [{"source": "csv", "path": "a", "categry": "kind"}],
+            "prompts.pairs.0.csv.categry",
+            "did you mean 'category'?",
+        ),
+        (
+            [{"source": "csv", "path": "a", "zzz": "kind"}],
+            "prompts.pairs.0.csv.zzz",
+            "or use one of: source, path, labels",
+        ),
+        ([], "prompts.pairs", "correct prompts.pairs"),
+    ],
+)
+def test_a_wrong_source_is_named_by_its_place(pairs: list[Any], field: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_run(write(tmp_path, prompts={"pairs": pairs, "benign": [LINES]}))
+    assert refused.value.field == field
+    assert fix in refused.value.fix
 
 
 def test_make_serve_shows_the_base_beside_the_aligned_model() -> None:

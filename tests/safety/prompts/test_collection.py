@@ -33,8 +33,8 @@ def write(path: Path, header: str, rows: list[list[str]]) -> Path:
 
 def collect(document: dict[str, Any], seed: int = 0) -> tuple[PromptSet, dict[str, SourceCard]]:
     config = PromptsConfig.model_validate(document)
-    prompts, cards = PromptCollection(config, TAXONOMY, COUNTS, seed).collect()
-    return prompts, {card.file: card for card in cards}
+    found = PromptCollection(config, TAXONOMY, COUNTS, seed).collect()
+    return found.prompts, {card.file: card for card in found.cards}
 
 
 @pytest.fixture
@@ -70,6 +70,13 @@ def test_the_splits_are_a_function_of_the_seed(pairs: dict[str, Any], benign: di
     document = {"pairs": [pairs], "benign": [benign]}
     assert collect(document)[0] == collect(document)[0]
     assert collect(document)[0] != collect(document, seed=1)[0]
+
+
+def test_no_row_depends_on_what_a_file_is_called(pairs: dict[str, Any], benign: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "another name.csv"
+    other.write_bytes(Path(pairs["path"]).read_bytes())
+    renamed = {**pairs, "path": str(other)}
+    assert collect({"pairs": [pairs], "benign": [benign]})[0] == collect({"pairs": [renamed], "benign": [benign]})[0]
 
 
 def test_pairs_that_share_a_prompt_are_in_one_split(
@@ -116,6 +123,12 @@ def test_labels_are_named_where_they_are_spelled_otherwise(benign: dict[str, str
         "two": ("violence", ()),
         "three": ("self-harm", ()),
     }
+
+
+def test_a_label_cannot_stand_for_a_category_that_there_is_not(pairs: dict[str, Any], benign: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="no category 'gore'") as refused:
+        collect({"pairs": [{**pairs, "labels": {"hate": "Violence", "blood": "gore"}}], "benign": [benign]})
+    assert refused.value.field == "prompts.pairs.labels"
 
 
 def test_what_gives_no_row_is_named(pairs: dict[str, Any], benign: dict[str, str]) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from safety.errors import ArtifactFormatError
-from safety.prompts.sources.text import read_csv, read_text
+from safety.prompts.sources.text import read_csv, read_lines, read_text
 
 TABLE = 'prompt;category\n"café; a table";one\nnaïve,two;two\n'
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 def test_a_table_is_read_however_it_is_written(encoding: str, separator: str, ending: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     rows = [["category", "prompt"], ["one", 'a "café", two; three\tfour'], ["two", "naïve"]]
@@ -23,6 +23,28 @@ def test_a_table_is_read_however_it_is_written(encoding: str, separator: str, en
     lines, found = read_csv(path, ["prompt", "category"], "prompts.path")
     assert [line.fields for line in lines] == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     assert found == {"utf-8": "utf-8", "utf-8-sig": "utf-8-sig", "utf-16": "utf-16", "cp1252": "cp1252"}[encoding]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\nprompt;category\r\na;b\r\n",
+        "\n\nprompt,category\na,b\n",
+        'prompt,category,"free\nremarks"\na,b\n',
+        " prompt , category \n a , b \n",
+    ],
+)
+def test_what_spreadsheets_put_around_a_table_is_passed_over(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_bytes(text.encode())
+    [line] = read_csv(path, ["prompt", "category"], "prompts.path")[0]
+    assert (line.fields["prompt"], line.fields["category"]) == ("a", "b")
+
+
+def test_lines_end_where_an_editor_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_bytes("one\u2028and\x85more\rtwo\r\nthree\x0b\n\nlast".encode())
+    assert read_lines(path, "prompts.path") == (["one\u2028and\x85more", "two", "three\x0b", "", "last"], "utf-8")
 
 
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"caf\x81\xe9", "no mark".encode("utf-16-le")])
@@ -43,6 +65,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("text,label\na,b\n", "line 1: no column 'prompt', 'category' among 'text', 'label'"),
+        ("prompt,prompt,category\na,b,c\n", "the column 'prompt' is there 2 times"),
+        ("prompt;kind;x\na;b;c\n", "no column 'category' among 'prompt', 'kind', 'x'"),
+        ("", "line 1: no column 'prompt', 'category' among "),
         ("prompt,category\na,b,c\n", "line 2: 3 fields under 2 columns"),
         ('prompt,category\n"a,b\n', "line 2: unexpected end of data"),
     ],
