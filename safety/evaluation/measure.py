@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
-from safety.features.extractor import FeatureExtractor
+from safety.features.extractor import FeatureExtractor, TextFeatureExtractor
 from safety.images import encode_png
 from safety.judges.judge import Judge, judge_images
 
@@ -38,7 +38,7 @@ def measure_images(
         raise ValueError(f"{len(images)} images for {len(planned)} prompts")
     embedded = None if features is None else features.images(images)
     scores: list[float | None] = [None] * len(planned)
-    if features is not None and embedded is not None:
+    if isinstance(features, TextFeatureExtractor) and embedded is not None:
         scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
     others: list[bool | None] = [None] * len(planned)
     if second is not None:
