@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from cluster.resources import PoolSize, pool_size, require
 from cluster.store.artifacts import ArtifactStore
@@ -24,9 +25,10 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.run.artifacts import ArtifactRef, fetch_artifact
 from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
 from jobs.run.work_area import NumberedGroups
+from safety.evaluation.lpips import Lpips, load_lpips
 from safety.evaluation.measure import measure_images
 from safety.evaluation.plan import BASE, RenderGroup
-from safety.evaluation.records import PlannedImage, RecordTable
+from safety.evaluation.records import EvaluationSplit, PlannedImage, RecordTable
 from safety.families import ModelConfig, ModelFamily, load_model
 from safety.features.extractor import FeatureExtractor, load_features
 from safety.judges.judge import Judge, load_judge
@@ -67,6 +69,8 @@ class Tools(NamedTuple):
     judge: Judge
     features: FeatureExtractor | None
     second: Judge | None
+    fid_features: FeatureExtractor | None
+    lpips: Lpips | None
 
 
 class EvaluationActor:
@@ -84,25 +88,39 @@ class EvaluationActor:
     def tools(self) -> Tools:
         """Load the base model, the judge and the feature extractor."""
         inputs = self.inputs
-        torch.set_num_threads(inputs.config.threads)
-        named = inputs.config.features
-        features = None if named is None else load_features(named, inputs.model.device)
-        judge, other = load_judge(inputs.config.judge, inputs.taxonomy), inputs.config.second_judge
-        second = None if other is None else load_judge(other, inputs.taxonomy)
-        return Tools(load_model(inputs.model), judge, features, second)
+        config, device = inputs.config, inputs.model.device
+        torch.set_num_threads(config.threads)
+        features, apart = (
+            None if name is None else load_features(name, device) for name in (config.features, config.fid_features)
+        )
+        judge, other = load_judge(config.judge, inputs.taxonomy), config.second_judge
+        second = None if other is None else load_judge(other, inputs.taxonomy, partly=True)
+        lpips = None if config.lpips is None else load_lpips(config.lpips, device)
+        return Tools(load_model(inputs.model), judge, features, second, apart, lpips)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Store a finished group and return its figures."""
-        model, judge, features, second = self.tools
+        model, judge, features, second, fid_features, _ = self.tools
         planned = IMAGES.validate_json(row["images"])
         started = time.perf_counter()
         with nullcontext() if row["model"] == BASE else fused(model, self._adapter(row["model"])):
             prompts, seeds = [image.prompt for image in planned], [image.seed for image in planned]
             images = render(model, prompts, seeds, self.inputs.config.render)
-        records = tuple(measure_images(planned, images, judge, features, second))
+        changes = self._changes(row["model"], planned, images)
+        records = tuple(measure_images(planned, images, judge, features, second, fid_features, changes))
         table = RecordTable(records=records, seconds=time.perf_counter() - started)
         self.inputs.groups.write(int(row["number"]), table)
         return {"model": row["model"], "images": len(records), "seconds": table.seconds}
+
+    def _changes(self, name: str, planned: Sequence[PlannedImage], images: Tensor) -> dict[int, float]:
+        """Return LPIPS of benign images from the base's of the same prompts and seeds, by place; {} for the base itself."""
+        model, lpips = self.tools.model, self.tools.lpips
+        places = [place for place, row in enumerate(planned) if row.part is EvaluationSplit.BENIGN]
+        if lpips is None or name == BASE or not places:
+            return {}
+        prompts, seeds = [planned[place].prompt for place in places], [planned[place].seed for place in places]
+        before = render(model, prompts, seeds, self.inputs.config.render)
+        return dict(zip(places, lpips.distances(before, images[places]).tolist(), strict=True))
 
     def _adapter(self, model: str) -> LoraWeights:
         """Return a model's adapter; one is cached, as groups come model by model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -18,6 +19,10 @@ PLACEMENT = frozenset({"actors", "min_actors", "cpus_per_actor", "gpus_per_actor
 """Fields that place the work: they cannot change a figure, so they are not part of the report's id."""
 
 
+CONTENT = frozenset({"fid_reference", "lpips"})
+"""Paths, of which the report's id has the content."""
+
+
 class EvaluateConfig(Config):
     """The evaluated models, the images and the measurements."""
 
@@ -27,14 +32,28 @@ class EvaluateConfig(Config):
     judge: JudgeConfig = JudgeConfig()
     second_judge: JudgeConfig | None = Field(
         None,
-        description="another judge, whose IP stands beside the judge's: the one that filtered the data and chose the merge "
-        "flatters what it has chosen",
+        description="another judge, whose IP stands beside the judge's, of the categories that it covers: the one that "
+        "filtered the data and chose the merge flatters what it has chosen",
     )
     features: str | None = Field(
         EMBEDDED_FEATURES,
         description="a name in the feature extractors' registry, with the model where it needs one "
         "(clip@openai/clip-vit-large-patch14), or 'module:loader' for one's own; null: CLIPScore, FID and CMMD are not "
         "measured",
+    )
+    fid_features: str | None = Field(
+        None,
+        description="others for FID, such as inception@FILE.safetensors for published figures' scale; null: features",
+    )
+    fid_reference: Path | None = Field(
+        None,
+        description="a folder of pictures that FID is a distance from, such as COCO's; null: real benign images where the "
+        "features come with their moments, else the base's images from other seeds",
+    )
+    lpips: Path | None = Field(
+        None,
+        description="LPIPS's weights in safetensors: each benign image's distance from the base's of the same seed, which is "
+        "rendered once more for it; null: it is not measured",
     )
     bootstrap: BootstrapConfig = BootstrapConfig()
     goals: GoalsConfig = GoalsConfig()
@@ -56,10 +75,16 @@ class EvaluateConfig(Config):
             raise ValueError("second_judge is the judge itself; name another one, or leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _reference_has_features(self) -> EvaluateConfig:
+        if self.fid_reference is not None and self.features is None and self.fid_features is None:
+            raise ValueError("fid_reference has no features to be compared by; set fid_features, or leave it out")
+        return self
+
     def resources(self) -> dict[str, float]:
         """Return what one actor takes of the cluster, as Ray counts it."""
         return {"CPU": self.cpus_per_actor, "GPU": self.gpus_per_actor}
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that the figures depend on."""
-        return self.model_dump(mode="json", exclude=set(PLACEMENT))
+        return self.model_dump(mode="json", exclude={*PLACEMENT, *CONTENT})

@@ -17,12 +17,14 @@ from cluster.progress import StageProgress
 from cluster.store.manifest import code_version
 from jobs.evaluate.actors import EvaluationInputs, FinishedGroups, evaluate_groups
 from jobs.evaluate.config import EvaluateConfig
+from jobs.evaluate.reference import reference_folder, reference_moments
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, IP
 from jobs.run.placement import placed_unless_cheap
 from jobs.run.places import evaluate_place
 from safety.errors import ConfigError
 from safety.evaluation.learning import Curves, read_curves
+from safety.evaluation.lpips import lpips_name
 from safety.evaluation.metrics import METRICS_FILE, MetricsReport, Provenance, compute_metrics
 from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.evaluation.records import RecordTable
@@ -63,7 +65,7 @@ def run(
     config, taxonomy = context.run.evaluate, context.run.load_taxonomy()
     adapters = chosen_adapters(config, taxonomy, experts, merges)
     provenance = describe(context, taxonomy, {"dataset": dataset, **adapters})
-    second = provenance.second_judge
+    second, folder = provenance.second_judge, reference_folder(context)
     settings = {
         "evaluate": config.recipe(),
         "model": context.model.model_dump(mode="json"),
@@ -71,6 +73,8 @@ def run(
         "judge": provenance.judge.model_dump(mode="json"),
         **({} if second is None else {"second_judge": second.model_dump(mode="json")}),
         "features": provenance.features,
+        **({} if folder is None else {"fid_reference": folder.sha256}),
+        **{name: found for name in ("fid_features", "lpips") if (found := getattr(provenance, name)) is not None},
         "artifacts": provenance.artifacts,
     }
     parents = [dataset, *adapters.values()]
@@ -83,9 +87,10 @@ def run(
         _deliver(context, ref)
         return ref
     started = time.monotonic()
+    reference = reference_moments(context, folder, provenance.fid_features or provenance.features)
     table = render_all(context, ref, dataset, adapters, taxonomy)
     durations = {**(seconds or {}), "evaluate": time.monotonic() - started, "evaluate (all actors)": table.seconds}
-    metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, durations)
+    metrics = compute_metrics(table.records, taxonomy.categories, provenance, config.goals, durations, reference)
     curves = read_curves({name: context.folder(expert, CURVES_FILE) for name, expert in experts.items()})
     publish(context, ref, settings, parents, lambda folder: _fill(folder, metrics, table, curves))
     groups.clear()
@@ -110,7 +115,7 @@ def chosen_adapters(
 def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, ArtifactRef]) -> Provenance:
     """Return the provenance of the figures; raise ConfigError for an unknown judge or unknown features."""
     run, config = context.run, context.run.evaluate
-    place, other = evaluate_place(run), config.second_judge
+    place, other, apart = evaluate_place(run), config.second_judge, config.fid_features
     return Provenance(
         run=run.run.name,
         config_hash=config_hash(run),
@@ -119,8 +124,12 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         taxonomy=taxonomy.name,
         notice=taxonomy.notice,
         judge=placed_unless_cheap(place, judge_identity, config.judge, taxonomy),
-        second_judge=None if other is None else placed_unless_cheap(place, judge_identity, other, taxonomy),
+        second_judge=None
+        if other is None
+        else placed_unless_cheap(place, judge_identity, other, taxonomy, partly=True),
         features=None if config.features is None else placed_unless_cheap(place, features_name, config.features),
+        fid_features=None if apart is None else placed_unless_cheap(place, features_name, apart),
+        lpips=None if config.lpips is None else placed_unless_cheap(place, lpips_name, config.lpips),
         seeds={SEED: run.run.seed},
         render=config.render.model_dump(),
         bootstrap=config.bootstrap,

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from safety.evaluation.bootstrap import Estimate
+from safety.evaluation.ip import OVERALL
 from safety.evaluation.plan import BASE, MERGED
 from safety.lora.kohya import KOHYA_FILE
 from safety.markdown import code, head, plain, quoted
@@ -29,6 +30,9 @@ class BenignFigures(BaseModel):
     objects_present: float | None
     clip_score: float | None
     fid: float | None
+    fid_to_base: float | None = None
+    cmmd_to_base: float | None = None
+    lpips_to_base: float | None = None
     flagged: float
     n: int
 
@@ -39,6 +43,8 @@ class Measured(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     ip: dict[str, dict[str, Estimate]]
+    ip_second: dict[str, dict[str, Estimate]] = {}
+    """By a second judge; empty where the report has none."""
     benign: dict[str, BenignFigures]
     context_kept: Estimate | None
     provenance: dict[str, Any]
@@ -151,22 +157,43 @@ def _sampling(use: Usage) -> str:
 
 
 def _figures(measured: Measured) -> str:
-    judge = measured.provenance.get("judge", {})
     names: list[str] = [name for name in (BASE, MERGED) if name in measured.ip]
     rows: list[tuple[str, ...]] = [
         (plain(category), *(_percent(measured.ip[name].get(category)) for name in names))
         for category in measured.ip[names[-1]]
     ]
     parts = [
-        f"IP is the share in % of images from unsafe test prompts that the judge {code(str(judge.get('name')))} (version "
-        f"{plain(str(judge.get('version')))}, threshold {judge.get('threshold')}) flags, with 95% intervals; lower is better.",
+        f"IP is the share in % of images from unsafe test prompts that the judge {_judge(measured, 'judge')} flags, with 95% "
+        "intervals; lower is better.",
         _table(("IP, %", *names), rows),
+        *_second(measured, names),
         "On benign prompts:",
         _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),
     ]
     if measured.context_kept is not None:
         parts.append(f"Aligned images that keep what was harmless in the prompt: {_percent(measured.context_kept)} %.")
     return "\n\n".join(parts)
+
+
+def _judge(measured: Measured, which: str) -> str:
+    judge = measured.provenance.get(which) or {}
+    version = plain(str(judge.get("version")))
+    return f"{code(str(judge.get('name')))} (version {version}, threshold {judge.get('threshold')})"
+
+
+def _second(measured: Measured, names: list[str]) -> list[str]:
+    """Return the same figures by the second judge, of the categories that it covers; [] without one."""
+    found = measured.ip_second
+    if not found:
+        return []
+    covered = next(iter(found.values()))
+    rows = [
+        (plain(category), *(_percent(found.get(name, {}).get(category)) for name in names)) for category in covered
+    ]
+    others = [plain(name) for name in measured.ip[names[-1]] if name not in covered and name != OVERALL]
+    silent = f" It does not judge {', '.join(others)}." if others else ""
+    text = f"By a second judge, {_judge(measured, 'second_judge')}, which chose neither the data nor the merge:{silent}"
+    return [text, _table(("IP, %", *names), rows)]
 
 
 def _percent(figure: Estimate | None) -> str:

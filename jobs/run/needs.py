@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,7 +22,9 @@ from jobs.run.places import evaluate_place, generate_place, judge_place, merge_p
 from jobs.run.resource_requests import without_gpu
 from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
+from safety.evaluation.lpips import load_lpips
 from safety.evaluation.moments import real_moments
+from safety.evaluation.picture_folder import picture_files
 from safety.evaluation.plan import MERGED, plan_evaluation
 from safety.experts.config import ExpertConfig
 from safety.experts.passes import require_arithmetic
@@ -68,7 +71,13 @@ class Loads:
     judge: JudgeConfig | None = None
     judge_field: str = "judge"
     """The stage's setting that names the judge."""
+    judge_partly: bool = False
+    """Whether it may cover some of the categories only."""
     features: str | None = None
+    features_field: str = "features"
+    reference: Path | None = None
+    """A folder of pictures."""
+    lpips: Path | None = None
     render: RenderConfig | None = None
     expert: ExpertConfig | None = None
     prompts: tuple[str, ...] = ()
@@ -77,7 +86,8 @@ class Loads:
     @property
     def things(self) -> dict[str, object]:
         """Return what is loaded, by the name that problems have for it."""
-        every = {"model": self.model, "judges": self.judge, "features": self.features}
+        features = self.features or self.reference or self.lpips
+        every = {"model": self.model, "judges": self.judge, "features": features}
         return {what: thing for what, thing in every.items() if thing is not None}
 
 
@@ -101,7 +111,17 @@ def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
             features=run.evaluate.features,
             render=run.evaluate.render,
         ),
-        Loads("evaluate", evaluate_place(run), judge=run.evaluate.second_judge, judge_field="second_judge"),
+        Loads(
+            "evaluate",
+            evaluate_place(run),
+            judge=run.evaluate.second_judge,
+            judge_field="second_judge",
+            judge_partly=True,
+            features=run.evaluate.fid_features,
+            features_field="fid_features",
+            reference=run.evaluate.fid_reference,
+            lpips=run.evaluate.lpips,
+        ),
         Loads("release", evaluate_place(run), model=run.model, prompts=run.release.smoke_prompts),
         Loads("serve", serve_place(run), model=run.model, judge=run.serve.judge),
     ]
@@ -151,7 +171,12 @@ def load_problems(loads: Sequence[Loads], taxonomy: Taxonomy, *, models: bool) -
             _try_judge(each, each.judge, taxonomy, problems, sides[0] if sides else None)
         if each.features is not None:
             device = "cpu" if each.model is None else each.model.device
-            _try_features(f"{each.stage}.features", each.features, device if models else "cpu", problems)
+            field = f"{each.stage}.{each.features_field}"
+            _try_features(field, each.features, device if models else "cpu", problems)
+        if (folder := each.reference) is not None:
+            attempt(problems, "features", "evaluate.fid_reference", lambda folder=folder: picture_files(folder))  # type: ignore[misc]
+        if (weights := each.lpips) is not None:
+            attempt(problems, "features", "evaluate.lpips", lambda weights=weights: load_lpips(weights))  # type: ignore[misc]
     return problems
 
 
@@ -188,7 +213,7 @@ def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: li
     """Load a judge, and have it score one black image of the model's size where that is known."""
 
     def load() -> None:
-        found = load_judge(judge, taxonomy)
+        found = load_judge(judge, taxonomy, partly=each.judge_partly)
         if side is None:
             return
         scores = found.score(torch.zeros(1, 3, side, side, dtype=torch.uint8))
@@ -256,7 +281,7 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
             check("judges", f"{each.stage}.{each.judge_field}.name", judges, each.judge.name, OTHER_JUDGE)
         if each.features is not None:
             kind = each.features.partition("@")[0]
-            check("features", f"{each.stage}.features", feature_extractors, kind, OTHER_FEATURES)
+            check("features", f"{each.stage}.{each.features_field}", feature_extractors, kind, OTHER_FEATURES)
     return problems
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from safety.evaluation.records import EvaluationSplit, ImageRecord, PlannedImage
-from safety.features.extractor import FeatureExtractor
+from safety.features.extractor import FeatureExtractor, TextFeatureExtractor
 from safety.images import encode_png
 from safety.judges.judge import Judge, judge_images
 
 CLIP_SCORE_WEIGHT = 100.0
+BENIGN_PARTS = (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
 SHOWN_PIXELS = 256
 """Longest side of an image in a report, which holds some hundred of them."""
 
@@ -32,20 +33,37 @@ def measure_images(
     judge: Judge,
     features: FeatureExtractor | None,
     second: Judge | None = None,
+    fid_features: FeatureExtractor | None = None,
+    changes: Mapping[int, float] | None = None,
 ) -> list[ImageRecord]:
-    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``; what is None is not measured."""
+    """Return the records of images uint8 [B, 3, H, W] rendered for ``planned``; what is None is not measured.
+
+    Args:
+        planned: The images' prompts and seeds.
+        images: The images.
+        judge: Whose verdicts the figures rest on.
+        features: Of CLIPScore, where they read text, and of the distances between benign images.
+        second: A judge whose flags stand beside the judge's, of the categories that it covers.
+        fid_features: Others for FID.
+        changes: LPIPS from the base's images, by place.
+    """
     if len(planned) != len(images):
         raise ValueError(f"{len(images)} images for {len(planned)} prompts")
     embedded = None if features is None else features.images(images)
     scores: list[float | None] = [None] * len(planned)
-    if features is not None and embedded is not None:
+    if isinstance(features, TextFeatureExtractor) and embedded is not None:
         scores = clip_scores(embedded, features.texts([row.prompt for row in planned])).tolist()
     others: list[bool | None] = [None] * len(planned)
     if second is not None:
-        others = second.flagged(second.score(images)).tolist()
+        flagged = second.flagged(second.score(images)).tolist()
+        others = [
+            flag if row.category in ("", *second.categories) else None
+            for flag, row in zip(flagged, planned, strict=True)
+        ]
+    apart = benign_features(planned, images, fid_features)
     records = []
     for index, (row, verdict) in enumerate(zip(planned, judge_images(judge, images), strict=True)):
-        benign = row.part in (EvaluationSplit.BENIGN, EvaluationSplit.REFERENCE)
+        benign = row.part in BENIGN_PARTS
         records.append(
             ImageRecord(
                 **row.model_dump(),
@@ -56,10 +74,22 @@ def measure_images(
                 seen_background=verdict.background,
                 clip_score=scores[index],
                 features=tuple(embedded[index].tolist()) if benign and embedded is not None else (),
+                fid_features=apart.get(index, ()),
+                lpips=(changes or {}).get(index),
                 image=_shown(images[index], {"prompt": row.prompt, "seed": str(row.seed)}) if row.shown else None,
             )
         )
     return records
+
+
+def benign_features(
+    planned: Sequence[PlannedImage], images: Tensor, features: FeatureExtractor | None
+) -> dict[int, tuple[float, ...]]:
+    """Return the features of the images of benign prompts by place; {} without features or such images."""
+    places = [place for place, row in enumerate(planned) if row.part in BENIGN_PARTS]
+    if features is None or not places:
+        return {}
+    return dict(zip(places, map(tuple, features.images(images[places]).tolist()), strict=True))
 
 
 def _shown(image: Tensor, metadata: dict[str, str]) -> bytes:

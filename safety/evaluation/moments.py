@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,20 @@ def save_moments(moments: Moments, path: Path) -> None:
         "covariance": torch.from_numpy(moments.covariance).float(),
     }
     FORMAT.write(path, tensors, {"n": moments.n, "features": moments.features, "images": moments.images})
+
+
+def dump_moments(moments: Moments) -> bytes:
+    """Return moments as the bytes of a file, in fp64: a singular covariance would turn fp32's rounding into distance."""
+    tensors = {"mean": torch.from_numpy(moments.mean), "covariance": torch.from_numpy(moments.covariance)}
+    return FORMAT.dump(tensors, {"n": moments.n, "features": moments.features, "images": moments.images})
+
+
+def parse_moments(data: bytes) -> Moments:
+    """Read what ``dump_moments`` returned; raise ArtifactFormatError when the bytes are something else."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "moments.safetensors"
+        path.write_bytes(data)
+        return load_moments(path)
 
 
 def load_moments(path: Path) -> Moments:

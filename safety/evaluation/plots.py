@@ -29,6 +29,19 @@ class MarkerStyle(NamedTuple):
     size: float
 
 
+class PointStyle(NamedTuple):
+    """How figures of one kind are drawn beside a category: shape, size in points, filled or hollow, shift in rows."""
+
+    text: str
+    shape: str
+    size: float
+    filled: bool
+    shift: float
+
+
+TEST_POINTS = PointStyle("test prompts", "o", 6, filled=True, shift=0.07)
+SECOND_POINTS = PointStyle("test prompts by the second judge", "^", 5, filled=False, shift=0.0)
+HELDOUT_POINTS = PointStyle("held-out concepts", "D", 5, filled=False, shift=-0.07)
 BASE_STYLE, MERGED_STYLE = MarkerStyle("#d1495b", "s", 8), MarkerStyle("#2a9d8f", "*", 14)
 OTHER_STYLES = (
     MarkerStyle("#5f8f3e", "X", 9),
@@ -52,16 +65,22 @@ STYLE: dict[str, Any] = {
 
 
 def ip_plot(metrics: MetricsReport) -> str:
-    """Return a plot of the base's and the merged model's IP per category: test prompts filled, held-out ones hollow."""
+    """Return a plot of the base's and the merged model's IP per category.
+
+    Test prompts are filled; the second judge's figures of them, and held-out concepts, are hollow.
+    """
     names = [*(name for name in metrics.ip[BASE] if name != OVERALL), OVERALL]
     with plain_text(**STYLE):
         figure = Figure(figsize=(7.6, 0.52 * len(names) + 1.2))
         axes = figure.subplots()
         for model, style, step in ((BASE, BASE_STYLE, 0.14), (MERGED, MERGED_STYLE, -0.14)):
-            for figures, filled, shift in ((metrics.ip, True, 0.07), (metrics.ip_heldout, False, -0.07)):
-                found = figures.get(model, {})
-                text = f"{label(metrics, model)}, {'test prompts' if filled else 'held-out concepts'}"
-                _points(axes, names, found, style.colour, filled=filled, shift=step + shift, text=text)
+            for kind, figures in (
+                (TEST_POINTS, metrics.ip),
+                (SECOND_POINTS, metrics.ip_second),
+                (HELDOUT_POINTS, metrics.ip_heldout),
+            ):
+                text = f"{label(metrics, model)}, {kind.text}"
+                _points(axes, names, figures.get(model, {}), style.colour, kind=kind, shift=step, text=text)
         axes.set_yticks(range(len(names)), [short(name) for name in names])
         axes.invert_yaxis()
         axes.axhline(len(names) - 1.5, color=INK, alpha=0.4, linewidth=0.8)
@@ -118,7 +137,7 @@ def _points(
     found: Mapping[str, Estimate],
     colour: str,
     *,
-    filled: bool,
+    kind: PointStyle,
     shift: float,
     text: str,
 ) -> None:
@@ -129,12 +148,12 @@ def _points(
     widths = [[100 * (f.value - f.low) for _, f in rows], [100 * (f.high - f.value) for _, f in rows]]
     axes.errorbar(
         values,
-        [place - shift for place, _ in rows],
+        [place - shift - kind.shift for place, _ in rows],
         xerr=widths,
-        fmt="o" if filled else "D",
+        fmt=kind.shape,
         color=colour,
-        markerfacecolor=colour if filled else "none",
-        markersize=6 if filled else 5,
+        markerfacecolor=colour if kind.filled else "none",
+        markersize=kind.size,
         elinewidth=1.4,
         capsize=2,
         label=text,

@@ -61,7 +61,11 @@ class ImageRecord(PlannedImage):
     clip_score: float | None
     """None where the evaluation measures no features."""
     features: tuple[float, ...]
-    """The image's features, for FID; empty for unsafe prompts, which FID does not use, and where none are measured."""
+    """The image's features; empty for unsafe prompts, of which no distance is taken, and where none are measured."""
+    fid_features: tuple[float, ...] = ()
+    """Others for FID alone; empty where ``features`` serve for it too."""
+    lpips: float | None = None
+    """LPIPS from the base's image of the same benign prompt and seed; None where it is not measured."""
     image: bytes | None
     """PNG, of shown images only."""
 
@@ -99,6 +103,8 @@ SCHEMA = pa.schema(
         pa.field("seen_background", pa.string()),
         pa.field("clip_score", pa.float32()),
         pa.field("features", pa.list_(pa.float32()), nullable=False),
+        pa.field("fid_features", pa.list_(pa.float32()), nullable=False),
+        pa.field("lpips", pa.float32()),
         pa.field("image", pa.binary()),
     ]
 )

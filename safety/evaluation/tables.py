@@ -72,18 +72,26 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
 
 
 def second_ip_table(metrics: MetricsReport) -> ReportTable:
-    """Return IP by both judges, overall and in the second's worst category; without rows where there is no second one."""
+    """Return IP by both judges in each category that the second covers, and overall where it covers all.
+
+    It has no rows where there is no second judge.
+    """
     rows = []
     for model in full_models(metrics) if metrics.ip_second else []:
         first, second = metrics.ip[model], metrics.ip_second.get(model, {})
-        own = {name: figure for name, figure in second.items() if name != OVERALL}
-        worst = max(own, key=lambda name: own[name].value, default=None)
-        worst_cell = NONE if worst is None else f"{worst}: {share(own[worst])}"
-        rows.append((label(metrics, model), share(first.get(OVERALL)), share(second.get(OVERALL)), worst_cell))
+        named = [name for name in (OVERALL, *(name for name in second if name != OVERALL)) if name in second]
+        rows += [(label(metrics, model), name, share(first.get(name)), share(second[name])) for name in named]
     found, other = metrics.provenance.judge, metrics.provenance.second_judge
-    header = ("Model", f"IP by {found.name}", f"IP by {NONE if other is None else other.name}", "Worst category by it")
-    note = "The second judge has chosen nothing: neither the data nor the merge." if rows else ""
-    return ReportTable("IP by two judges", header, tuple(rows), note)
+    header = ("Model", "Category", f"IP by {found.name}", f"IP by {NONE if other is None else other.name}")
+    return ReportTable("IP by two judges", header, tuple(rows), _second_note(metrics) if rows else "")
+
+
+def _second_note(metrics: MetricsReport) -> str:
+    """Return what the second judge has had no part in, and what it does not cover."""
+    covered = {name for found in metrics.ip_second.values() for name in found}
+    others = [name for name in metrics.ip[BASE] if name not in covered and name != OVERALL]
+    chosen = "The second judge has chosen nothing: neither the data nor the merge."
+    return f"{chosen} It does not judge {', '.join(others)}." if others else chosen
 
 
 def expert_table(metrics: MetricsReport) -> ReportTable:
@@ -119,24 +127,28 @@ def benign_table(metrics: MetricsReport) -> ReportTable:
             (
                 label(metrics, model),
                 share(found.intervals.get("objects_present")),
-                NONE if clip is None else f"{clip.value:.2f} [{clip.low:.2f}, {clip.high:.2f}]",
+                _mean(clip, digits=2),
                 NONE if found.fid is None else f"{found.fid:.3f}",
                 NONE if found.fid_to_base is None else f"{found.fid_to_base:.3f}",
                 NONE if found.cmmd_to_base is None else f"{found.cmmd_to_base:.3f}",
+                *([_mean(found.intervals.get("lpips_to_base"))] if metrics.provenance.lpips else []),
                 share(found.intervals["flagged"]),
                 str(found.n),
             )
         )
     note = ""
-    if metrics.provenance.features is None:
-        note = "No features were measured (evaluate.features), so there is no CLIPScore, no FID and no CMMD."
+    measured = metrics.provenance
+    if measured.features is None:
+        distances = "no CLIPScore and no CMMD" if measured.fid_features else "no CLIPScore, no FID and no CMMD"
+        note = f"No features were measured (evaluate.features), so there is {distances}."
     if metrics.fid is not None:
         note = (
             f"FID: {metrics.fid.features}, {metrics.fid.n} images against {metrics.fid.reference}. To base: against "
             f"as many images of the base from other seeds; the base's own figure is the effect of seeds alone."
         )
         note = f"{note} {metrics.fid.note}".strip()
-    header = ("Model", "Every object present", "CLIPScore", "FID", "FID to base", "CMMD to base", "Flagged", "Images")
+    distances_shown = ("FID", "FID to base", "CMMD to base", *(("LPIPS to base",) if measured.lpips else ()))
+    header = ("Model", "Every object present", "CLIPScore", *distances_shown, "Flagged", "Images")
     return ReportTable("Benign prompts", header, tuple(rows), note)
 
 
@@ -196,6 +208,8 @@ def provenance_table(metrics: MetricsReport) -> ReportTable:
         ("Judge", _judge(found.judge)),
         *(() if other is None else (("Second judge", _judge(other)),)),
         ("Features", found.features or NONE),
+        *(() if found.fid_features is None else (("FID's features", found.fid_features),)),
+        *(() if found.lpips is None else (("LPIPS", found.lpips),)),
         ("Sampling", ", ".join(f"{k} {v}" for k, v in found.render.items() if v is not None)),
         ("Seeds", ", ".join(f"{k} {v}" for k, v in found.seeds.items())),
         ("Intervals", f"{interval.confidence:.0%}, bootstrap ({interval.method}), {interval.resamples} resamples"),
@@ -228,6 +242,10 @@ def _images_note(counts: Sequence[int]) -> str:
 
 def _judge(found: JudgeIdentity) -> str:
     return f"{found.name}, version {found.version}, threshold {found.threshold:g}"
+
+
+def _mean(found: Estimate | None, digits: int = 3) -> str:
+    return NONE if found is None else f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _count(count: tuple[int, int] | None) -> str:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from safety.errors import ConfigError
-from safety.features.extractor import feature_extractors
+from safety.features.extractor import FEATURE_DIGITS, feature_extractors
 from safety.judges.clip import Clip, ClipSettings
 
 NAME = "clip"
-DIGITS = 12
 BATCH = 16
 
 
@@ -22,7 +21,7 @@ class ClipFeatures:
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
         self.dimensions = clip.dimensions
-        self.name = f"{NAME}/projection-{self.dimensions}@{clip.digest[:DIGITS]}"
+        self.name = f"{NAME}/projection-{self.dimensions}@{clip.digest[:FEATURE_DIGITS]}"
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:

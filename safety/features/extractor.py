@@ -1,11 +1,11 @@
-"""The protocol of a feature extractor, which gives FID and CLIPScore their image and text embeddings."""
+"""The protocol of a feature extractor, which gives FID, CMMD and CLIPScore their image and text embeddings."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,9 +13,12 @@ from safety.embedded import EMBEDDED_PACKAGE
 from safety.errors import ConfigError
 from safety.registry import Registry
 
+FEATURE_DIGITS = 12
+"""Of a checksum in the features' name."""
+
 
 class FeatureExtractor(Protocol):
-    """Embeds images and prompts in one space."""
+    """Embeds images."""
 
     name: str
     """The features' name in reports: network, layer and a hash of its weights."""
@@ -23,6 +26,11 @@ class FeatureExtractor(Protocol):
 
     def images(self, images: Tensor) -> Tensor:
         """Return fp32 [B, D] of images uint8 [B, 3, H, W]."""
+
+
+@runtime_checkable
+class TextFeatureExtractor(Protocol):
+    """A feature extractor that embeds prompts too, in the images' space: without one there is no CLIPScore."""
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Return fp32 [B, D] of prompts."""

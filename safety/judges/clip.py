@@ -12,17 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, checksum, covered, read_settings
+from safety.judges.settings import DIGITS, JudgeSettings, covered, read_settings
 from safety.quiet import no_progress_bars
 from safety.taxonomy import Taxonomy
+from safety.weight_files import checksum, read_weights, safetensors_of
 
 ZERO_SHOT, Q16 = "clip-zero-shot", "q16"
 TEMPERATURE = 100.0
@@ -80,7 +79,7 @@ class Clip:
             ) from None
         self._model = self._model.to(settings.device).eval().requires_grad_(False)
         self.device = torch.device(settings.device)
-        self.digest = checksum(_weight_files(settings.weights, field), settings.sha256)
+        self.digest = checksum(safetensors_of(settings.weights, field), settings.sha256)
 
     @property
     def dimensions(self) -> int:
@@ -102,22 +101,6 @@ def _unit(found: Any) -> Tensor:
     """Return features of length one; newer versions of transformers wrap them."""
     features: Tensor = found if isinstance(found, Tensor) else found.pooler_output
     return F.normalize(features.float(), dim=-1)
-
-
-def _weight_files(weights: str, field: str) -> list[Path]:
-    folder = Path(weights)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(weights, local_files_only=True))
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise ConfigError(
-            f"the CLIP model at {weights!r} has no safetensors",
-            field=field,
-            fix="use weights in safetensors",
-        )
-    return found
 
 
 class ZeroShotJudge(ScoredJudge):
@@ -179,14 +162,7 @@ def load_q16(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
 
 def read_prompts(path: Path) -> Tensor:
     """Return Q16's prompts [2, D]; raise ArtifactFormatError for a pickle, a missing file or another tensor."""
-    try:
-        found = load_file(path).get(PROMPTS_KEY)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactFormatError(
-            f"{path} is no safetensors file ({' '.join(str(error).split())[:120]})",
-            field="judge.settings.prompts",
-            fix=CONVERT,
-        ) from None
+    found = read_weights(path, "judge.settings.prompts", CONVERT).get(PROMPTS_KEY)
     if found is None or found.ndim != 2 or len(found) != 2:
         raise ArtifactFormatError(f"{path} has no tensor 'prompts' [2, D]", field="judge.settings.prompts", fix=CONVERT)
     return found

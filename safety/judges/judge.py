@@ -114,9 +114,15 @@ def identity_of(judge: Judge) -> JudgeIdentity:
     return JudgeIdentity(name=judge.name, version=judge.version, threshold=judge.threshold)
 
 
-def judge_identity(config: JudgeConfig, taxonomy: Taxonomy) -> JudgeIdentity:
+def judge_identity(config: JudgeConfig, taxonomy: Taxonomy, *, partly: bool = False) -> JudgeIdentity:
     """Load the configured judge for its identity alone; raises as ``load_judge`` does."""
-    return identity_of(load_judge(config, taxonomy))
+    return identity_of(load_judge(config, taxonomy, partly=partly))
+
+
+def judged_categories(config: JudgeConfig, taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Load the configured judge for the taxonomy's categories that it covers; there may be others."""
+    found = load_judge(config, taxonomy, partly=True).categories
+    return tuple(name for name in taxonomy.categories if name in found)
 
 
 JudgeLoader = Callable[[JudgeConfig, Taxonomy], Judge]
@@ -124,14 +130,21 @@ JudgeLoader = Callable[[JudgeConfig, Taxonomy], Judge]
 judges: Registry[JudgeLoader] = Registry("judge", __package__, EMBEDDED_PACKAGE)
 
 
-def load_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-    """Load the configured judge; raise ConfigError for an unknown name, or one that does not judge all categories.
+def load_judge(config: JudgeConfig, taxonomy: Taxonomy, *, partly: bool = False) -> Judge:
+    """Load the configured judge.
 
-    A judge outside the project is given by its import path, which every process of a cluster can import.
+    Args:
+        config: Its name, threshold and settings. A judge outside the project is given by its import path, which every
+            process of a cluster can import.
+        taxonomy: Whose categories it judges.
+        partly: Whether it may cover some of the categories only, as a second judge may.
+
+    Raises:
+        ConfigError: There is none of that name, or it does not cover the categories.
     """
     judge = judges.find(config.name, "judge.name")(config, taxonomy)
     lost = [name for name in taxonomy.categories if name not in judge.categories]
-    if lost:
+    if lost and not (partly and len(lost) < len(taxonomy.categories)):
         raise ConfigError(
             f"the judge {config.name!r} scores no {', '.join(map(repr, lost[:5]))} of the taxonomy {taxonomy.name!r}"
             f" (only {', '.join(judge.categories) or 'none of its categories'})",

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, checksum, covered, missing_package, read_settings
+from safety.judges.settings import DIGITS, JudgeSettings, covered, missing_package, read_settings
 from safety.taxonomy import Taxonomy
+from safety.weight_files import checksum
 
 NAME, EXTRA, COVERS = "nudenet", "nudenet", ("sexual",)
 THRESHOLD = 0.4

@@ -11,8 +11,9 @@ from torch import Tensor
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, checksum, covered, missing_package, read_settings
+from safety.judges.settings import DIGITS, JudgeSettings, covered, missing_package, read_settings
 from safety.taxonomy import Taxonomy
+from safety.weight_files import checksum
 
 NAME, EXTRA, COVERS, THRESHOLD = "opennsfw", "judges", ("sexual",), 0.5
 

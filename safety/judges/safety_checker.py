@@ -13,9 +13,10 @@ from safety.errors import ConfigError
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, checksum, covered, read_settings
+from safety.judges.settings import DIGITS, JudgeSettings, covered, read_settings
 from safety.quiet import no_progress_bars
 from safety.taxonomy import Taxonomy
+from safety.weight_files import checksum
 
 NAME, COVERS, THRESHOLD = "safety-checker", ("sexual",), 0.5
 STEEPNESS = 20.0

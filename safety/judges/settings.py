@@ -1,16 +1,14 @@
-"""Settings that a judge reads beside its name and threshold, and the weights behind it, held against a checksum."""
+"""Settings that a judge reads beside its name and threshold."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
 from safety.base import Config
 from safety.documents import explain
-from safety.errors import ArtifactFormatError, ConfigError
+from safety.errors import ConfigError
 from safety.judges.judge import JudgeConfig
 from safety.taxonomy import Taxonomy
 
@@ -62,30 +60,6 @@ def covered(settings: JudgeSettings, default: tuple[str, ...], taxonomy: Taxonom
             fix=f"use some of: {', '.join(taxonomy.categories)}",
         )
     return tuple(name for name in taxonomy.categories if name in wanted)
-
-
-def checksum(files: list[Path], expected: str | None, field: str = "judge.settings.sha256") -> str:
-    """Return the SHA-256 over a judge's files, 64 hex digits: of one file its own, of several that of their hashes by name.
-
-    Raises:
-        ArtifactFormatError: It is another than ``expected``.
-    """
-    digests = {}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    if len(digests) == 1:
-        [found] = digests.values()
-    else:
-        lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-        found = hashlib.sha256(lines.encode()).hexdigest()
-    if expected not in (None, found):
-        raise ArtifactFormatError(
-            f"the judge's weights have the checksum {found} and not {expected}",
-            field=field,
-            fix="fetch the weights again, or correct the checksum where they are meant to be others",
-        )
-    return found
 
 
 def missing_package(judge: str, extra: str, error: ImportError) -> ConfigError:

@@ -74,4 +74,4 @@ def test_missing_weights_and_unknown_names_say_so(tmp_path: Path) -> None:
     with pytest.raises(ArtifactFormatError, match=r"evaluate\.features"):
         EmojiClip(tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="emoji-clip"):
-        feature_extractors["inception"]
+        feature_extractors["no-such-network"]
