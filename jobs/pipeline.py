@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import typer
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from rich.markup import escape
 from rich.table import Table
 
@@ -87,7 +87,7 @@ def answers_of(path: Path) -> str | None:
         with Image.open(path) as grid:
             grid.load()
             return grid.info.get(ANSWERS)
-    except (OSError, UnidentifiedImageError, SyntaxError):
+    except (OSError, SyntaxError):  # SyntaxError is what Pillow raises for a damaged PNG
         return None
 
 
