@@ -187,9 +187,7 @@ def _second(measured: Measured, names: list[str]) -> list[str]:
     if not found:
         return []
     covered = next(iter(found.values()))
-    rows = [
-        (plain(category), *(_percent(found.get(name, {}).get(category)) for name in names)) for category in covered
-    ]
+    rows = [(plain(category), *(_percent(found.get(name, {}).get(category)) for name in names)) for category in covered]
     others = [plain(name) for name in measured.ip[names[-1]] if name not in covered and name != OVERALL]
     silent = f" It does not judge {', '.join(others)}." if others else ""
     text = f"By a second judge, {_judge(measured, 'second_judge')}, which chose neither the data nor the merge:{silent}"
