@@ -6,6 +6,7 @@ SafetyError
 +-- ImageError           an image cannot be read
 +-- ArtifactFormatError  a file is not of the form it should have
 |   +-- SchemaError      a parquet file has other columns than those declared
++-- EndpointError        a model behind an endpoint refuses, or does not answer
 +-- EmptyDatasetError    filtering left no row
 +-- TrainingHealthError  a run does not learn, or diverges
 """
@@ -71,8 +72,8 @@ def _rebuild_image(message: str, field: str, fix: str, fault: ImageFault) -> Ima
     return ImageError(message, field=field, fix=fix, fault=fault)
 
 
-class JudgeError(SafetyError):
-    """A judge that cannot be asked, or does not answer."""
+class EndpointError(SafetyError):
+    """A model behind an endpoint refuses a request, cannot be reached, or gives no usable answer."""
 
 
 class ArtifactFormatError(SafetyError):

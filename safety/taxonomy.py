@@ -79,10 +79,14 @@ class BenignConcept(Config):
 
 
 class UnsafeConcept(BenignConcept):
-    """A harmful concept, with the benign concept that replaces it in safe prompts."""
+    """A harmful concept."""
 
     category: Name
-    counterpart: Name
+    counterpart: Name | None = Field(
+        None,
+        description="the benign concept that replaces it in safe prompts; without one a language model finds it, and the "
+        "grammar writer cannot write",
+    )
     heldout: bool = False
 
 
@@ -117,7 +121,8 @@ class Taxonomy(Config):
                 f"categories that differ in case or punctuation alone: {', '.join(alike)}; spell them alike"
             )
         known = {c.name for c in self.benign}
-        lost = sorted(f"{c.name} -> {c.counterpart}" for c in self.concepts if c.counterpart not in known)
+        named_ones = [c for c in self.concepts if c.counterpart is not None]
+        lost = sorted(f"{c.name} -> {c.counterpart}" for c in named_ones if c.counterpart not in known)
         if lost:
             raise ValueError(f"counterparts missing under 'benign': {', '.join(lost)}")
         return self

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.hashing import config_hash
 from jobs.run.config import RunConfig
 from safety.prompts.card import SourceCard, cards_markdown
-from safety.prompts.collection import CollectedPrompts, PromptCollection
+from safety.prompts.collection import CollectedPrompts, PromptCollection, WrittenPairs
 from safety.prompts.writer import PromptCounts, write_prompts, writers
 from safety.taxonomy import Taxonomy
 
@@ -18,8 +19,12 @@ SOURCES_FILE, SOURCES_CARD = "sources.json", "SOURCES.md"
 ROLES = ("pairs", "test", "benign")
 
 
-def prompts_version(run: RunConfig) -> str:
+def prompts_version(run: RunConfig, writer: Mapping[str, Any] | None = None) -> str:
     """Return the version of what gives the prompts, which changes whenever they may: part of a dataset's id.
+
+    Args:
+        run: The run.
+        writer: The recipe of its language model (``writer_recipe``), where it has one.
 
     Raises:
         ConfigError: There is no such writer.
@@ -28,16 +33,22 @@ def prompts_version(run: RunConfig) -> str:
     if run.prompts is None:
         return writers.find(run.generate.writer, "generate.writer")().version
     files = [[source.recipe() for source in getattr(run.prompts, role)] for role in ROLES]
-    return f"{SOURCES}-{config_hash([run.prompts.model_dump(mode='json', exclude=set(ROLES)), files])[:12]}"
+    others = run.prompts.model_dump(mode="json", exclude={*ROLES, "writer"})
+    # Without a language model as if there were no such setting.
+    written = [] if writer is None else [dict(writer)]
+    return f"{SOURCES}-{config_hash([others, files, *written])[:12]}"
 
 
-def run_prompts(run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None = None) -> CollectedPrompts:
+def run_prompts(
+    run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None = None, written: WrittenPairs | None = None
+) -> CollectedPrompts:
     """Return the run's prompts, a card per source and the sources' pictures; a writer has neither.
 
     Args:
         run: The run.
         taxonomy: Its taxonomy.
         counts: Other counts than the run's, for a quick look by a writer; sources are read whole whatever they are.
+        written: What the run's language model wrote.
 
     Raises:
         ConfigError: There is no such writer, it cannot write as many prompts, or the sources do not give them.
@@ -45,7 +56,7 @@ def run_prompts(run: RunConfig, taxonomy: Taxonomy, counts: PromptCounts | None 
     """
     config, seed = run.generate, run.run.seed
     if run.prompts is not None:
-        return PromptCollection(run.prompts, taxonomy, config.counts, seed).collect()
+        return PromptCollection(run.prompts, taxonomy, config.counts, seed).collect(written)
     return CollectedPrompts(write_prompts(config.writer, taxonomy, counts or config.counts, seed))
 
 

@@ -20,6 +20,7 @@ from jobs.generate.actors import stream_groups
 from jobs.generate.groups import FIGURES_FILE, GroupStore, dump_figures, stored_files
 from jobs.generate.limit import limited
 from jobs.generate.prompts import SOURCES, prompts_version, run_prompts, write_cards
+from jobs.generate.writing import run_recipe, write_pairs
 from jobs.run.artifacts import ArtifactRef, StageContext, artifact_ref, finished, publish
 from jobs.run.metrics import GROUP_SECONDS, IMAGES, KEPT, ROWS
 from jobs.run.placement import placed_unless_cheap
@@ -61,7 +62,7 @@ def run(context: StageContext) -> ArtifactRef:
     if _is_published(context, ref, groups):
         return ref
     config = context.run.generate
-    found = run_prompts(context.run, taxonomy)
+    found = run_prompts(context.run, taxonomy, written=write_pairs(context, taxonomy))
     cards = found.cards
     if cards:
         context.console.print(sources_table(cards))
@@ -116,7 +117,7 @@ def describe(context: StageContext, taxonomy: Taxonomy) -> DatasetProvenance:
         model_hash=context.model.sha256,
         taxonomy=f"{taxonomy.name} {taxonomy.version}",
         notice=taxonomy.notice,
-        writer_version=prompts_version(run),
+        writer_version=prompts_version(run, run_recipe(run)),
         judge=judge,
         seed=run.run.seed,
         recipe=run.generate.recipe() | ({} if run.prompts is None else {"writer": SOURCES}),

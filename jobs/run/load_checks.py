@@ -46,6 +46,9 @@ class LoadChecks:
             "judges": f"{', '.join(sorted(judges))} know(s) the taxonomy {self.taxonomy.name!r}",
             "features": "none are measured" if run.evaluate.features is None else f"{run.evaluate.features} load",
         }
+        sources = run.prompts
+        if sources is not None and sources.writer is not None:
+            loaded["writer"] = f"{sources.writer.engine.model_name} answers"
         return [
             *(
                 Check(what, lambda what=what, text=text: self._loaded(what, text), LOAD_TIMEOUT_S)  # type: ignore[misc]
@@ -112,6 +115,10 @@ class LoadChecks:
             text = f"{self.run.generate.writer} writes {counts.train} training pairs per category, and the other splits"
         else:
             text = f"{len(sources.pairs) + len(sources.test) + len(sources.benign)} sources"
+            if sources.writer is not None:
+                text += (
+                    f", and {sources.writer.engine.model_name} writes {sources.writer.per_concept} pairs per concept"
+                )
         return finding(prompt_problems(self.run, self.taxonomy, STAGES), text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,9 +17,18 @@ import torch
 from cluster.errors import ClusterError
 from cluster.store.signatures import Signer, TrustedKeys
 from jobs.generate.prompts import run_prompts
+from jobs.generate.writing import expected_pairs, try_writer
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place, is_cheap, placed
-from jobs.run.places import evaluate_place, generate_place, judge_place, merge_place, serve_place, train_place
+from jobs.run.places import (
+    evaluate_place,
+    generate_place,
+    judge_place,
+    merge_place,
+    serve_place,
+    train_place,
+    writer_place,
+)
 from jobs.run.resource_requests import without_gpu
 from safety.embedded_fit import is_embedded_model, require_made_for
 from safety.errors import ConfigError, SafetyError
@@ -38,6 +48,7 @@ from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
 from safety.precision import compute_dtype
+from safety.prompts.llm.config import LlmWriterConfig
 from safety.prompts.writer import PromptCounts
 from safety.registry import Registry
 from safety.rendering import RenderConfig
@@ -78,6 +89,7 @@ class Loads:
     reference: Path | None = None
     """A folder of pictures."""
     lpips: Path | None = None
+    writer: LlmWriterConfig | None = None
     render: RenderConfig | None = None
     expert: ExpertConfig | None = None
     prompts: tuple[str, ...] = ()
@@ -87,7 +99,7 @@ class Loads:
     def things(self) -> dict[str, object]:
         """Return what is loaded, by the name that problems have for it."""
         features = self.features or self.reference or self.lpips
-        every = {"model": self.model, "judges": self.judge, "features": features}
+        every = {"model": self.model, "judges": self.judge, "features": features, "writer": self.writer}
         return {what: thing for what, thing in every.items() if thing is not None}
 
 
@@ -98,7 +110,10 @@ def stages_up_to(last: str) -> tuple[str, ...]:
 
 def run_loads(run: RunConfig, stages: Sequence[str]) -> list[Loads]:
     """Return what the processes of some stages load."""
+    writer = None if run.prompts is None else run.prompts.writer
+    writing = [] if writer is None else [Loads("generate", writer_place(writer), writer=writer)]
     every = [
+        *writing,
         Loads("generate", generate_place(run), model=run.model, render=run.generate.render),
         Loads("generate", judge_place(run), judge=run.generate.judge),
         Loads("train", train_place(run), model=run.model, expert=run.train.expert),
@@ -173,6 +188,8 @@ def load_problems(loads: Sequence[Loads], taxonomy: Taxonomy, *, models: bool) -
             device = "cpu" if each.model is None else each.model.device
             field = f"{each.stage}.{each.features_field}"
             _try_features(field, each.features, device if models else "cpu", problems)
+        if each.writer is not None:
+            attempt(problems, "writer", "prompts.writer", partial(try_writer, each.writer, taxonomy, ask=models))
         if (folder := each.reference) is not None:
             attempt(problems, "features", "evaluate.fid_reference", lambda folder=folder: picture_files(folder))  # type: ignore[misc]
         if (weights := each.lpips) is not None:
@@ -341,7 +358,9 @@ def prompt_problems(
     if most is not None:
         counts = PromptCounts(**{kind: min(count, most) for kind, count in counts.model_dump().items()})
     source = "generate.writer" if run.prompts is None else "prompts"
-    found = attempt(problems, "prompts", source, lambda: run_prompts(run, taxonomy, counts))
+    found = attempt(
+        problems, "prompts", source, lambda: run_prompts(run, taxonomy, counts, expected_pairs(run, taxonomy))
+    )
     if found is None:
         return problems
     written = found.prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.run.config import RunConfig
 from jobs.run.placement import Place
+from safety.prompts.llm.config import LlmWriterConfig
 
 
 def generate_place(run: RunConfig) -> Place:
@@ -17,6 +18,19 @@ def generate_place(run: RunConfig) -> Place:
         "generate.gpus_per_actor",
         config.timeout_s,
         "generate.timeout_s",
+    )
+
+
+def writer_place(config: LlmWriterConfig) -> Place:
+    """Return the place of the actor of a language model that writes prompts."""
+    return Place(
+        "a language model's actor",
+        config.engine.device,
+        config.resources(),
+        "prompts.writer.cpus_per_actor",
+        "prompts.writer.gpus_per_actor",
+        config.timeout_s,
+        "prompts.writer.timeout_s",
     )
 
 

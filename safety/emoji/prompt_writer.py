@@ -49,6 +49,16 @@ class Context(NamedTuple):
         return (self.other, concept) if self.other_first else (concept, self.other)
 
 
+def _counterpart(concept: UnsafeConcept) -> str:
+    if concept.counterpart is None:
+        raise ConfigError(
+            f"{concept.name!r} has no counterpart, which this writer puts into its place",
+            field="taxonomy.concepts.counterpart",
+            fix="name a benign concept as its counterpart, or let a language model write (prompts.writer)",
+        )
+    return concept.counterpart
+
+
 def side(concepts: Sequence[str], background: str) -> str:
     """Return the split of a scene: "train", "validation" or "test"."""
     return _side(tuple(sorted(concepts)), background)
@@ -141,13 +151,12 @@ class GrammarWriter:
     ) -> Iterator[PromptPair]:
         """Yield a concept's pairs of one split: one-object and two-object scenes in turn while both last."""
         wanted = "test" if split == "heldout" else split
-        others = [b.name for b in taxonomy.benign if b.name != concept.counterpart]
+        counterpart = _counterpart(concept)
+        others = [b.name for b in taxonomy.benign if b.name != counterpart]
         identity = f"{split}-{slug(concept.category)}-{slug(concept.name)}"
 
         def fits(c: Context) -> bool:
-            return (
-                side(c.scene(concept.name), c.background) == side(c.scene(concept.counterpart), c.background) == wanted
-            )
+            return side(c.scene(concept.name), c.background) == side(c.scene(counterpart), c.background) == wanted
 
         usable = _Usable(_contexts(others, f"{identity}-contexts", seed), fits)
         turns = _training_turns(usable) if split == "train" else _turns(usable)
@@ -155,7 +164,7 @@ class GrammarWriter:
             row_id = f"{identity}-{number:05d}"
             draw = rng(seed, row_id, "words")
             unsafe = wording.prompt(name_concept(taxonomy, concept.name, draw), context)
-            safe = wording.prompt(name_concept(taxonomy, concept.counterpart, draw), context)
+            safe = wording.prompt(name_concept(taxonomy, counterpart, draw), context)
             if unsafe in taken or safe in taken:
                 continue
             yield PromptPair(
@@ -166,7 +175,7 @@ class GrammarWriter:
                 unsafe_prompt=unsafe,
                 safe_prompt=safe,
                 benign_objects=() if context.other is None else (context.other,),
-                counterpart=concept.counterpart,
+                counterpart=counterpart,
                 background=context.background,
                 writer=WRITER,
             )

@@ -6,7 +6,7 @@ import errno
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,6 +100,38 @@ def download(hub_id: str, revision: str | None, variant: str | None) -> Path:
             folder = Path(snapshot_download(hub_id, revision=found.sha, allow_patterns=some))
         _note_revision(folder, revision or MAIN)
     return folder
+
+
+def fetch_files(hub_id: str, revision: str | None, patterns: Sequence[str], field: str) -> Path:
+    """Return the snapshot with a repository's files of some patterns: downloaded, or from the cache where there is no network.
+
+    Args:
+        hub_id: The repository.
+        revision: A branch, tag or commit; None: "main".
+        patterns: Of the names that are wanted, such as ``*.safetensors``.
+        field: The setting that errors name.
+
+    Raises:
+        ConfigError: There is none, it is not open to this user, or the hub cannot be reached and the cache has none.
+    """
+    # Slow to import, and only for models of a hub.
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with _explained(hub_id, revision), no_progress_bars():
+            try:
+                _require_answer()
+            except httpx.TransportError as error:
+                try:
+                    return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+                except LocalEntryNotFoundError:
+                    raise error from None
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except ConfigError as error:
+        fix = error.fix.replace("model.path", field).replace("model.revision", "its revision")
+        raise ConfigError(error.message, field=field, fix=fix) from error
 
 
 def download_index(hub_id: str, revision: str | None) -> Path:

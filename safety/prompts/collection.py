@@ -10,7 +10,7 @@ from safety.errors import ConfigError
 from safety.prompts.card import SourceCard
 from safety.prompts.config import PromptsConfig
 from safety.prompts.pictures import Picture
-from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet
+from safety.prompts.rows import BenignPrompt, BenignSplit, PairSplit, PromptPair, PromptSet, slug
 from safety.prompts.sources.source import (
     NO_CATEGORY,
     NO_SAFE,
@@ -26,6 +26,8 @@ from safety.seeds import uniform
 from safety.taxonomy import Taxonomy
 
 LEAKED, DUPLICATE, AMONG_PAIRS, NOT_NEEDED = "in_test_and_pairs", "duplicate", "among_pairs", "not_needed"
+LLM = "llm"
+"""The form's name of what a language model wrote."""
 Role = str
 
 
@@ -64,6 +66,17 @@ class CollectedPrompts:
     """By row id: of a pair the unsafe prompt's and the safe one's, of a benign prompt its own. The others are rendered."""
 
 
+@dataclass(frozen=True)
+class WrittenPairs:
+    """Pairs that a language model wrote, as a source's content."""
+
+    model: str
+    sha256: str
+    """Of the drafts."""
+    content: SourceContent
+    """Its rows have one label, a category of the taxonomy, and their concept."""
+
+
 class PromptCollection:
     """Reads sources and divides their rows; the result is a function of the files, the config, the counts and the seed."""
 
@@ -71,15 +84,20 @@ class PromptCollection:
         self.config, self.taxonomy, self.counts, self.seed = config, taxonomy, counts, seed
         self.cards: list[SourceCard] = []
         self.pictures: dict[str, tuple[Picture, ...]] = {}
+        self._heldout = {concept.name for concept in taxonomy.concepts if concept.heldout}
 
-    def collect(self) -> CollectedPrompts:
+    def collect(self, written: WrittenPairs | None = None) -> CollectedPrompts:
         """Return the prompts, one card per source, and the pictures that sources have.
+
+        Args:
+            written: What the language model of ``prompts.writer`` wrote.
 
         Raises:
             ArtifactFormatError: A file is missing, or not of its form.
             ConfigError: A source has no row of the taxonomy's categories, or there are too few benign prompts.
         """
-        pairs = self._merged([row for source in self.config.pairs for row in self._read("pairs", source)])
+        read = [row for source in self.config.pairs for row in self._read("pairs", source)]
+        pairs = self._merged([*read, *(() if written is None else self._written(written))])
         test = self._merged([row for source in self.config.test for row in self._read("test", source)])
         pairs, test = self._without_leaks(pairs, test)
         self._count_recurring(pairs)
@@ -110,6 +128,25 @@ class PromptCollection:
                 fix="name the taxonomy's category of each label (labels), or another file",
             )
         return kept
+
+    def _written(self, written: WrittenPairs) -> list[_Row]:
+        """Begin the card of what a language model wrote, and return its rows."""
+        content, number = written.content, len(self.cards)
+        self.cards.append(
+            SourceCard(
+                role="pairs",
+                source=LLM,
+                file=written.model,
+                sha256=written.sha256,
+                encoding=content.encoding,
+                lines=content.lines,
+                refused=Counter(content.refused),
+            )
+        )
+        # By concept and draw, so that more pairs of each concept leave the others' ids, and so their noise, as they are.
+        return [
+            _Row(f"{LLM}-{slug(row.concept or '')}-{row.number:05d}", row, row.labels, number) for row in content.rows
+        ]
 
     def _require_categories(self, role: Role, source: SourceConfig) -> None:
         names = CategoryNames(self.taxonomy.categories, {})
@@ -181,12 +218,18 @@ class PromptCollection:
                 self.cards[first[key].card].recurring += 1
 
     def _splits(self, pairs: Sequence[_Row]) -> dict[str, PairSplit]:
-        """Return each pair's split; pairs that share a prompt are in one, and each category has its share of each."""
+        """Return each pair's split; pairs that share a prompt are in one, and each category has its share of each.
+
+        Pairs of a concept that the taxonomy holds out are held out, with those that share a prompt with them.
+        """
         by_category: dict[str, list[list[_Row]]] = {}
+        found: dict[str, PairSplit] = {}
         for group in _connected(pairs):
+            if any(row.row.concept in self._heldout for row in group):
+                found |= {row.id: "heldout" for row in group}
+                continue
             by_category.setdefault(group[0].categories[0], []).append(group)
         test_share = 0.0 if self.config.test else self.config.test_share
-        found: dict[str, PairSplit] = {}
         for groups in by_category.values():
             ordered = sorted(groups, key=lambda group: uniform(self.seed, group[0].id, "prompt-split"))
             rows = sum(map(len, groups))

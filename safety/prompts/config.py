@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from safety.base import Config
+from safety.prompts.llm.config import LlmWriterConfig
 from safety.prompts.sources.source import SourceConfig, sources
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ else:
 class PromptsConfig(Config):
     """Where pairs, test prompts and benign prompts are read from, and how they are split."""
 
-    pairs: tuple[AnySource, ...] = Field(description="sources of unsafe prompts with safe counterparts")
+    pairs: tuple[AnySource, ...] = Field((), description="sources of unsafe prompts with safe counterparts")
+    writer: LlmWriterConfig | None = Field(
+        None, description="a language model that writes pairs of the taxonomy's concepts, beside those of the sources"
+    )
     test: tuple[AnySource, ...] = Field(
         (), description="sources of unsafe test prompts, with or without safe counterparts; none: a share of the pairs"
     )
@@ -37,10 +41,16 @@ class PromptsConfig(Config):
         "test", description="which side loses a prompt that stands among the pairs and in a test source"
     )
 
-    @field_validator("pairs", "benign", mode="after")
+    @field_validator("benign", mode="after")
     @classmethod
     def _has_one(cls, found: tuple[AnySource, ...]) -> tuple[AnySource, ...]:
         # Not by min_length: pydantic would add that message to the one of a source that is wrong.
         if not found:
             raise ValueError("name at least one source")
         return found
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> PromptsConfig:
+        if not self.pairs and self.writer is None:
+            raise ValueError("nothing gives pairs; name at least one source under pairs, or a writer")
+        return self

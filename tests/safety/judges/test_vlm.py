@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from safety.errors import ConfigError, JudgeError
+from safety.errors import ConfigError, EndpointError
 from safety.images import decode_image
 from safety.judges.judge import JudgeConfig, load_judge
 from safety.taxonomy import Taxonomy
@@ -103,20 +103,20 @@ def test_a_wrong_answer_is_tried_again_and_named_when_it_stays(stub: Stub, fault
     stub.faults = [fault]
     assert judge.score(image).tolist() == [[1.0, 0.0]]
     stub.faults = [fault, fault]
-    with pytest.raises(JudgeError, match="no usable answer in 2 attempts"):
+    with pytest.raises(EndpointError, match="no usable answer in 2 attempts"):
         judge.score(image)
 
 
 def test_a_refusal_is_not_tried_again(stub: Stub) -> None:
     stub.faults = [(401, "who are you")]
-    with pytest.raises(JudgeError, match="answers 401: who are you"):
+    with pytest.raises(EndpointError, match="answers 401: who are you"):
         load_judge(config(stub), TAXONOMY).score(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert len(stub.requests) == 1
 
 
 def test_nobody_there_is_named() -> None:
     settings = {"url": "http://127.0.0.1:9/v1", "model": "x", "attempts": 1, "timeout_s": 2}
-    with pytest.raises(JudgeError, match="ConnectError"):
+    with pytest.raises(EndpointError, match="ConnectError"):
         load_judge(JudgeConfig(name="vlm", settings=settings), TAXONOMY).score(
             torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         )

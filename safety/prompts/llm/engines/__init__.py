@@ -1,0 +1,1 @@
+"""Engines: one file per way to ask a language model."""
