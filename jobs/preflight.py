@@ -70,6 +70,7 @@ from jobs.run.notices import check_notices
 from jobs.run.resource_requests import gpu_settings, resource_requests, without_gpu
 from jobs.trial.report import print_report
 from jobs.trial.trial import save, try_out, used_prompts
+from jobs.trial.writing import try_writing
 from safety.errors import SafetyError
 from safety.taxonomy import Taxonomy
 from serve.admission import MIDDLEWARES
@@ -297,7 +298,8 @@ def report_trial(console: Console, preflight: Preflight) -> int:
     started = time.monotonic()
     try:
         with reporting_errors(console):
-            trial = try_out(own, taxonomy, used_prompts(own, taxonomy), view.nodes)
+            writer, written = try_writing(own, taxonomy)
+            trial = try_out(own, taxonomy, used_prompts(own, taxonomy, written), view.nodes, writer)
             print_report(console, trial.report, save(trial, own.run.output))
     except typer.Exit as end:
         return end.exit_code

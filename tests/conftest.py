@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -176,6 +177,8 @@ def ray_cluster(s3_credentials: Credentials) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def session(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Return what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
-    return Session(folder_store(tmp_path_factory.mktemp("store")), None)
+def session(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """Yield what ``cluster.session.connect`` gives a job, over the test session's Ray and an empty store a module."""
+    yield Session(folder_store(tmp_path_factory.mktemp("store")), None)
+    # A stream that ended by an error keeps its actors in a reference cycle, and with them CPUs that the next module needs.
+    gc.collect()

@@ -53,6 +53,7 @@ def pilot_of(run: RunConfig) -> RunConfig:
     pilot = {
         "run": run.run.model_copy(update={"name": pilot_name(run.run.name), "output": run.run.output / FOLDER}),
         "generate": generate.model_copy(update={"counts": counts, "most": counts}),
+        "prompts": _prompts(run),
         "train": _train(run.train, generate.counts.train, counts),
         "merge": _merge(run.merge),
         "consolidate": _consolidate(run, counts),
@@ -89,6 +90,18 @@ def _at_most(config: Any, most: dict[str, int]) -> Any:
 def pilot_steps(steps: int, pairs: int, pilot_pairs: int) -> int:
     """Return the pilot's steps: each of its pairs is seen as often as one of the run's, within 40 and 120 steps."""
     return min(steps, MOST_STEPS, max(LEAST_STEPS, -(-steps * pilot_pairs // max(1, pairs))))
+
+
+def _prompts(run: RunConfig) -> Any:
+    """Return the run's sources; a language model writes no more than the pilot's pairs, spread over each category's concepts."""
+    given = run.prompts
+    if given is None or given.writer is None:
+        return given
+    taxonomy = run.load_taxonomy()
+    fewest = min(len(taxonomy.in_category(name)) for name in taxonomy.categories)
+    pairs = COUNTS["train"] + COUNTS["validation"] + (0 if given.test else COUNTS["test"])
+    per_concept = min(given.writer.per_concept, -(-pairs // max(1, fewest)))
+    return given.model_copy(update={"writer": given.writer.model_copy(update={"per_concept": per_concept})})
 
 
 def _train(config: TrainConfig, pairs: int, counts: PromptCounts) -> TrainConfig:

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import ray
 
 from cluster.resources import require, timeout_error
-from jobs.run.ray_data import first_cause, require_gpu
+from jobs.run.ray_data import first_cause, release_failed_streams, require_gpu
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +68,7 @@ def placed(place: Place, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     if not ray.is_initialized():
         return work(*args, **kwargs)
     place.require()
+    release_failed_streams()
     task = ray.remote(work).options(
         num_cpus=place.resources.get("CPU", 0.0),
         num_gpus=place.resources.get("GPU", 0.0),

@@ -55,6 +55,14 @@ def configure_data() -> None:
     set_ray_data_console_level(logging.ERROR)
 
 
+def release_failed_streams() -> None:
+    """Free the actors of streams that ended by an error, whose resources what comes next may have to wait for.
+
+    Such a stream leaves its executor in a reference cycle with the traceback, and so its actors alive.
+    """
+    gc.collect()
+
+
 def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
     """Yield the rows; raise the first cause of a failure, and ClusterError when none comes for ``timeout_s``.
 
@@ -63,9 +71,7 @@ def within(rows: Iterable[T], timeout_s: float, field: str) -> Iterator[T]:
         timeout_s: The longest wait for the next row.
         field: The setting of the limit; the error names it.
     """
-    # A stream that ended by an error leaves its executor in a reference cycle with the traceback. Its actors then stay
-    # alive and keep their resources, for which this stream may have to wait.
-    gc.collect()
+    release_failed_streams()
     waiting: queue.Queue[T | BaseException | object] = queue.Queue()
 
     def read() -> None:

@@ -25,7 +25,7 @@ class Caution(NamedTuple):
 
 def cautions(report: TrialReport) -> list[Caution]:
     """Return what a trial's figures say against a run; what no judge covers comes first."""
-    return [*_judges(report), *_memory(report), *_disks(report), *_prompts(report)]
+    return [*_judges(report), *_writer(report), *_memory(report), *_disks(report), *_prompts(report)]
 
 
 def _judges(report: TrialReport) -> Iterator[Caution]:
@@ -73,6 +73,16 @@ def _disks(report: TrialReport) -> Iterator[Caution]:
                 f"the run puts up to {needed / GIB:.1f} GiB there, and {free / GIB:.1f} GiB are free",
                 "free some space, or name a larger disk",
             )
+
+
+def _writer(report: TrialReport) -> Iterator[Caution]:
+    tried = report.writer
+    if tried is not None and 2 * tried.pairs < tried.draws:
+        yield Caution(
+            "prompts.writer",
+            f"{tried.pairs} of {tried.draws} draws of {tried.model} became pairs ({tried.reasons})",
+            "use a stronger language model, or prompts.writer.rewrite: phrase; read docs/writers.md on what each reason means",
+        )
 
 
 def _prompts(report: TrialReport) -> Iterator[Caution]:

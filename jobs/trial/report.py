@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.trial.cautions import cautions
 from jobs.trial.trial import StageJudge, TrialReport
+from jobs.trial.writing import TriedWriter
 
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -45,6 +46,8 @@ def _found(report: TrialReport) -> Iterator[tuple[str, str]]:
     yield "model", f"{facts.dtype} on {facts.device}, {facts.side} pixels, {facts.max_tokens} tokens"
     yield "adapted", f"{facts.adapted} layers"
     yield "not read", ", ".join(facts.ignored) or "nothing"
+    if report.writer is not None:
+        yield "writer", _writer(report.writer)
     for each in report.judges:
         yield f"judge of {each.stages[0]}", _judge(each)
     checked, over = report.prompts_checked, report.over_limit
@@ -57,6 +60,14 @@ def _found(report: TrialReport) -> Iterator[tuple[str, str]]:
     yield "store", f"{size(bytes_.store)} at most"
     yield "a node's disk", f"{size(bytes_.node_disk)} where every expert is trained"
     yield "the driver", f"{size(bytes_.driver_disk)} of disk, {size(bytes_.driver_memory)} of memory"
+
+
+def _writer(tried: TriedWriter) -> str:
+    lost = f" ({tried.reasons})" if tried.reasons else ""
+    hours = "no pair yet" if tried.hours is None else f"{tried.hours:.2f} h for {tried.wanted:,} pairs"
+    return (
+        f"{tried.model}: {tried.pairs} of {tried.draws} draws became pairs{lost}, {tried.draw_s:.2f} s a draw: {hours}"
+    )
 
 
 def _judge(each: StageJudge) -> str:

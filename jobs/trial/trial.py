@@ -22,10 +22,12 @@ from jobs.trial.pictures import Drawn, ModelFacts, candidates, draw
 from jobs.trial.sizes import Bytes, StageMemory, run_bytes, stage_memory
 from jobs.trial.step import StepTime, time_step
 from jobs.trial.work import stage_work
+from jobs.trial.writing import TriedWriter
 from safety.base import Config
 from safety.errors import ConfigError
 from safety.images import encode_png, grid
 from safety.judges.judge import JudgeConfig
+from safety.prompts.collection import WrittenPairs
 from safety.prompts.rows import PromptSet
 from safety.rendering import RenderConfig
 from safety.taxonomy import Taxonomy
@@ -52,6 +54,7 @@ class TrialReport(Config):
     """What a trial found, as ``preflight.json`` has it."""
 
     run: str
+    writer: TriedWriter | None = None
     facts: ModelFacts
     judges: tuple[StageJudge, ...]
     rows: tuple[RowCount, ...]
@@ -84,12 +87,14 @@ class Trial(NamedTuple):
     grid: bytes
 
 
-def used_prompts(run: RunConfig, taxonomy: Taxonomy) -> PromptSet:
-    """Return the prompts that the run uses."""
-    return limited(run_prompts(run, taxonomy).prompts, run.generate.most)
+def used_prompts(run: RunConfig, taxonomy: Taxonomy, written: WrittenPairs | None = None) -> PromptSet:
+    """Return the prompts that the run uses; ``written`` are its language model's, or what stands for them."""
+    return limited(run_prompts(run, taxonomy, written=written).prompts, run.generate.most)
 
 
-def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Sequence[Node]) -> Trial:
+def try_out(
+    run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Sequence[Node], writer: TriedWriter | None = None
+) -> Trial:
     """Draw, judge and train at the places of the run's own processes; without a cluster, in this process.
 
     Args:
@@ -97,6 +102,7 @@ def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Seque
         taxonomy: Its taxonomy.
         prompts: Its prompts.
         nodes: The cluster's nodes, for the number of processes at once.
+        writer: What was found of the language model that writes prompts.
 
     Raises:
         EmptyDatasetError: No prompt can be drawn, or a stage would be left without prompts.
@@ -129,6 +135,7 @@ def try_out(run: RunConfig, taxonomy: Taxonomy, prompts: PromptSet, nodes: Seque
     )
     report = TrialReport(
         run=run.run.name,
+        writer=writer,
         facts=drawn.facts,
         judges=tuple(judges),
         rows=count_rows(taxonomy, prompts),

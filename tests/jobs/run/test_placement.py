@@ -130,9 +130,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
         assert (device, found.working) == ("cuda", True), "the driver loads a model"
         return real(path, device="cpu", dtype=dtype, parts=parts)
 
-    def load_judge(*arguments: Any) -> Any:
+    def load_judge(*arguments: Any, **named: Any) -> Any:
         assert found.working, "the driver loads a judge"
-        return judge(*arguments)
+        return judge(*arguments, **named)
 
     def load_features(*, device: str = "cpu") -> Any:
         assert found.working, "the driver loads features"
