@@ -1,4 +1,4 @@
-"""The Ray side of a language model that writes prompts: actors that hold it, and a stream of finished tasks.
+"""The Ray side of a language model that writes prompts: actors that hold it, and its finished tasks as they come.
 
 The model loads at the first task and not in the constructor, so that a wrong one fails with its own error and not as a dead
 actor.
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.util import ActorPool
 
-from cluster.resources import pool_size, require
-from jobs.run.ray_data import actor_pool, configure_data, require_gpu, within
+from cluster.resources import pool_size, require, timeout_error
+from jobs.run.ray_data import first_cause, require_gpu
 from jobs.run.work_area import NumberedGroups
 from safety.base import Config
 from safety.errors import PromptError
@@ -26,6 +27,9 @@ from safety.prompts.llm.embedding import EmbeddingConfig, SentenceEmbedder
 from safety.prompts.llm.engines.engine import engines
 from safety.prompts.llm.pair_writer import PairWriter
 from safety.taxonomy import Taxonomy
+
+RETRIES = 3
+"""How often a task is tried again whose actor or node died."""
 
 
 class TaskDrafts(Config):
@@ -62,12 +66,11 @@ class WriterActor:
         engine = engines[self.config.engine.engine].load(self.config.engine)
         return PairWriter(self.config, engine, self.taxonomy, self.seed)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def write(self, number: int, task: Task) -> dict[str, Any]:
         """Write one task, store it, and return its number with the draws and pairs."""
-        task = Task.model_validate_json(row["task"])
         drafts = tuple(self.writer.write(task))
-        self.finished.write(int(row["number"]), TaskDrafts(task=task, drafts=drafts))
-        return {"number": row["number"], "draws": len(drafts), "pairs": sum(draft.kept for draft in drafts)}
+        self.finished.write(number, TaskDrafts(task=task, drafts=drafts))
+        return {"number": number, "draws": len(drafts), "pairs": sum(draft.kept for draft in drafts)}
 
 
 def stream_tasks(
@@ -81,21 +84,39 @@ def stream_tasks(
         ClusterError: No task was finished in ``timeout_s``.
         SafetyError: The first cause of a failure in an actor.
     """
-    field = "prompts.writer.cpus_per_actor, prompts.writer.gpus_per_actor"
     require_gpu(
         config.engine.device, config.gpus_per_actor, "prompts.writer.gpus_per_actor", "a language model's actor"
     )
-    require(config.resources(), field)
-    configure_data()
-    rows = [{"number": number, "task": task.model_dump_json()} for number, task in tasks.items()]
-    stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        WriterActor,
-        fn_constructor_kwargs={"config": config, "taxonomy": taxonomy, "seed": seed, "finished": finished},
-        compute=actor_pool(pool_size(config.actors, config.resources()), config.min_actors, len(rows)),
+    require(config.resources(), "prompts.writer.cpus_per_actor, prompts.writer.gpus_per_actor")
+    kind = ray.remote(WriterActor).options(
         num_cpus=config.cpus_per_actor,
         num_gpus=config.gpus_per_actor,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
-    yield from within(stream.iter_rows(), config.timeout_s, "prompts.writer.timeout_s")
+    size = min(pool_size(config.actors, config.resources()).most, len(tasks))
+    actors = [kind.remote(config, taxonomy, seed, finished) for _ in range(size)]
+    pool = ActorPool(actors)
+    for number, task in tasks.items():
+        pool.submit(lambda actor, given: actor.write.remote(*given), (number, task))
+    try:
+        while pool.has_next():
+            yield _next(pool, config.timeout_s)
+    finally:
+        # Not by losing their handles: after an error these stay in its traceback, and the actors keep what the next needs.
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _next(pool: ActorPool, timeout_s: float) -> dict[str, Any]:
+    """Return the next finished task's figures; raise its first cause, or ClusterError when none comes in time."""
+    try:
+        found: dict[str, Any] = pool.get_next_unordered(timeout=timeout_s)
+    except TimeoutError:
+        raise timeout_error("no concept's drafts were finished", timeout_s, "prompts.writer.timeout_s") from None
+    except ray.exceptions.RayError as error:
+        raise first_cause(error) from error
+    return found
 
 
 def embed_prompts(config: EmbeddingConfig, prompts: Sequence[str]) -> np.ndarray:

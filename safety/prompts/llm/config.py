@@ -22,7 +22,7 @@ else:
         Field(discriminator="engine"),
     ]
 
-PLACEMENT = frozenset({"actors", "min_actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
+PLACEMENT = frozenset({"actors", "cpus_per_actor", "gpus_per_actor", "timeout_s"})
 """Fields of placement: they cannot change a prompt."""
 
 
@@ -49,7 +49,6 @@ class LlmWriterConfig(Config):
     instructions: Path | None = Field(None, description="a YAML file of what the model is told; none: the embedded one")
     threads: int = Field(1, gt=0, description="CPU threads of one actor; an answer may depend on it")
     actors: int = Field(1, gt=0, description="most language models at once")
-    min_actors: int = Field(1, gt=0, description="actors that are waited for")
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="may be a fraction of one GPU")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for the next concept's drafts")

@@ -150,6 +150,7 @@ def test_a_model_that_never_writes_a_pair_ends_with_its_reasons(
         write_pairs(made, made.run.load_taxonomy())
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_category_without_a_pair_is_named(
     session: Session, tiny_model_dir: Path, stub: ChatStub, tmp_path: Path
@@ -171,6 +172,7 @@ def test_a_category_without_concepts_is_refused(tiny_model_dir: Path, stub: Chat
         write_pairs(made, taxonomy)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_dataset_is_made_of_them(session: Session, tiny_model_dir: Path, stub: ChatStub, tmp_path: Path) -> None:
     # The judge keeps one pair in four.
@@ -188,6 +190,6 @@ def test_a_dataset_is_made_of_them(session: Session, tiny_model_dir: Path, stub:
     assert (card["role"], card["file"]) == ("pairs", "chat-1")
     used = sum(count for counts in card["used"].values() for count in counts.values())
     assert card["lines"] == used + sum(card["refused"].values())
-    [kept] = (made.work / KIND).iterdir()
+    [kept] = [path for path in (made.work / KIND).iterdir() if path.is_dir()]
     whole = made.folder(generate.ArtifactRef(KIND, kept.name))
     assert {CARD_FILE, PLOT_FILE, DRAFTS_FILE} <= {path.name for path in whole.iterdir()}
