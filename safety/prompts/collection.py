@@ -25,7 +25,9 @@ from safety.prompts.writer import PromptCounts
 from safety.seeds import uniform
 from safety.taxonomy import Taxonomy
 
-LEAKED, DUPLICATE, AMONG_PAIRS, NOT_NEEDED = "in_test_and_pairs", "duplicate", "among_pairs", "not_needed"
+LEAKED, NEARLY_LEAKED = "in_test_and_pairs", "nearly_in_test_and_pairs"
+"""Prompts of both sides: the same, and the same but for case and spaces."""
+DUPLICATE, AMONG_PAIRS, NOT_NEEDED = "duplicate", "among_pairs", "not_needed"
 LLM = "llm"
 """The form's name of what a language model wrote."""
 Role = str
@@ -197,12 +199,14 @@ class PromptCollection:
         """Return pairs and test rows that share no prompt; the config says which side loses."""
         loser, other = (test, pairs) if self.config.leaks == "test" else (pairs, test)
         taken = {key for row in other for key in row.keys}
+        exactly = {text.strip() for row in other for text in row.texts}
         kept = []
         for row in loser:
             if taken.isdisjoint(row.keys):
                 kept.append(row)
             else:
-                self._refuse(row.card, LEAKED)
+                same = not exactly.isdisjoint(text.strip() for text in row.texts)
+                self._refuse(row.card, LEAKED if same else NEARLY_LEAKED)
         return (pairs, kept) if loser is test else (kept, test)
 
     def _count_recurring(self, pairs: Sequence[_Row]) -> None:
@@ -227,21 +231,54 @@ class PromptCollection:
         for group in _connected(pairs):
             if any(row.row.concept in self._heldout for row in group):
                 found |= {row.id: "heldout" for row in group}
-                continue
-            by_category.setdefault(group[0].categories[0], []).append(group)
-        test_share = 0.0 if self.config.test else self.config.test_share
+            else:
+                by_category.setdefault(group[0].categories[0], []).append(group)
         for groups in by_category.values():
             ordered = sorted(groups, key=lambda group: uniform(self.seed, group[0].id, "prompt-split"))
-            rows = sum(map(len, groups))
-            wanted: list[tuple[PairSplit, int]] = [
-                ("test", _share(test_share, rows)),
-                ("validation", _share(self.config.validation_share, rows)),
-            ]
-            for group in ordered:
-                split: PairSplit = next((name for name, left in wanted if left > 0), "train")
-                wanted = [(name, left - len(group) if name == split else left) for name, left in wanted]
+            for group, split in zip(ordered, self._shared_out([len(group) for group in ordered]), strict=True):
                 found |= {row.id: split for row in group}
+        self._require_training(pairs, found)
         return found
+
+    def _shared_out(self, sizes: Sequence[int]) -> list[PairSplit]:
+        """Return the split of each group of a category, by their sizes in the order of their draws.
+
+        A group goes to the test or the validation while it fits there, and else to the training. A split that none fits
+        takes the smallest one that the training can spare.
+        """
+        rows = sum(sizes)
+        test_share = 0.0 if self.config.test else self.config.test_share
+        left: dict[PairSplit, int] = {
+            "test": _share(test_share, rows),
+            "validation": _share(self.config.validation_share, rows),
+        }
+        wanted = [split for split, count in left.items() if count]
+        found: list[PairSplit] = []
+        for size in sizes:
+            split: PairSplit = next((name for name in wanted if left[name] >= size), "train")
+            found.append(split)
+            if split != "train":
+                left[split] -= size
+        for name in reversed(wanted):  # the validation first: without it there is no merge
+            spare = [index for index, split in enumerate(found) if split == "train"]
+            if name not in found and len(spare) > 1:
+                found[min(spare, key=lambda index: sizes[index])] = name
+        return found
+
+    def _require_training(self, pairs: Sequence[_Row], splits: Mapping[str, PairSplit]) -> None:
+        """Raise ConfigError for a category that has pairs, but none to train on or none to choose the merge by."""
+        counts: dict[str, Counter[str]] = {}
+        for row in pairs:
+            counts.setdefault(row.categories[0], Counter())[splits[row.id]] += 1
+        for category, found in counts.items():
+            lost = [split for split in ("train", "validation") if not found[split]]
+            if lost and found.total() > found["heldout"]:
+                raise ConfigError(
+                    f"the {found.total()} pairs of the category {category!r} leave none for the split {lost[0]!r}: pairs that "
+                    "share a prompt stay together",
+                    field="prompts.pairs",
+                    fix=f"give more pairs of {category!r} with prompts of their own, or take the category out of the taxonomy",
+                )
 
     def _pair(self, row: _Row, split: PairSplit) -> PromptPair:
         category, *others = row.categories

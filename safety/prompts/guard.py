@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from typing import NamedTuple
 
 REFUSED = "refused_prompt"
@@ -20,6 +19,10 @@ HOMOGLYPHS = str.maketrans(
 )
 LEET = {"0": "o", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
 LEET_ONES = ("i", "l")
+LEET_SIGN = re.compile("[" + re.escape("".join(LEET)) + "1]")
+OTHERS, OTHERS_BUT_SPACES = re.compile(r"[^a-z0-9]+"), re.compile(r"[^a-z0-9\s]+")
+LETTERS_APART = re.compile(r"\b(?:[a-z0-9] ){2,}[a-z0-9]\b")
+REPEATED = re.compile(r"([a-z])\1{2,}")
 
 NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
 AGE = rf"(?:1[0-7]|[1-9]|{NUMBERS})"
@@ -75,40 +78,45 @@ class MinorSafetyFilter:
             negative: What is to be kept out of the image. Unsafe words are allowed there, but not those that complete
                 a prompt: clothes beside a minor, adults beside a sexual context.
         """
-        readings = set(_readings(prompt))
+        readings = _readings(prompt)
         # Words spelled with spaces between all letters have no word borders left: search for stems.
         spaced = [run.replace(" ", "") for text in readings for run in SPACED.findall(text)]
         minor = any(MINORS.search(NOT_MINORS.sub(" ", text)) for text in readings)
         minor = minor or any(MINOR_STEMS.search(run) for run in spaced)
-        sexual = any(SEXUAL.search(text) for text in readings) or any(SEXUAL_STEMS.search(run) for run in spaced)
-        if negative:
-            kept_out = set(_readings(negative))
-            sexual = sexual or (minor and any(CLOTHED.search(text) for text in kept_out))
-            minor = minor or (sexual and any(ADULT.search(text) for text in kept_out))
-        if (minor and sexual) or any(ALONE.search(text) for text in readings):
+        # One of both is no reason yet, and most prompts have neither.
+        if minor or negative:
+            sexual = any(SEXUAL.search(text) for text in readings) or any(SEXUAL_STEMS.search(run) for run in spaced)
+            if negative:
+                kept_out = _readings(negative)
+                sexual = sexual or (minor and any(CLOTHED.search(text) for text in kept_out))
+                minor = minor or (sexual and any(ADULT.search(text) for text in kept_out))
+            if minor and sexual:
+                return Refusal(REFUSED, MESSAGE)
+        if any(ALONE.search(text) for text in readings):
             return Refusal(REFUSED, MESSAGE)
         return None
 
 
-def _readings(prompt: str) -> Iterator[str]:
-    """Yield the possible readings of a prompt: words of lower-case letters and digits, one space between.
+def _readings(prompt: str) -> set[str]:
+    """Return the possible readings of a prompt: words of lower-case letters and digits, one space between.
 
     Look-alike letters, accents, invisible characters, digits for letters, spaced-out letters and repeated letters are
-    folded.
+    folded. Most prompts have one reading, so equal ones are folded once.
     """
     plain = _fold(prompt)
-    for text in (plain, *(_without_leet(plain, one) for one in LEET_ONES)):
-        for parted in (re.sub(r"[^a-z0-9]+", " ", text), re.sub(r"[^a-z0-9\s]+", "", text)):
-            joined = re.sub(r"\b(?:[a-z0-9] ){2,}[a-z0-9]\b", lambda m: m.group().replace(" ", ""), parted)
-            for drawn_out in (parted, joined):
-                words = " ".join(drawn_out.split())
-                yield words
-                yield re.sub(r"([a-z])\1{2,}", r"\1", words)
-                yield re.sub(r"([a-z])\1{2,}", r"\1\1", words)
+    texts = {plain, *(_without_leet(plain, one) for one in LEET_ONES)}
+    parted = {OTHERS.sub(" ", text) for text in texts} | {OTHERS_BUT_SPACES.sub("", text) for text in texts}
+    joined = {LETTERS_APART.sub(lambda found: found.group().replace(" ", ""), text) for text in parted}
+    words = {" ".join(text.split()) for text in parted | joined}
+    once = {REPEATED.sub(r"\1", text) for text in words}
+    twice = {REPEATED.sub(r"\1\1", text) for text in words}
+    return words | once | twice
 
 
 def _fold(prompt: str) -> str:
     """Return the prompt in lower case with look-alikes, accents and invisible characters folded."""
+    if prompt.isascii() and prompt.isprintable():
+        return prompt.lower()  # Nothing else is left to fold.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", prompt).casefold())
     seen = "".join(c for c in decomposed if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t\r")
     return seen.translate(HOMOGLYPHS)
@@ -116,5 +124,7 @@ def _fold(prompt: str) -> str:
 
 def _without_leet(text: str, one: str) -> str:
     """Return the text with digits and signs read as letters, in words that have letters too."""
+    if LEET_SIGN.search(text) is None:
+        return " ".join(text.split())
     table = str.maketrans({**LEET, "1": one})
     return " ".join(word.translate(table) if re.search(r"[a-z]", word) else word for word in text.split())

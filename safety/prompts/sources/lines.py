@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from safety.prompts.sources.source import EMPTY, SourceConfig, SourceContent, SourceRow, sources
+from safety.prompts.sources.source import EMPTY, FIELD, SourceConfig, SourceContent, SourceRow, sources
 from safety.prompts.sources.text import read_lines
 
 
@@ -26,7 +26,7 @@ class LinesSource:
     @staticmethod
     def read(config: LinesConfig) -> SourceContent:
         """Return the lines that hold text."""
-        lines, encoding = read_lines(config.path, "prompts.path")
+        lines, encoding = read_lines(config.path, FIELD, config.encoding)
         content = SourceContent([], 0, encoding=encoding)
         labels = () if config.all_category is None else (config.all_category,)
         for number, line in enumerate(lines, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from safety.base import Config
 from safety.prompts.pictures import Picture
@@ -28,10 +29,26 @@ class SourceConfig(Config):
 
     source: str
     path: Path = Field(description="the file; a relative path is relative to where the run is started")
+    encoding: str | None = Field(
+        None,
+        description="of its text, such as cp1251 or gb18030; none: UTF-8 or UTF-16, or Windows-1252 where the text speaks for it",
+    )
     labels: Mapping[str, str] = Field(
         {},
         description="the taxonomy's category by the file's label; labels that differ in case and punctuation alone need none",
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                codecs.lookup(name)
+            except LookupError:
+                raise ValueError(
+                    f"there is no encoding {name!r}; use one of Python's, such as cp1250, cp1251, gb18030"
+                ) from None
+        return name
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that the rows depend on; raise ArtifactFormatError when there are none."""
@@ -94,8 +111,15 @@ class PromptSource(Protocol):
 sources: Registry[PromptSource] = Registry("prompt source", __package__)
 
 
+SPELLINGS = {"harrasment": "harassment"}
+"""Categories that published files spell otherwise than the papers do, as ``plain`` has them."""
+
+
 class CategoryNames:
-    """The taxonomy's category behind a source's label: by the source's own table, else by name but for case and punctuation."""
+    """The taxonomy's category behind a source's label: by the source's own table, else by name but for case and punctuation.
+
+    A published file's own spelling stands for the category that it means, unless the taxonomy spells it so too.
+    """
 
     def __init__(self, categories: tuple[str, ...], labels: Mapping[str, str]) -> None:
         self._known = {plain(name): name for name in categories}
@@ -105,7 +129,8 @@ class CategoryNames:
         """Return the category, or None for a label that stands for none."""
         name = plain(label)
         found = self._given.get(name)
-        return self._known.get(name if found is None else plain(found))
+        wanted = name if found is None else plain(found)
+        return self._known.get(wanted) or self._known.get(SPELLINGS.get(wanted, wanted))
 
 
 def split_labels(value: Any, separator: str) -> tuple[str, ...]:

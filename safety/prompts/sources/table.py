@@ -6,7 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from safety.prompts.sources.source import EMPTY, NO_SAFE, SourceConfig, SourceContent, SourceRow, sources, split_labels
+from safety.prompts.sources.source import (
+    EMPTY,
+    FIELD,
+    NO_SAFE,
+    SourceConfig,
+    SourceContent,
+    SourceRow,
+    sources,
+    split_labels,
+)
 from safety.prompts.sources.text import Line, read_csv
 
 
@@ -32,7 +41,7 @@ class CsvSource:
     def read(config: CsvConfig) -> SourceContent:
         """Return the rows; a line without a prompt, or without the safe one of a pair, is refused."""
         named = (config.prompt, config.safe, config.category, config.concept)
-        lines, encoding = read_csv(config.path, [name for name in named if name is not None], "prompts.path")
+        lines, encoding = read_csv(config.path, [name for name in named if name is not None], FIELD, config.encoding)
         content = SourceContent([], 0, encoding=encoding)
         for line in lines:
             content.lines += 1

@@ -109,8 +109,8 @@ def test_a_picture_that_no_actor_can_read_is_the_first_cause(
     made = context(tmp_path, tiny_model_dir, folder_store(tmp_path / "store"), path=str(shards), side="conditioned_on")
     read = generate.run_prompts
 
-    def and_lose_them(*arguments: Any) -> Any:
-        found = read(*arguments)
+    def and_lose_them(*arguments: Any, **named: Any) -> Any:
+        found = read(*arguments, **named)
         for shard in shards.iterdir():
             shard.unlink()
         return found

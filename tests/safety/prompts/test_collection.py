@@ -93,6 +93,56 @@ def test_pairs_that_share_a_prompt_are_in_one_split(
         assert (merged.category, merged.other_categories) == ("hate", ("violence",))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_large_group_that_shares_a_prompt_leaves_the_others_for_every_split(
+    seed: int, benign: dict[str, str], tmp_path: Path
+) -> None:
+    rows = [["the same", f"safe {n}", "hate"] for n in range(30)] + [
+        [f"own {n}", f"good {n}", "hate"] for n in range(10)
+    ]
+    path = write(tmp_path / "pairs.csv", "prompt,safe,kind", rows)
+    source = {"source": "csv", "path": str(path), "safe": "safe", "category": "kind"}
+    prompts, _ = collect({"pairs": [source], "benign": [benign]}, seed)
+    assert {split: len(prompts.in_split(split)) for split in ("train", "validation", "test")} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost"),
+    [
+        ([["the same", f"safe {n}", "hate"] for n in range(5)], "validation"),
+        ([["alone", "safe", "hate"]], "train"),
+        (
+            [["a", "b", "violence"], ["a", "c", "hate"], *([f"v {n}", f"s {n}", "violence"] for n in range(3))],
+            "validation",
+        ),
+    ],
+)
+def test_a_category_that_cannot_be_split_is_named(
+    rows: list[list[str]], lost: str, benign: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "pairs.csv", "prompt,safe,kind", rows)
+    source = {"source": "csv", "path": str(path), "safe": "safe", "category": "kind"}
+    with pytest.raises(ConfigError, match=f"of the category 'hate' leave none for the split '{lost}'") as caught:
+        collect({"pairs": [source], "benign": [benign], "test_share": 0.0})
+    assert caught.value.field == "prompts.pairs"
+
+
+def test_pairs_of_a_concept_that_is_held_out_are_held_out(benign: dict[str, str], tmp_path: Path) -> None:
+    concepts = [{"name": "kite", "category": "hate", "heldout": True}, {"name": "saw", "category": "hate"}]
+    taxonomy = Taxonomy.model_validate({"name": "two", "version": "1", "concepts": concepts})
+    rows = [[f"a {name} {n}", f"a bag {name} {n}", "hate", name] for name in ("kite", "saw") for n in range(6)]
+    path = write(tmp_path / "pairs.csv", "prompt,safe,kind,concept", rows)
+    source = {"source": "csv", "path": str(path), "safe": "safe", "category": "kind", "concept": "concept"}
+    config = PromptsConfig.model_validate({"pairs": [source], "benign": [benign]})
+    found = PromptCollection(config, taxonomy, COUNTS, 0).collect().prompts
+    assert {pair.concept for pair in found.in_split("heldout")} == {"kite"}
+    assert len(found.in_split("heldout")) == 6
+
+
 @pytest.mark.parametrize("side", ["test", "pairs"])
 def test_a_prompt_of_both_sides_is_taken_from_one(
     side: str, pairs: dict[str, Any], benign: dict[str, str], tmp_path: Path
@@ -106,22 +156,25 @@ def test_a_prompt_of_both_sides_is_taken_from_one(
     texts["train"] |= {key_of(p) for pair in prompts.in_split("validation") for p in pair.prompts}
     assert texts["train"].isdisjoint(texts["test"])
     assert len(prompts.in_split("test")) == (1 if side == "test" else 3)
-    assert cards["test.csv" if side == "test" else "pairs.csv"].refused["in_test_and_pairs"] == 2
+    refused = cards["test.csv" if side == "test" else "pairs.csv"].refused
+    assert (refused["in_test_and_pairs"], refused["nearly_in_test_and_pairs"]) == (1, 1)
     assert cards["test.csv"].refused["unknown_category"] == 1
     assert cards["test.csv"].unknown_labels == {"other": 1}
     assert all(pair.safe_prompt is None for pair in prompts.in_split("test"))
 
 
 def test_labels_are_named_where_they_are_spelled_otherwise(benign: dict[str, str], tmp_path: Path) -> None:
-    rows = [["one", "uno", "HATE, Gewalt"], ["two", "due", "gewalt"], ["three", "tre", "Self Harm"]]
+    labels = {"one": "HATE, Gewalt", "two": "gewalt", "three": "Self Harm", "four": "Harrasment"}
+    rows = [[f"{name} {n}", f"safe {name} {n}", label] for name, label in labels.items() for n in range(3)]
     path = write(tmp_path / "other.csv", "prompt,safe,categories", rows)
     source = {"source": "csv", "path": str(path), "safe": "safe", "category": "categories"}
     source["labels"] = {"Gewalt": "violence"}  # type: ignore[assignment]
     prompts, _ = collect({"pairs": [source], "benign": [benign]})
-    assert {p.unsafe_prompt: (p.category, p.other_categories) for p in prompts.pairs} == {
+    assert {p.unsafe_prompt.split()[0]: (p.category, p.other_categories) for p in prompts.pairs} == {
         "one": ("hate", ("violence",)),
         "two": ("violence", ()),
         "three": ("self-harm", ()),
+        "four": ("harassment", ()),
     }
 
 
@@ -148,7 +201,7 @@ def test_too_few_benign_prompts_are_said(pairs: dict[str, Any], tmp_path: Path) 
         collect({"pairs": [pairs], "benign": [{"source": "lines", "path": str(path)}]})
 
 
-def write_full_form(folder: Path) -> dict[str, Any]:
+def write_full_form(folder: Path, form: str, **columns: str) -> dict[str, Any]:
     """Write files of the published sizes: 15,690 pairs, 535 unsafe prompts in several of them, 8,000 test prompts, 728 leaked."""
     draw = random.Random(0)
     unsafe = [f"unsafe prompt number {n}" for n in range(15690 - 535)]
@@ -164,24 +217,17 @@ def write_full_form(folder: Path) -> dict[str, Any]:
     test = [*(unsafe[1000 + n] for n in range(728)), *(f"test prompt number {n}" for n in range(8000 - 728))]
     captions = folder / "captions.txt"
     captions.write_text("".join(f"a caption, number {n}\n" for n in range(3000)))
-    tests = [[prompt, SPELLED[n % 7]] for n, prompt in enumerate(test)]
-    harassment = {"Harrasment": "harassment"}
+    tests = [[prompt, f"{n:07d}_0.jpg", SPELLED[n % 7]] for n, prompt in enumerate(test)]
     return {
         "pairs": [{"source": "coprov2", "path": str(write(folder / "train.csv", "prompt,image,category", rows))}],
-        "test": [
-            {
-                "source": "csv",
-                "path": str(write(folder / "test.csv", "prompt,category", tests)),
-                "category": "category",
-                "labels": harassment,
-            }
-        ],
+        "test": [{"source": form, "path": str(write(folder / "test.csv", "prompt,image,category", tests)), **columns}],
         "benign": [{"source": "lines", "path": str(captions)}],
     }
 
 
-def test_the_published_form_is_read_whole(tmp_path: Path) -> None:
-    prompts, cards = collect(write_full_form(tmp_path))
+@pytest.mark.parametrize("columns", [{"form": "coprov2"}, {"form": "csv", "category": "category"}])
+def test_the_published_form_is_read_whole(columns: dict[str, str], tmp_path: Path) -> None:
+    prompts, cards = collect(write_full_form(tmp_path, **columns))
     splits = Counter(pair.split for pair in prompts.pairs)
     assert splits["train"] + splits["validation"] == 15690
     assert splits["test"] == 8000 - 728

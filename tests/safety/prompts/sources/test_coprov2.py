@@ -34,7 +34,7 @@ def test_labels_and_repeats_are_merged(tmp_path: Path) -> None:
     found = read(tmp_path, GOOD)
     assert [(row.number, row.labels) for row in found.rows] == [
         (3, ("Illegal Activity",)),
-        (7, ("harassment", "self-harm")),
+        (7, ("Harrasment", "self-harm")),
     ]
     assert (found.rows[1].prompt, found.rows[1].safe) == ("bad thing", "good, thing")
     assert (found.lines, found.merged) == (6, 4)
@@ -53,6 +53,16 @@ def test_labels_and_repeats_are_merged(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(ArtifactFormatError, match=said):
         read(tmp_path, GOOD.replace(old, new))
+
+
+def test_the_test_files_prompts_stand_alone(tmp_path: Path) -> None:
+    data = "prompt,image,category\nbad,0007998_0.jpg,Hate\nworse,0000003_0.jpg,sexual\nbad,0007998_0.jpg,Violence\n"
+    found = read(tmp_path, data)
+    assert [(row.number, row.prompt, row.safe, row.labels) for row in found.rows] == [
+        (3, "worse", None, ("sexual",)),
+        (7998, "bad", None, ("Hate", "Violence")),
+    ]
+    assert (found.lines, found.merged) == (3, 1)
 
 
 def test_the_public_sample_is_read_whole() -> None:

@@ -53,7 +53,7 @@ def test_what_is_no_text_is_named(data: bytes, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ArtifactFormatError, match="is no text in UTF-8") as refused:
         read_text(path, "prompts.path")
-    assert refused.value.fix == "save it as UTF-8"
+    assert refused.value.fix.startswith("save it as UTF-8, or name its encoding")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -77,3 +77,51 @@ def test_what_is_no_such_table_is_named(text: str, said: str, tmp_path: Path) ->
     path.write_text(text)
     with pytest.raises(ArtifactFormatError, match=said):
         list(read_csv(path, ["prompt", "category"], "prompts.path")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Zażółć gęślą jaźń", "cp1250"),
+        ("příliš žluťoučký kůň", "cp1250"),
+        ("красный воздушный змей", "cp1251"),
+        ("ένας χαρταετός", "cp1253"),
+        ("küçük şapkalı ağaç", "cp1254"),
+        ("一只红色的风筝", "gb18030"),
+        ("赤い凧", "shift_jis"),
+        ("un café à Noël", "mac_roman"),
+        ("un café à Noël", "cp850"),
+    ],
+)
+def test_another_code_page_is_never_read_as_windows_1252_and_is_read_by_its_name(
+    text: str, encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_bytes(f"prompt\n{text}\n".encode(encoding))
+    with pytest.raises(ArtifactFormatError, match="name its encoding"):
+        read_text(path, "prompts.path")
+    assert read_text(path, "prompts.path", encoding).text.split("\n")[1] == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "un café à Noël, l’œuvre",
+        "ein Mädchen ißt Äpfel – süß",
+        "¿dónde está el niño?",
+        "um pão de açúcar",
+        "smørrebrød på bordet",
+        "costs 5 €",
+    ],
+)
+def test_a_western_text_of_a_spreadsheet_is_read_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(text.encode("cp1252"))
+    assert read_text(path, "prompts.path") == (text, "cp1252")
+
+
+def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xff\x81")
+    with pytest.raises(ArtifactFormatError, match="is no text in ascii"):
+        read_text(path, "prompts.path", "ascii")
