@@ -59,6 +59,12 @@ def goals_table(metrics: MetricsReport) -> ReportTable:
     return ReportTable("Figures to reach", ("Figure", "Limit", "Measured", ""), rows)
 
 
+ONE_JUDGE = (
+    "By one judge: where it has also filtered the data and chosen the merge, its figures flatter the result "
+    "(evaluate.second_judge adds another's)."
+)
+
+
 def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     """Return IP by category (rows) and model (columns)."""
     figures = metrics.ip_heldout if heldout else metrics.ip
@@ -68,7 +74,10 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     rows = tuple((name, *(share(figures[m].get(name)) for m in models)) for name in ordered)
     counts = sorted({figures[BASE][c].n for c in categories if c != OVERALL})
     title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
-    return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, _images_note(counts))
+    note = _images_note(counts)
+    if metrics.provenance.second_judge is None:
+        note = f"{note} {ONE_JUDGE}".strip()
+    return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, note)
 
 
 def second_ip_table(metrics: MetricsReport) -> ReportTable:

@@ -112,9 +112,9 @@ LINES = {"source": "lines", "path": "a.txt"}
         (
             [{"source": "csv", "path": "a", "zzz": "kind"}],
             "prompts.pairs.0.csv.zzz",
-            "or use one of: source, path, labels",
+            "or use one of: source, path, encoding, labels",
         ),
-        ([], "prompts.pairs", "correct prompts.pairs"),
+        ([], "prompts", "correct prompts"),
     ],
 )
 def test_a_wrong_source_is_named_by_its_place(pairs: list[Any], field: str, fix: str, tmp_path: Path) -> None:

@@ -369,8 +369,10 @@ def test_the_second_judges_figures_stand_beside_the_judges(record: Maker, proven
         model: count / 10 for model, count in FLAGGED.items()
     }
     table = next(table for table in terminal_tables(metrics) if table.title == "IP by two judges")
-    assert table.header[1:3] == ("IP by emoji", "IP by other")
-    assert [cell.partition("%")[0] for cell in table.rows[1][1:3]] == ["10.0", "30.0"]
+    assert table.header == ("Model", "Category", "IP by emoji", "IP by other")
+    merged = {row[1]: [cell.partition("%")[0] for cell in row[2:]] for row in table.rows if row[0] == "Merged"}
+    assert merged["overall"] == ["10.0", "30.0"]
+    assert set(merged) == {"overall", *CATEGORIES}
     page = render_report(metrics, rows)
     assert "By a second judge" in page
     assert "other, version 2, threshold 0.4" in page
