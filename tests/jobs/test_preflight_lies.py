@@ -27,6 +27,20 @@ OWN_JUDGES: dict[str, Any] = {
 }
 """For a model that is not the embedded one, whose judge and features would be refused first."""
 NOWHERE = "http://127.0.0.1:9"
+CAPTIONS = {"source": "lines", "path": "no/captions.txt"}
+
+
+def sources(**given: Any) -> dict[str, Any]:
+    return {"prompts": {"pairs": [{"source": "coprov2", "path": "no/train.csv"}], "benign": [CAPTIONS], **given}}
+
+
+def writer(**given: Any) -> dict[str, Any]:
+    """Return a run whose prompts a language model writes; its captions are there."""
+    engine = {"engine": "openai", "endpoint": {"url": f"{NOWHERE}/v1", "model": "chat-1", "attempts": 1}}
+    captions = {"source": "lines", "path": str(ROOT / "LICENSE")}
+    return {"prompts": {"writer": {"engine": engine, **given}, "benign": [captions]}}
+
+
 LIES: dict[str, tuple[dict[str, Any], str]] = {
     "a model's folder": ({"model": {"path": "./models/mine"}, **OWN_JUDGES}, "model.path"),
     "a model's file": ({"model": {"path": "./models/mine.safetensors"}, **OWN_JUDGES}, "model.path"),
@@ -72,6 +86,34 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "a base model": ({"release": {"base_model": "my-org/my-model"}}, "release.base_model"),
     "a base model in words": ({"release": {"base_model": "TODO: the base"}}, "release.base_model"),
     "a signing key": ({"release": {"signing_key": "no/key.pem"}}, "release.signing_key"),
+    "a source's file": (sources(), "prompts.path"),
+    "a source's form": (sources(test=[{"source": "i2p", "path": "no/i2p.csv"}]), "prompts.test"),
+    "a source's encoding": (sources(test=[{"source": "csv", "path": "a", "encoding": "cp99"}]), "encoding"),
+    "a language model's folder": (
+        writer(engine={"engine": "transformers", "model": "./models/chat"}),
+        "prompts.writer.engine.model",
+    ),
+    "a language model of a hub": (
+        writer(engine={"engine": "transformers", "model": "my-org/my-chat"}),
+        "prompts.writer.engine.model",
+    ),
+    "a language model's endpoint": (writer(), "prompts.writer.engine.endpoint"),
+    "a language model's engine": (writer(engine={"engine": "llama"}), "prompts.writer.engine"),
+    "a language model's instructions": (writer(instructions="my/told.yaml"), "prompts.writer.instructions"),
+    "a sentence encoder": (writer(embedding={"model": "my-org/encoder"}), "prompts.writer.embedding.model"),
+    "a second judge": ({"evaluate": {"second_judge": {"name": "my-judge"}}}, "evaluate.second_judge.name"),
+    "a run's judge": ({"judge": {"name": "my-judge"}}, "judge"),
+    "a judge's CLIP": (
+        {
+            "evaluate": {
+                "second_judge": {"name": "q16", "settings": {"weights": "no/clip", "prompts": "no/q16.safetensors"}}
+            }
+        },
+        "second_judge",
+    ),
+    "FID's features": ({"evaluate": {"fid_features": "inception@no/inception.safetensors"}}, "evaluate.fid_features"),
+    "FID's pictures": ({"evaluate": {"fid_reference": "no/coco"}}, "evaluate.fid_reference"),
+    "LPIPS's weights": ({"evaluate": {"lpips": "no/lpips.safetensors"}}, "evaluate.lpips"),
     "a cluster": ({"cluster": {"address": "127.0.0.1:9"}}, "cluster.address"),
     "a cluster's name": ({"cluster": {"address": "no.such.host.invalid:6379"}}, "cluster.address"),
 }
