@@ -1,0 +1,38 @@
+"""The script for a GPU, on the embedded model and a CPU: every line has figures, and one that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_dry_run_gives_figures_of_every_benchmark(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.jsonl"
+    gpu.main(output, minutes=10, dry=True)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == len(gpu.DRY)
+    for line in lines:
+        assert "failed" not in line
+        assert len(line["lines"]) > 1
+
+
+def test_without_time_each_says_so(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.jsonl"
+    gpu.main(output, minutes=0, dry=True)
+    assert [json.loads(line)["failed"] for line in output.read_text().splitlines()] == ["no time left"] * len(gpu.DRY)
+
+
+def test_a_benchmark_that_fails_says_why() -> None:
+    found = gpu.measure(("train_step", "--size", "sd99", "--no-memory"), 120)
+    assert "sd99" in str(found["failed"])
+
+
+@pytest.mark.parametrize("benchmark", [*gpu.BENCHMARKS, *gpu.DRY])
+def test_each_is_a_benchmark_that_there_is(benchmark: tuple[str, ...]) -> None:
+    assert (Path(gpu.__file__).parent / f"{benchmark[0]}.py").is_file()
