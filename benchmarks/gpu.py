@@ -23,6 +23,7 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
     ("train_step", "--size", "sd15", "--pairs", "16", "--rounds", "8", *HALF),
     ("render", "--size", "sd15", "--batch", "16", "--steps", "30", "--guidance", "7.5", "--rounds", "2", *HALF),
     ("profile_step", "--size", "sd15", "--pairs", "16", *HALF),
+    ("experts", "--size", "sd15", "--pairs", "16", "--steps", "10", *HALF),
     ("memory", "--model", "sd15", *HALF),
     ("train_step", "--size", "sdxl", "--pairs", "4", "--rounds", "5", *HALF),
     ("memory", "--model", "sdxl", *HALF),
@@ -31,6 +32,7 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
 DRY: tuple[tuple[str, ...], ...] = (
     ("train_step", "--size", "pico", "--pairs", "2", "--rounds", "1", "--no-memory"),
     ("render", "--size", "pico", "--batch", "2", "--steps", "1", "--rounds", "1"),
+    ("experts", "--size", "pico", "--experts", "2", "--pairs", "2", "--steps", "1"),
     ("profile_step", "--size", "pico", "--pairs", "2", "--batch", "2", "--steps", "1"),
 )
 

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.machine import describe, matmul_tflops, synchronise
 from benchmarks.render import make_model, sampler
 from benchmarks.train_step import make, tflops
+from safety.precision import computes_bf16
 
 KINDS: dict[str, tuple[str, ...]] = {
     "attention": ("attention",),
@@ -83,19 +84,24 @@ def main(
     """Profile both and print one JSON line each."""
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
     kind: torch.dtype = getattr(torch, dtype)
-    top = matmul_tflops(device, kind)
-    typer.echo(json.dumps({"size": size, "dtype": dtype, "matmul TFLOP/s": round(top, 3), **describe(device)}))
+    # An expert's passes are in bf16 where the device computes in it, whatever the base is stored in.
+    training = torch.bfloat16 if computes_bf16(torch.device(device)) else kind
+    tops = {each: matmul_tflops(device, each) for each in {kind, training}}
+    typer.echo(json.dumps({"size": size, "dtype": dtype, **describe(device)}))
     works = {
-        f"training step of {pairs} pairs": make("ours", size, device, kind, pairs, 8),
-        f"rendering {batch} images in {steps} steps": sampler(
-            make_model(size, kind, device), size, batch, batch, steps, 2.5
+        f"training step of {pairs} pairs": (training, make("ours", size, device, kind, pairs, 8)),
+        f"rendering {batch} images in {steps} steps": (
+            kind,
+            sampler(make_model(size, kind, device), size, batch, batch, steps, 2.5),
         ),
     }
-    for name, work in works.items():
-        counted = tflops(work)
+    for name, (computed, work) in works.items():
+        counted, top = tflops(work), tops[computed]
         found, seconds = shares(work, device)
         row = {
             "what": name,
+            "computes in": str(computed).removeprefix("torch."),
+            "matmul TFLOP/s": round(top, 3),
             "seconds": round(seconds, 4),
             "TFLOP": round(counted, 4),
             "share of matmul rate": round(counted / seconds / top, 3),

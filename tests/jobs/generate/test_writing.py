@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +141,25 @@ def test_a_run_that_was_cut_off_goes_on_and_writes_the_same(
     before = len(stub.requests)
     assert write_pairs(cut, taxonomy) == expected
     assert len(stub.requests) - before < needed, "finished concepts are not written again"
+
+
+@pytest.mark.nightly
+@pytest.mark.ray
+def test_a_killed_actor_changes_nothing(session: Session, tiny_model_dir: Path, stub: ChatStub, tmp_path: Path) -> None:
+    whole, disturbed = (context(tmp_path / name, tiny_model_dir, stub) for name in ("whole", "disturbed"))
+    taxonomy = whole.run.load_taxonomy()
+    expected, needed = write_pairs(whole, taxonomy), len(stub.requests)
+    killed: list[str] = []
+
+    def kills_one(body: dict[str, Any]) -> Any:
+        if not killed and len(stub.requests) - needed > 8:
+            killed.extend(subprocess.check_output(["pgrep", "-f", "ray::WriterActor"], text=True).split()[:1])
+            os.kill(int(killed[0]), signal.SIGKILL)
+        return speak(body)
+
+    stub.answer = kills_one
+    assert write_pairs(disturbed, taxonomy) == expected
+    assert killed
 
 
 @pytest.mark.ray
