@@ -84,7 +84,7 @@ def main(
     named = smollm2() if model is None else {"model": model, "gguf_file": gguf_file}
     engine = {"engine": "transformers", **named, "temperature": temperature, "top_p": 0.9, "max_new_tokens": 48}
     config = LlmWriterConfig.model_validate(
-        {"engine": {**engine, "run_on": device}, "rewrite": rewrite, "candidates": candidates}
+        {"engine": {**engine, "device": device}, "rewrite": rewrite, "candidates": candidates}
     )
     drafts, figures = measure(config, draws)
     if show:

@@ -85,7 +85,7 @@ def stream_tasks(
         SafetyError: The first cause of a failure in an actor.
     """
     require_gpu(
-        config.engine.device, config.gpus_per_actor, "prompts.writer.gpus_per_actor", "a language model's actor"
+        config.engine.runs_on, config.gpus_per_actor, "prompts.writer.gpus_per_actor", "a language model's actor"
     )
     require(config.resources(), "prompts.writer.cpus_per_actor, prompts.writer.gpus_per_actor")
     kind = ray.remote(WriterActor).options(

@@ -25,7 +25,7 @@ def writer_place(config: LlmWriterConfig) -> Place:
     """Return the place of the actor of a language model that writes prompts."""
     return Place(
         "a language model's actor",
-        config.engine.device,
+        config.engine.runs_on,
         config.resources(),
         "prompts.writer.cpus_per_actor",
         "prompts.writer.gpus_per_actor",

@@ -34,7 +34,7 @@ class EmbeddingConfig(Config):
         le=1,
         description="cosine similarity from which two unsafe prompts count as one; a scale of the encoder",
     )
-    run_on: str = Field("cpu", pattern=r"^(cpu|cuda)$", description="'cpu' or 'cuda'")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda)$", description="'cpu' or 'cuda'")
     batch: int = Field(64, ge=1)
 
     def recipe(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class SentenceEmbedder:
                 field=FIELD,
                 fix="name a folder with a text encoder of transformers and its tokenizer",
             ) from None
-        self._config, self._model = config, model.to(config.run_on).eval().requires_grad_(False)
+        self._config, self._model = config, model.to(config.device).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -75,7 +75,7 @@ class SentenceEmbedder:
 
     def _batch(self, texts: Sequence[str]) -> np.ndarray:
         inputs = self._tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
-        inputs = inputs.to(self._config.run_on)
+        inputs = inputs.to(self._config.device)
         states = self._model(**inputs).last_hidden_state
         mask = inputs.attention_mask[..., None].to(states.dtype)
         pooled = F.normalize((states * mask).sum(1) / mask.sum(1).clamp_min(1), dim=-1)

@@ -70,7 +70,7 @@ class EngineConfig(Config):
     max_new_tokens: int = Field(96, ge=8, description="tokens of an answer, its JSON among them")
 
     @property
-    def device(self) -> str:
+    def runs_on(self) -> str:
         """Return the device that it needs: "cpu" for one that only sends requests."""
         return "cpu"
 

@@ -46,14 +46,14 @@ class TransformersConfig(EngineConfig):
     revision: str | None = Field(None, description="the hub's branch, tag or commit; none: main")
     gguf_file: str | None = Field(None, description="the weights' file in it, where they are GGUF and not safetensors")
     dtype: DtypeName = Field("auto", description="the numbers that the model computes in")
-    run_on: str = Field("cpu", pattern=r"^(cpu|cuda)$", description="'cpu' or 'cuda'")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda)$", description="'cpu' or 'cuda'")
     batch: int = Field(16, ge=1, description="answers at once; on a CPU they may depend on it in the last digits")
     top_p: float = Field(0.95, gt=0, le=1, description="the likeliest tokens of this share are drawn from")
 
     @property
-    def device(self) -> str:
+    def runs_on(self) -> str:
         """Return the device that the model is on."""
-        return self.run_on
+        return self.device
 
     @property
     def model_name(self) -> str:
@@ -105,7 +105,7 @@ class TransformersEngine:
         folder = text_model_folder(config.model, config.revision, config.gguf_file, field)
         gguf: dict[str, Any] = {} if config.gguf_file is None else {"gguf_file": config.gguf_file}
         weights = gguf or {"use_safetensors": True}
-        dtype = resolve_dtype(config.dtype, torch.device(config.run_on))
+        dtype = resolve_dtype(config.dtype, torch.device(config.device))
         try:
             with no_progress_bars():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", **gguf)
@@ -129,7 +129,7 @@ class TransformersEngine:
                 fix="name an instruction-tuned model",
             )
         self._config = config
-        self._model = model.to(config.run_on).eval().requires_grad_(False)
+        self._model = model.to(config.device).eval().requires_grad_(False)
 
     def answer(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer]:
         """Return the answers, ``batch`` at a time."""
@@ -150,8 +150,8 @@ class TransformersEngine:
         end = own.eos_token_id if own.eos_token_id is not None else self._tokenizer.eos_token_id
         seeds = [request.seed for request in requests]
         found: Tensor = self._model.generate(
-            input_ids=inputs.input_ids.to(config.run_on),
-            attention_mask=inputs.attention_mask.to(config.run_on),
+            input_ids=inputs.input_ids.to(config.device),
+            attention_mask=inputs.attention_mask.to(config.device),
             generation_config=GenerationConfig(
                 max_new_tokens=config.max_new_tokens,
                 do_sample=False,
