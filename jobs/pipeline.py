@@ -58,8 +58,7 @@ def run(context: StageContext) -> None:
     merges = stages.merges(dataset, experts)
     report = stages.report(dataset, experts, merges)
     release = stages.release(merges[MERGED], report)
-    with stages.timed("serve"):
-        check_endpoint(context, dataset, release)
+    stages.served(release, lambda: check_endpoint(context, dataset, release))
     note_seconds(context.run.run.output / METRICS_FILE, stages.seconds)
     context.console.print(results_table(context, report, release, stages.seconds))
 

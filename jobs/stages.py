@@ -91,6 +91,15 @@ class Stages:
         """Return the published release; the run's pointer names it, and a copy of it is in the run's output folder."""
         return self._made("release", lambda: release.run(self.context, merged, report))
 
+    def served(self, release: ArtifactRef, check: Callable[[], None]) -> None:
+        """Check the endpoint that serves the release; its time is kept as a stage's, for runs that need no check any more."""
+
+        def checked() -> ArtifactRef:
+            check()
+            return release
+
+        self._made("serve", checked)
+
     def up_to(self, last: str) -> None:
         """Run the stages in their order, up to the one of the job ``last``, after a trial of all that they load."""
         require_needs(self.context.run, stages_up_to(last))

@@ -8,6 +8,7 @@ rendered: its pictures are read, brought to the model's size and encoded in the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from safetensors.torch import save
@@ -24,6 +25,8 @@ from safety.rendering import RenderConfig, render
 PAIR_IMAGES = ("loser", "winner")
 PAIR_TEXTS = ("unsafe", "safe")
 BENIGN_NAMES = ("benign",)
+ENCODERS = 4
+"""Threads that compress images."""
 
 
 class GroupRenderer:
@@ -49,9 +52,16 @@ class GroupRenderer:
         self._render_missing(tasks, images)
         places = [(record.row.row_id, member) for record, member in tasks]
         prompts = [record.row.prompts[member] for record, member in tasks]
-        latents, states = self._encode(torch.stack([images[place] for place in places]), prompts)
+        with ThreadPoolExecutor(ENCODERS) as pool:
+            # Compressed while the device encodes latents and texts, which would wait for it else.
+            files = {
+                place: pool.submit(encode_png, images[place], _metadata(record, member))
+                for place, (record, member) in zip(places, tasks, strict=True)
+            }
+            latents, states = self._encode(torch.stack([images[place] for place in places]), prompts)
+            pngs = {place: file.result() for place, file in files.items()}
         placed = {place: index for index, place in enumerate(places)}
-        return [self._rendered(r, images, latents, states, placed) if r.kept else r for r in checked]
+        return [self._rendered(r, images, pngs, latents, states, placed) if r.kept else r for r in checked]
 
     def _with_pictures(self, record: Record, images: dict[tuple[str, int], Tensor]) -> Record:
         """Read a row's own pictures in the model's size into ``images``; return the row, with a reason where one is faulty."""
@@ -92,6 +102,7 @@ class GroupRenderer:
         self,
         record: Record,
         images: Mapping[tuple[str, int], Tensor],
+        pngs: Mapping[tuple[str, int], bytes],
         latents: Tensor,
         states: dict[str, Tensor],
         placed: dict[tuple[str, int], int],
@@ -99,18 +110,22 @@ class GroupRenderer:
         is_pair = isinstance(record.row, PromptPair)
         image_names, text_names = (PAIR_IMAGES, PAIR_TEXTS) if is_pair else (BENIGN_NAMES, BENIGN_NAMES)
         tensors: dict[str, Tensor] = {}
-        drawn = []
-        for member, prompt in enumerate(record.row.prompts):
-            index = placed[record.row.row_id, member]
-            origin = {"origin": "published"} if record.pictures else {"seed": str(record.seed)}
-            drawn.append((images[record.row.row_id, member], {"prompt": prompt, **origin}))
+        own = [(record.row.row_id, member) for member in range(len(record.row.prompts))]
+        for member, place in enumerate(own):
+            index = placed[place]
             tensors[image_names[member]] = latents[index].contiguous()
             for key, value in states.items():
                 tensors[f"{text_names[member]}/{key}"] = value[index].contiguous()
         return record.model_copy(
             update={
-                "images": tuple(encode_png(image, metadata) for image, metadata in drawn),
-                "pixel_hashes": tuple(pixel_hash(image) for image, _ in drawn),
+                "images": tuple(pngs[place] for place in own),
+                "pixel_hashes": tuple(pixel_hash(images[place]) for place in own),
                 "tensors": save(tensors),
             }
         )
+
+
+def _metadata(record: Record, member: int) -> dict[str, str]:
+    """Return what a member's PNG says of itself."""
+    origin = {"origin": "published"} if record.pictures else {"seed": str(record.seed)}
+    return {"prompt": record.row.prompts[member], **origin}

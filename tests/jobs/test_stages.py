@@ -41,3 +41,15 @@ def test_a_stage_that_another_run_skips_reports_the_seconds_of_its_making(
     other = stages(store, tmp_path / "third")
     other.dataset()
     assert other.seconds["generate"] < 0.5
+
+
+def test_a_check_of_the_endpoint_that_is_not_needed_again_reports_the_seconds_of_the_one_that_was(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    release = ArtifactRef("release", "release-1")
+    first = stages(store, tmp_path / "first")
+    first.served(release, lambda: time.sleep(0.6))
+    assert 0.5 < first.seconds["serve"] < 10.0
+    second = stages(store, tmp_path / "second")
+    second.served(release, lambda: None)
+    assert second.seconds == first.seconds

@@ -89,7 +89,7 @@ def _beside(config: FolderConfig, images: tuple[Path, ...]) -> SourceContent:
         if not _caption_file(path).is_file():
             content.refused[NO_CAPTION] += 1
             continue
-        text, content.encoding = read_text(_caption_file(path), FIELD)
+        text, content.encoding = read_text(_caption_file(path), FIELD, config.encoding)
         prompt = " ".join(text.split())
         if prompt:
             content.rows.append(SourceRow(number, prompt, labels=labels, pictures=(_picture(path),)))
@@ -101,7 +101,7 @@ def _beside(config: FolderConfig, images: tuple[Path, ...]) -> SourceContent:
 def _by_metadata(config: FolderConfig, images: tuple[Path, ...]) -> SourceContent:
     named = (config.file, config.prompt, config.safe_file, config.safe, config.category)
     columns = [name for name in named if name is not None]
-    lines, encoding = read_csv(config.path / str(config.metadata), columns, FIELD)
+    lines, encoding = read_csv(config.path / str(config.metadata), columns, FIELD, config.encoding)
     content = SourceContent([], 0, encoding=encoding)
     known = {path.relative_to(config.path).as_posix(): path for path in images}
     for line in lines:

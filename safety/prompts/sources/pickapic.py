@@ -201,7 +201,7 @@ def _by_columns(config: PickapicConfig, lines: Iterable[_Line], content: SourceC
 
 def _by_pictures(config: PickapicConfig, lines: Iterable[_Line], content: SourceContent) -> None:
     """Add a pair for the rows that have the same pictures, where their captions' sides are known."""
-    known = None if config.captions is None else _Captions(config.captions)
+    known = None if config.captions is None else _Captions(config.captions, config.encoding)
     pairs: dict[bytes, _Pair] = {}
     for line in lines:
         pair = pairs.setdefault(line.key, _Pair(line))
@@ -234,8 +234,8 @@ def _row(config: PickapicConfig, line: _Line, unsafe: str, safe: str, labels: tu
 class _Captions:
     """The authors' pairs by their prompts."""
 
-    def __init__(self, path: Path) -> None:
-        rows = CoProV2Source.read(CoProV2Config(path=path)).rows
+    def __init__(self, path: Path, encoding: str | None) -> None:
+        rows = CoProV2Source.read(CoProV2Config(path=path, encoding=encoding)).rows
         pairs = [_Prompts(row.prompt, row.safe, row.labels) for row in rows if row.safe is not None]
         self._pairs = {(pair.unsafe, pair.safe): pair for pair in pairs}
         counts = Counter(caption for pair in pairs for caption in (pair.unsafe, pair.safe))

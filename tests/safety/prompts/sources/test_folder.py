@@ -80,3 +80,13 @@ def test_the_authors_csv_with_their_images(tmp_path: Path) -> None:
     without = read(CoProV2Config(path=table))
     assert [row.pictures for row in without.rows] == [(), ()]
     assert CoProV2Config(path=table).recipe() != CoProV2Config(path=table, images=images).recipe()
+
+
+def test_texts_are_read_in_the_encoding_that_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("воздушный змей".encode("cp1251"))
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\na.png,воздушный змей\n".encode("cp1251"))
+    for config in (FolderConfig(path=tmp_path), FolderConfig(path=tmp_path, metadata="metadata.csv")):
+        with pytest.raises(ArtifactFormatError, match="name its encoding"):
+            read(config)
+        assert read(config.model_copy(update={"encoding": "cp1251"})).rows[0].prompt == "воздушный змей"
