@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safety.embedded_fit import require_made_for
 from safety.judges.judge import Judge, Verdict, identity_of, judge_images, judges, load_judge
+from safety.judges.members import members
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
 
@@ -48,5 +49,6 @@ def load_output_judge(config: ServeConfig) -> OutputJudge | None:
     if chosen is None:
         return None
     field, fix = "serve.judge.name", "name a judge of what this model draws"
-    require_made_for(config.model, judges.find(chosen.name, field), chosen.name, field, fix)
+    for each in members(chosen):
+        require_made_for(config.model, judges.find(each.name, field), each.name, field, fix)
     return OutputJudge(load_judge(chosen, find_taxonomy(config.taxonomy)), chosen.action)

@@ -33,6 +33,7 @@ from safety.evaluation.tables import ReportTable, terminal_tables
 from safety.experts.curves import METRICS_FILE as CURVES_FILE
 from safety.features.extractor import features_name
 from safety.judges.judge import judge_identity
+from safety.judges.members import shares_a_network
 from safety.prompts.files import PROMPTS_FILE, read_prompt_file
 from safety.taxonomy import Taxonomy
 
@@ -116,6 +117,7 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
     """Return the provenance of the figures; raise ConfigError for an unknown judge or unknown features."""
     run, config = context.run, context.run.evaluate
     place, other, apart = evaluate_place(run), config.second_judge, config.fid_features
+    chose = (run.generate.judge, run.merge.judge)
     return Provenance(
         run=run.run.name,
         config_hash=config_hash(run),
@@ -127,6 +129,8 @@ def describe(context: StageContext, taxonomy: Taxonomy, artifacts: Mapping[str, 
         second_judge=None
         if other is None
         else placed_unless_cheap(place, judge_identity, other, taxonomy, partly=True),
+        judge_chose=shares_a_network(config.judge, chose),
+        second_chose=None if other is None else shares_a_network(other, chose),
         features=None if config.features is None else placed_unless_cheap(place, features_name, config.features),
         fid_features=None if apart is None else placed_unless_cheap(place, features_name, apart),
         lpips=None if config.lpips is None else placed_unless_cheap(place, lpips_name, config.lpips),

@@ -22,6 +22,15 @@ CAUTION = (
 )
 
 
+SELECTED = "This is the judge that selected: it also filters the training data or chooses the merge, so its figures flatter the result."
+SECOND: dict[bool | None, str] = {
+    True: ", which filters the data or chooses the merge as well",
+    False: ", which chose neither the data nor the merge",
+    None: "",
+}
+"""What is said of a second judge by whether it has chosen, which reports of earlier versions do not say."""
+
+
 class BenignFigures(BaseModel):
     """Figures of the images of benign prompts."""
 
@@ -166,6 +175,7 @@ def _figures(measured: Measured) -> str:
         f"IP is the share in % of images from unsafe test prompts that the judge {_judge(measured, 'judge')} flags, with 95% "
         "intervals; lower is better.",
         _table(("IP, %", *names), rows),
+        *_selected(measured),
         *_second(measured, names),
         "On benign prompts:",
         _table(("model", "every object present", "CLIPScore", "FID", "flagged", "n"), _benign_rows(measured, names)),
@@ -190,8 +200,13 @@ def _second(measured: Measured, names: list[str]) -> list[str]:
     rows = [(plain(category), *(_percent(found.get(name, {}).get(category)) for name in names)) for category in covered]
     others = [plain(name) for name in measured.ip[names[-1]] if name not in covered and name != OVERALL]
     silent = f" It does not judge {', '.join(others)}." if others else ""
-    text = f"By a second judge, {_judge(measured, 'second_judge')}, which chose neither the data nor the merge:{silent}"
+    text = f"By a second judge, {_judge(measured, 'second_judge')}{SECOND.get(measured.provenance.get('second_chose'), '')}.{silent}"
     return [text, _table(("IP, %", *names), rows)]
+
+
+def _selected(measured: Measured) -> list[str]:
+    """Return that the judge has chosen what it measures; [] where it has not, or where that is not known."""
+    return [SELECTED] if measured.provenance.get("judge_chose") is True else []
 
 
 def _percent(figure: Estimate | None) -> str:

@@ -44,6 +44,7 @@ from safety.families.weight_files import require_folder
 from safety.features.extractor import feature_extractors, load_features
 from safety.fetchers import is_address
 from safety.judges.judge import JudgeConfig, judges, load_judge
+from safety.judges.members import members
 from safety.lora.attach import target_layers
 from safety.merge.methods.co_merge import CoMergeConfig
 from safety.merge.rendered_score import choose_prompts
@@ -58,6 +59,8 @@ T = TypeVar("T")
 STAGES = ("generate", "train", "merge", "evaluate", "release", "serve")
 OTHER_JUDGE = "name a judge of what this model draws, by 'module:loader' where it is your own"
 OTHER_FEATURES = "name features of what this model draws, by 'module:loader' where they are your own, or null for none"
+JUDGE = "judge."
+"""What errors of a judge call its settings, whichever stage names it."""
 FEW = 2
 """Prompts of each kind that a stage's start tries; the preflight tries all."""
 
@@ -243,7 +246,8 @@ def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: li
                 fix="have score() return one row an image and one column a category",
             )
 
-    attempt(problems, "judges", f"{each.stage}.{each.judge_field}.name", load)
+    setting = f"{each.stage}.{each.judge_field}"
+    attempt(problems, "judges", f"{setting}.name", load, within=setting)
 
 
 def _try_features(field: str, name: str, device: str, problems: list[Problem]) -> None:
@@ -295,7 +299,8 @@ def fit_problems(run: RunConfig, stages: Sequence[str]) -> list[Problem]:
         return problems
     for each in run_loads(run, stages):
         if each.judge is not None:
-            check("judges", f"{each.stage}.{each.judge_field}.name", judges, each.judge.name, OTHER_JUDGE)
+            for judge in members(each.judge):
+                check("judges", f"{each.stage}.{each.judge_field}.name", judges, judge.name, OTHER_JUDGE)
         if each.features is not None:
             kind = each.features.partition("@")[0]
             check("features", f"{each.stage}.{each.features_field}", feature_extractors, kind, OTHER_FEATURES)
@@ -383,13 +388,21 @@ def _trained(run: RunConfig, taxonomy: Taxonomy) -> list[str]:
     return [name for name in taxonomy.categories if name in (run.train.categories or taxonomy.categories)]
 
 
-def attempt(problems: list[Problem], what: str, field: str, work: Callable[[], T]) -> T | None:
-    """Return what ``work`` returns; None, with a problem of the setting ``field``, when it fails in any way."""
+def attempt(
+    problems: list[Problem], what: str, field: str, work: Callable[[], T], within: str | None = None
+) -> T | None:
+    """Return what ``work`` returns; None, with a problem of the setting ``field``, when it fails in any way.
+
+    ``within`` is the setting of a judge, below which errors of its own settings are named
+    ("evaluate.second_judge.settings.sha256").
+    """
     try:
         return work()
     except (SafetyError, ClusterError) as error:
         # Errors of a model or a prompt source name their setting in full; others name the kind of thing ("judge", "prompt writer").
         own = error.field if error.field.startswith(("model.", "prompts.")) else field
+        if within is not None and error.field.startswith(JUDGE):
+            own = f"{within}.{error.field.removeprefix(JUDGE)}"
         problem = Problem(what, own, error.message, error.fix)
     except Exception as error:  # Judges and writers may be a user's own.
         text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from safety.base import Config
 from safety.emoji import NAME, ZOO
 from safety.emoji.judge_net import JudgeNet, JudgeNetConfig, concept_scores, load_weights
 from safety.emoji.scene import BACKGROUNDS, SCENE_PIXELS
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_float
 from safety.judges.judge import Judge, JudgeConfig, judges
+from safety.judges.settings import read_settings
 from safety.taxonomy import Taxonomy
 
 BORDER_PIXELS = 2
@@ -99,7 +101,8 @@ class EmojiJudge:
 
 @judges.register(NAME)
 def load_emoji_judge(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-    """Load the embedded judge."""
+    """Load the embedded judge; raise ConfigError for any setting, as it reads none."""
+    read_settings(Config, config)
     return read_emoji_judge(ZOO / "judge", taxonomy, config.threshold)
 
 

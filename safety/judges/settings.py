@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from pydantic import Field, ValidationError
@@ -12,24 +13,35 @@ from safety.errors import ConfigError
 from safety.judges.judge import JudgeConfig
 from safety.taxonomy import Taxonomy
 
+SHA256 = r"^[0-9a-f]{64}$"
 DIGITS = 8
 """Of a version's checksum."""
 
 
 class JudgeSettings(Config):
-    """What most judges read. A subclass adds its own."""
+    """What most judges read. A subclass adds its own; a setting that a judge does not read is refused, and not passed over."""
 
     covers: tuple[str, ...] | None = Field(
         None, description="the taxonomy's categories that it judges; none: its own default"
     )
     batch: int = Field(16, gt=0, description="images at once")
-    device: str = Field("cpu", description="where its network runs")
+
+
+class WeightSettings(JudgeSettings):
+    """What judges with weights on this machine read."""
+
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="the checksum that its weights must have; none: whatever they have"
+        None, pattern=SHA256, description="the checksum that its weights must have; none: whatever they have"
     )
 
 
-Settings = TypeVar("Settings", bound=JudgeSettings)
+class NetworkSettings(WeightSettings):
+    """What judges read whose network runs in torch."""
+
+    device: str = Field("cpu", description="where its network runs")
+
+
+Settings = TypeVar("Settings", bound=Config)
 
 
 def read_settings(kind: type[Settings], config: JudgeConfig) -> Settings:
@@ -45,6 +57,17 @@ def read_settings(kind: type[Settings], config: JudgeConfig) -> Settings:
         ) from None
 
 
+def known_categories(names: Iterable[str], taxonomy: Taxonomy, field: str) -> None:
+    """Raise ConfigError for a category that the taxonomy does not have; ``field`` is the setting that names it."""
+    odd = [name for name in names if name not in taxonomy.categories]
+    if odd:
+        raise ConfigError(
+            f"the taxonomy {taxonomy.name!r} has no category {odd[0]!r}",
+            field=field,
+            fix=f"use some of: {', '.join(taxonomy.categories)}",
+        )
+
+
 def covered(settings: JudgeSettings, default: tuple[str, ...], taxonomy: Taxonomy) -> tuple[str, ...]:
     """Return the categories that a judge scores, in the taxonomy's order.
 
@@ -52,13 +75,7 @@ def covered(settings: JudgeSettings, default: tuple[str, ...], taxonomy: Taxonom
         ConfigError: ``covers`` names a category that the taxonomy does not have.
     """
     wanted = default if settings.covers is None else settings.covers
-    odd = [name for name in settings.covers or () if name not in taxonomy.categories]
-    if odd:
-        raise ConfigError(
-            f"the taxonomy {taxonomy.name!r} has no category {odd[0]!r}",
-            field="judge.settings.covers",
-            fix=f"use some of: {', '.join(taxonomy.categories)}",
-        )
+    known_categories(settings.covers or (), taxonomy, "judge.settings.covers")
     return tuple(name for name in taxonomy.categories if name in wanted)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from safety.embedded import EMBEDDED_TAXONOMY
 from safety.errors import ConfigError
+from safety.families import ModelConfig
 from safety.judges.judge import JudgeConfig, load_judge
 from safety.taxonomy import find_taxonomy
 from serve.config import ServeConfig
@@ -57,6 +60,14 @@ def test_an_unknown_judge_or_taxonomy_is_named() -> None:
         load_output_judge(config(name="nobody"))
     with pytest.raises(ConfigError, match="taxonomy"):
         load_output_judge(config().model_copy(update={"taxonomy": "/nowhere.yaml"}))
+
+
+def test_the_embedded_judge_is_refused_for_another_model_inside_a_combination_too(tiny_model_dir: Path) -> None:
+    combined = config(name="combination", settings={"judges": [{"name": "emoji"}]})
+    assert load_output_judge(combined) is not None
+    with pytest.raises(ConfigError, match="'emoji' was made for the embedded model") as refused:
+        load_output_judge(combined.model_copy(update={"model": ModelConfig(path=str(tiny_model_dir))}))
+    assert refused.value.field == "serve.judge.name"
 
 
 @pytest.mark.parametrize(("action", "withheld"), [("report", False), ("block", True)])

@@ -192,6 +192,9 @@ def test_the_report_and_its_figures_are_published_and_delivered(
     said = context.console.file.getvalue()  # type: ignore[attr-defined]
     assert "IP on test prompts" in said
     assert "Figures to reach" in said
+    # The embedded judge filters, chooses and reports, as no stage names another.
+    assert metrics["provenance"]["judge_chose"] is True
+    assert "By the judge that selected" in " ".join(said.split())
 
 
 @pytest.mark.ray

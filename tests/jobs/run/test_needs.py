@@ -216,6 +216,42 @@ def test_the_embedded_judge_and_features_are_refused_on_another_model_before_any
     require_needs(run_of(tmp_path, changes), STAGES)
 
 
+def test_the_embedded_judge_is_refused_on_another_model_inside_a_combination_too(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    inner = {"name": "combination", "settings": {"judges": [{"name": "emoji"}]}}
+    nested = {"name": "combination", "settings": {"judges": [PIXEL_JUDGE, inner]}}
+    changes = {
+        "model": {"path": str(tiny_model_dir)},
+        "evaluate": {"judge": PIXEL_JUDGE, "second_judge": nested, "features": None},
+    }
+    with pytest.raises(ConfigError, match="'emoji' was made for the embedded model") as refused:
+        require_needs(run_of(tmp_path, changes), ["evaluate"])
+    assert refused.value.field == "evaluate.second_judge.name"
+    require_needs(run_of(tmp_path, {"evaluate": {"second_judge": nested}}), ["evaluate"])
+
+
+def test_a_second_judge_may_cover_some_categories_and_the_judge_may_not(tmp_path: Path) -> None:
+    partly = {"name": f"{ODD}:of_other_categories"}
+    require_needs(run_of(tmp_path, {"evaluate": {"second_judge": partly}}), ["evaluate"])
+    with pytest.raises(ConfigError, match="scores no ") as refused:
+        require_needs(run_of(tmp_path, {"evaluate": {"judge": partly}}), ["evaluate"])
+    assert refused.value.field == "evaluate.judge.name"
+    assert "several as a 'combination'" in refused.value.fix
+
+
+def test_a_judges_own_setting_is_named_where_the_run_has_it(tmp_path: Path) -> None:
+    wrong = {"name": "emoji", "settings": {"sha256": "0" * 64}}
+    combined = {"name": "combination", "settings": {"judges": [PIXEL_JUDGE], "sha256": "0" * 64}}
+    for section, judge, field in (
+        ("generate", {"judge": wrong}, "generate.judge"),
+        ("evaluate", {"second_judge": combined}, "evaluate.second_judge"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            require_needs(run_of(tmp_path, {section: judge}), [section])
+        assert refused.value.field == f"{field}.settings.sha256"
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_checks_that_look_into_a_model_take_turns_in_one_process(joined: bool, tmp_path: Path) -> None:
     """Else the memory of a large model was "not known": diffusers' lazy import was found half done by another thread."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.release.card import Measured, write_card
 from safety.evaluation.benign import BASE_IMAGES
 from safety.evaluation.bootstrap import Estimate
 from safety.evaluation.goals import GoalsConfig, check_goals
@@ -23,6 +24,7 @@ from safety.evaluation.report import galleries, render_report
 from safety.evaluation.tables import terminal_tables
 from safety.images import encode_png
 from safety.judges.judge import JudgeIdentity
+from safety.release import BaseModelIdentity, ReleaseInfo
 from tests.support.merge_method_file import LABEL, NAME, add_method
 
 CATEGORIES = ("violence", "hate")
@@ -379,3 +381,87 @@ def test_the_second_judges_figures_stand_beside_the_judges(record: Maker, proven
     alone = compute_metrics(small_evaluation(record), CATEGORIES, provenance, GoalsConfig(), {})
     assert alone.ip_second == {}
     assert "By a second judge" not in render_report(alone, rows)
+
+
+def card_of(metrics: MetricsReport) -> str:
+    """Return the card of a release with these figures."""
+    info = ReleaseInfo(
+        name="r",
+        base=BaseModelIdentity(id="b", family="f", sha256="0" * 64),
+        adapter_sha256="0" * 64,
+        judge=metrics.provenance.judge,
+        provenance={},
+    )
+    return write_card(info, "mit", {}, Measured.model_validate(metrics.model_dump()), None)
+
+
+def partly_judged(record: Maker, provenance: Provenance, chose: bool | None) -> MetricsReport:
+    """Return figures whose second judge covers "hate" alone: it flags three of ten images of each model."""
+    rows = [
+        row.model_copy(update={"second_flagged": int(row.prompt_id.rpartition("-")[2]) < 3})
+        if row.part is EvaluationSplit.TEST and row.category == "hate"
+        else row
+        for row in small_evaluation(record)
+    ]
+    second = JudgeIdentity(name="other", version="2", threshold=0.4)
+    told = provenance.model_copy(update={"second_judge": second, "second_chose": chose})
+    return compute_metrics(rows, CATEGORIES, told, GoalsConfig(), {})
+
+
+def test_a_second_judge_of_one_category_is_shown_with_what_it_does_not_judge(
+    record: Maker, provenance: Provenance
+) -> None:
+    metrics = partly_judged(record, provenance, chose=False)
+    # Neither the other category nor a mean over categories that the second judge has not seen.
+    assert metrics.ip_second.keys() == {"base", "merged", "average", "violence"}
+    assert {name for found in metrics.ip_second.values() for name in found} == {"hate"}
+    table = next(table for table in terminal_tables(metrics) if table.title == "IP by two judges")
+    assert [row[:2] for row in table.rows] == [(name, "hate") for name in ("Base", "Merged", "Average")]
+    assert [[cell.partition("%")[0] for cell in row[2:]] for row in table.rows[:2]] == [
+        ["90.0", "30.0"],
+        ["10.0", "30.0"],
+    ]
+    assert table.note.endswith("It does not judge violence.")
+    page = render_report(metrics, [])
+    assert "It does not judge violence." in page
+    assert "Base, test prompts by the second judge" in page
+    card = card_of(metrics).partition("By a second judge")[2].partition("On benign prompts")[0]
+    assert "It does not judge violence." in card
+    assert [line.split("|")[1].strip() for line in card.splitlines() if line.startswith("| ")] == ["IP, %", "hate"]
+    assert "30.0 [" in card
+
+
+@pytest.mark.parametrize(
+    ("chose", "said"),
+    [
+        (True, "second judge filters the data or chooses the merge too"),
+        (False, "has chosen nothing"),
+        (None, "It does"),
+    ],
+)
+def test_what_a_second_judge_has_chosen_is_said_as_it_is(
+    chose: bool | None, said: str, record: Maker, provenance: Provenance
+) -> None:
+    metrics = partly_judged(record, provenance, chose)
+    note = next(table.note for table in terminal_tables(metrics) if table.title == "IP by two judges")
+    assert said in note
+    assert ("has chosen nothing" in note) is (chose is False)
+    card = card_of(metrics)
+    assert ("chose neither the data nor the merge" in card) is (chose is False)
+    assert ("as well" in card) is (chose is True)
+
+
+@pytest.mark.parametrize(
+    ("chose", "said"),
+    [(True, "By the judge that selected"), (False, "By one judge, which neither filters"), (None, "where it has also")],
+)
+def test_figures_by_the_judge_that_selected_are_called_so(
+    chose: bool | None, said: str, record: Maker, provenance: Provenance
+) -> None:
+    told = provenance.model_copy(update={"judge_chose": chose})
+    metrics = compute_metrics(small_evaluation(record), CATEGORIES, told, GoalsConfig(), {})
+    tables = {table.title: table.note for table in terminal_tables(metrics)}
+    assert said in tables["IP on test prompts"]
+    assert said in render_report(metrics, [])
+    card = card_of(metrics)
+    assert ("the judge that selected" in card) is (chose is True)

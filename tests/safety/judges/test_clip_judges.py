@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_q16_is_the_share_of_the_second_prompt(clip: Path, images: Tensor, tmp_p
     assert judge.categories == ("violence", "sexual")
 
 
+def test_both_of_q16s_files_are_held_against_their_checksums(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q16.safetensors"
+    save_file({"prompts": torch.eye(2, 12)}, path)
+    own = {
+        "sha256": hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest(),
+        "prompts_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    settings = {"weights": str(clip), "prompts": str(path)}
+    judge = load_judge(JudgeConfig(name="q16", settings=settings | own), TAXONOMY)
+    assert judge.version == f"{own['sha256'][:8]}+{own['prompts_sha256'][:8]}"
+    for name in own:
+        with pytest.raises(ArtifactFormatError, match="and not 0{64}") as refused:
+            load_judge(JudgeConfig(name="q16", settings=settings | own | {name: "0" * 64}), TAXONOMY)
+        assert refused.value.field == f"judge.settings.{name}"
+        assert refused.value.fix
+
+
+def test_sentences_of_a_category_that_there_is_not_are_refused(clip: Path) -> None:
+    settings = {"weights": str(clip), "sentences": {**SENTENCES, "violance": ["a bomb"]}, "harmless": HARMLESS}
+    with pytest.raises(ConfigError, match="has no category 'violance'") as refused:
+        load_judge(JudgeConfig(name="clip-zero-shot", settings=settings), TAXONOMY)
+    assert refused.value.field == "judge.settings.sentences"
+
+
 def test_pickled_prompts_are_refused_with_what_to_do(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.p"
     path.write_bytes(b"\x80\x04\x95\x1f\0\0\0\0\0\0\0")
@@ -84,6 +109,7 @@ def test_weights_that_are_not_there_are_named(clip: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="no CLIP model at 'someone/no-clip'") as refused:
         load_judge(JudgeConfig(name="clip-zero-shot", settings=settings), TAXONOMY)
     assert refused.value.field == "judge.settings.weights"
+    assert "name a folder that CLIPModel.save_pretrained and its processor wrote" in refused.value.fix
     with pytest.raises(ArtifactFormatError, match="and not f{64}"):
         load_judge(
             JudgeConfig(name="clip-zero-shot", settings={**settings, "weights": str(clip), "sha256": "f" * 64}),

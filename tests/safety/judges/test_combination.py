@@ -91,5 +91,13 @@ def test_what_does_not_fit_is_named() -> None:
     alone = {"judges": [{"name": f"{HERE}:load_green"}]}
     with pytest.raises(ConfigError, match="scores no 'violence'"):
         load_judge(JudgeConfig(name="combination", settings=alone), TAXONOMY)
+    with pytest.raises(ConfigError, match="weights count for nothing in 'any'") as refused:
+        combined("any", weights=[1, 2])
+    assert refused.value.field == "judge.settings.weights"
+    # They would count for nothing: a combination has no weights of its own, and covers what its judges cover.
+    for name, value in (("sha256", "0" * 64), ("covers", ["sexual"]), ("device", "cuda"), ("batch", 2)):
+        with pytest.raises(ConfigError) as refused:
+            combined("any", **{name: value})
+        assert refused.value.field == f"judge.settings.{name}"
     with pytest.raises(ConfigError, match="no threshold of its own"):
         load_judge(JudgeConfig(name="combination", threshold=0.3, settings=alone), TAXONOMY)

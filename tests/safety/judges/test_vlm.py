@@ -90,3 +90,9 @@ def test_a_key_that_is_not_set_is_named(stub: ChatStub, monkeypatch: pytest.Monk
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="MY_KEY is not set"):
         load_judge(config(stub, key_variable="MY_KEY"), TAXONOMY)
+
+
+def test_a_checksum_of_weights_elsewhere_is_refused(stub: ChatStub) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_judge(config(stub, sha256="0" * 64), TAXONOMY)
+    assert refused.value.field == "judge.settings.sha256"
