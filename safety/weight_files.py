@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError
+from safety.families.hub import HUB_ID, fetch_files
 
 SUFFIX = ".safetensors"
+MODEL_FILES = ("*.json", "*.txt", f"*{SUFFIX}")
+"""What is fetched of a hub's model: its settings, its tokenizer and its weights."""
 
 
 def checksum(files: Sequence[Path], expected: str | None, field: str = "judge.settings.sha256") -> str:
@@ -39,21 +42,35 @@ def checksum(files: Sequence[Path], expected: str | None, field: str = "judge.se
     return found
 
 
-def safetensors_of(weights: str, field: str) -> list[Path]:
-    """Return the safetensors files of a model's folder, or of a hub id that is in this machine's cache.
+def model_in(weights: str, what: str, field: str, fix: str) -> Path:
+    """Return the folder of a model of transformers: the one named, or the snapshot of a hub's id.
+
+    The hub is asked once, and the cache of this machine is enough where it does not answer.
+
+    Args:
+        weights: A folder, or an id of a hub.
+        what: The model's kind, for the error.
+        field: The setting that names it.
+        fix: What to name there.
 
     Raises:
-        ConfigError: There is none; ``field`` is the setting that names them.
+        ConfigError: It is neither, or the hub gives no such model and the cache has none; it says what to put where.
     """
     folder = Path(weights)
-    if not folder.is_dir():
-        # Slow to import, and not for a model that lies in a folder.
-        from huggingface_hub import snapshot_download
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(weights):
+        raise ConfigError(
+            f"no {what} at {weights!r}: it is neither a folder here nor an id of a hub", field=field, fix=fix
+        )
+    return fetch_files(weights, None, MODEL_FILES, field)
 
-        folder = Path(snapshot_download(weights, local_files_only=True))
+
+def safetensors_of(folder: Path, field: str) -> list[Path]:
+    """Return the safetensors files of a model's folder; raise ConfigError, which names the setting ``field``, for none."""
     found = sorted(folder.glob(f"*{SUFFIX}"))
     if not found:
-        raise ConfigError(f"the model at {weights!r} has no safetensors", field=field, fix="use weights in safetensors")
+        raise ConfigError(f"the model at {folder} has no safetensors", field=field, fix="use weights in safetensors")
     return found
 
 

@@ -14,7 +14,7 @@ from safety.errors import ConfigError
 from safety.features.extractor import FEATURE_DIGITS, feature_extractors
 from safety.images import to_pil
 from safety.quiet import no_progress_bars
-from safety.weight_files import checksum, safetensors_of
+from safety.weight_files import checksum, model_in, safetensors_of
 
 NAME = "dino"
 BATCH = 16
@@ -50,10 +50,11 @@ def load_dino(*, device: str = "cpu", weights: str | None = None) -> DinoFeature
     # Slow to import, and not for processes that load no model.
     from transformers import AutoImageProcessor, AutoModel
 
+    folder = model_in(weights, "vision transformer", FIELD, EXAMPLE)
     try:
         with no_progress_bars():
-            model: Any = AutoModel.from_pretrained(weights, dtype=torch.float32, use_safetensors=True)
-            processor: Any = AutoImageProcessor.from_pretrained(weights)
+            model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            processor: Any = AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no vision transformer at {weights!r}: {' '.join(str(error).split())[:200]}", field=FIELD, fix=EXAMPLE
@@ -63,4 +64,4 @@ def load_dino(*, device: str = "cpu", weights: str | None = None) -> DinoFeature
         raise ConfigError(
             f"the model at {weights!r} ({model.config.model_type}) has no class token", field=FIELD, fix=EXAMPLE
         )
-    return DinoFeatures(model, processor, checksum(safetensors_of(weights, FIELD), None), device)
+    return DinoFeatures(model, processor, checksum(safetensors_of(folder, FIELD), None), device)

@@ -21,11 +21,12 @@ from safety.judges.scored import ScoredJudge
 from safety.judges.settings import DIGITS, SHA256, NetworkSettings, covered, known_categories, read_settings
 from safety.quiet import no_progress_bars
 from safety.taxonomy import Taxonomy
-from safety.weight_files import checksum, read_weights, safetensors_of
+from safety.weight_files import checksum, model_in, read_weights, safetensors_of
 
 ZERO_SHOT, Q16 = "clip-zero-shot", "q16"
 TEMPERATURE = 100.0
 """Q16's own, and that of the published CLIP weights."""
+NAMED = "name a folder that CLIPModel.save_pretrained and its processor wrote, or a hub id such as openai/clip-vit-large-patch14"
 PROMPTS_KEY = "prompts"
 CONVERT = (
     "turn the authors' prompts.p into safetensors where you trust it: "
@@ -68,21 +69,20 @@ class Clip:
         # Slow to import, and not for processes that load no model.
         from transformers import AutoProcessor, CLIPModel
 
+        folder = model_in(settings.weights, "CLIP model", field, NAMED)
         try:
             with no_progress_bars():
-                self._model: Any = CLIPModel.from_pretrained(
-                    settings.weights, dtype=torch.float32, use_safetensors=True
-                )
-                self._processor: Any = AutoProcessor.from_pretrained(settings.weights)
+                self._model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+                self._processor: Any = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"no CLIP model at {settings.weights!r}: {' '.join(str(error).split())[:200]}",
                 field=field,
-                fix="name a folder that CLIPModel.save_pretrained and its processor wrote, or a hub id in this machine's cache",
+                fix=NAMED,
             ) from None
         self._model = self._model.to(settings.device).eval().requires_grad_(False)
         self.device = torch.device(settings.device)
-        self.digest = checksum(safetensors_of(settings.weights, field), settings.sha256)
+        self.digest = checksum(safetensors_of(folder, field), settings.sha256)
 
     @property
     def dimensions(self) -> int:

@@ -50,14 +50,16 @@ def test_what_cannot_be_loaded_is_named(name: str, said: str) -> None:
     assert refused.value.field == "evaluate.features"
 
 
-def test_fid_is_that_of_pytorch_fid(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("count", "others", "dimensions"), [(300, 260, 24), (60, 50, 128)])
+def test_fid_is_that_of_pytorch_fid(count: int, others: int, dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer images than dimensions too, whose covariances are singular, as in most runs."""
     pytest.importorskip("pytorch_fid", reason="pytorch-fid is not installed")
     # Its module imports torchvision for images; the distance itself needs none, and there is no CPU build of it.
     for name in ("torchvision", "torchvision.models", "torchvision.transforms"):
         monkeypatch.setitem(sys.modules, name, MagicMock())
     package = importlib.import_module("pytorch_fid.fid_score")
     draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(300, 24)), draw.normal(0.3, 1.4, size=(260, 24))
+    first, second = draw.normal(size=(count, dimensions)), draw.normal(0.3, 1.4, size=(others, dimensions))
     expected = package.calculate_frechet_distance(
         first.mean(0), np.cov(first, rowvar=False), second.mean(0), np.cov(second, rowvar=False)
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -103,10 +105,32 @@ def test_pickled_prompts_are_refused_with_what_to_do(clip: Path, tmp_path: Path)
     assert "into safetensors where you trust it" in refused.value.fix
 
 
-def test_weights_that_are_not_there_are_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_hub_that_cannot_be_reached_says_what_to_put_where(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     settings = {"weights": "someone/no-clip", "sentences": SENTENCES, "harmless": HARMLESS}
-    with pytest.raises(ConfigError, match="no CLIP model at 'someone/no-clip'") as refused:
+    config = JudgeConfig(name="clip-zero-shot", settings=settings)
+    with pytest.raises(ConfigError, match="someone/no-clip is neither a folder here nor in the hub's cache") as refused:
+        load_judge(config, TAXONOMY)
+    assert refused.value.field == "judge.settings.weights"
+    assert "name a folder that exists; or download the model where there is a network" in refused.value.fix
+    # Once it lies in this machine's cache, no hub is needed.
+    snapshot = tmp_path / "models--someone--no-clip" / "snapshots" / ("a" * 40)
+    shutil.copytree(clip, snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40, encoding="utf-8")
+    cached = load_judge(config, TAXONOMY)
+    beside = load_judge(JudgeConfig(name="clip-zero-shot", settings={**settings, "weights": str(clip)}), TAXONOMY)
+    assert cached.version == beside.version
+
+
+def test_weights_that_are_not_there_are_named(clip: Path) -> None:
+    settings = {"weights": "/nowhere/at/all", "sentences": SENTENCES, "harmless": HARMLESS}
+    with pytest.raises(ConfigError, match="no CLIP model at '/nowhere/at/all'") as refused:
         load_judge(JudgeConfig(name="clip-zero-shot", settings=settings), TAXONOMY)
     assert refused.value.field == "judge.settings.weights"
     assert "name a folder that CLIPModel.save_pretrained and its processor wrote" in refused.value.fix
