@@ -5,7 +5,7 @@ Importing it loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from safety.judges.judge import JudgeConfig
 
 COMBINATION, JUDGES = "combination", "judges"
-PLACEMENT = frozenset({"batch", "device", "covers"})
-"""Settings that leave a judge's network what it is."""
+NETWORK = ("weights", "prompts", "model")
+"""Settings that name a network; judges of one name that differ in none of these have the same."""
 
 
 def members(config: JudgeConfig) -> tuple[JudgeConfig, ...]:
@@ -32,10 +32,13 @@ def members(config: JudgeConfig) -> tuple[JudgeConfig, ...]:
 
 
 def shares_a_network(judge: JudgeConfig, others: Iterable[JudgeConfig]) -> bool:
-    """Return whether a judge is one of the others, or they have a member in common; thresholds and placement do not count."""
+    """Return whether a judge is one of the others, or they have a member in common, by name and network.
+
+    Thresholds, classes, sentences and the like do not count: who takes two judges for one claims too little, and not too much.
+    """
     known = [_network(each) for other in others for each in members(other)]
     return any(_network(each) in known for each in members(judge))
 
 
-def _network(config: JudgeConfig) -> tuple[str, Mapping[str, Any]]:
-    return config.name, {name: value for name, value in config.settings.items() if name not in PLACEMENT}
+def _network(config: JudgeConfig) -> tuple[Any, ...]:
+    return config.name, *(config.settings.get(name) for name in NETWORK)

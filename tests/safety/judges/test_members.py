@@ -40,12 +40,15 @@ def test_a_combination_that_cannot_be_read_stands_for_itself() -> None:
         (NUDENET, True),
         (judge("nudenet", 0.9, batch=1, covers=["sexual"]), True),
         (combined(judge("opennsfw"), combined(judge("nudenet"))), True),
-        (judge("nudenet", classes=["FACE_MALE"]), False),
+        (judge("nudenet", classes=["FACE_MALE"]), True),
+        (judge("nudenet", sha256="0" * 64), True),
+        (judge("q16", weights="a", prompts="b", prompts_sha256="0" * 64, device="cuda"), True),
+        (judge("q16", weights="a", prompts="other"), False),
         (judge("q16", weights="another", prompts="b"), False),
         (combined(judge("opennsfw"), judge("vlm")), False),
     ],
 )
-def test_judges_share_a_network_whatever_their_thresholds_and_places(other: JudgeConfig, shared: bool) -> None:
+def test_judges_share_a_network_whatever_else_is_set(other: JudgeConfig, shared: bool) -> None:
     paper = combined(NUDENET, Q16)
     assert shares_a_network(paper, [other]) is shared
     assert shares_a_network(other, [judge("safety-checker"), paper]) is shared
