@@ -107,6 +107,7 @@ def plot_outcomes(drafts: Sequence[Draft], taxonomy: Taxonomy, path: Path) -> No
         left = [start + value for start, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(found)), [short(category) for category in found], fontsize=8)
     axes.invert_yaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("draws")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
