@@ -19,9 +19,10 @@ import typer
 
 MINUTES = 14.0
 HALF = ("--device", "cuda", "--dtype", "bfloat16")
+WAYS = ("--channels-last", "--compiled")
 BENCHMARKS: tuple[tuple[str, ...], ...] = (
     ("train_step", "--size", "sd15", "--pairs", "16", "--rounds", "8", *HALF),
-    ("render", "--size", "sd15", "--batch", "16", "--steps", "30", "--guidance", "7.5", "--rounds", "2", *HALF),
+    ("render", "--size", "sd15", "--batch", "16", "--steps", "30", "--guidance", "7.5", "--rounds", "2", *HALF, *WAYS),
     ("profile_step", "--size", "sd15", "--pairs", "16", *HALF),
     ("experts", "--size", "sd15", "--pairs", "16", "--steps", "10", *HALF),
     ("memory", "--model", "sd15", *HALF),
@@ -31,7 +32,7 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
 """The most telling first: the last ones may find no time."""
 DRY: tuple[tuple[str, ...], ...] = (
     ("train_step", "--size", "pico", "--pairs", "2", "--rounds", "1", "--no-memory"),
-    ("render", "--size", "pico", "--batch", "2", "--steps", "1", "--rounds", "1"),
+    ("render", "--size", "pico", "--batch", "2", "--steps", "1", "--rounds", "1", "--channels-last"),
     ("experts", "--size", "pico", "--experts", "2", "--pairs", "2", "--steps", "1"),
     ("profile_step", "--size", "pico", "--pairs", "2", "--batch", "2", "--steps", "1"),
 )

@@ -1,10 +1,12 @@
-"""Rendering in batches against one image at a time: the same prompts, steps and seeds, taken in turns in one run.
+"""Rendering in batches against one image at a time, and where asked for in another memory layout or compiled.
+
+The same weights, prompts, steps and seeds, taken in turns in one run:
 
     python -m benchmarks.render --size pico
     python -m benchmarks.render --size sd15 --device cuda --dtype bfloat16 --batch 16
 
 Weights are random but for ``pico``, the embedded model. Prints images/s, the counted TFLOP, the share of the measured
-matmul rate and the largest difference of a pixel between both ways (rounding: a batch's products are added up in
+matmul rate and the largest difference of a pixel from one by one (rounding: a batch's products are added up in
 another order).
 """
 
@@ -24,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import describe, matmul_tflops, synchronise
 from benchmarks.sizes import SHAPES, family, vae
 from safety.families.stable_diffusion import StableDiffusion
+
+ALONE, BATCHED = "one by one", "batched"
 
 
 def make_model(size: str, dtype: torch.dtype, device: str) -> StableDiffusion:
@@ -60,6 +64,19 @@ def sampler(
     return render
 
 
+def variant(size: str, dtype: torch.dtype, device: str, *, channels_last: bool = False, compiled: bool = False) -> Any:
+    """Return the model with its networks in another memory layout, or its denoiser compiled; the same weights each time."""
+    torch.manual_seed(0)
+    model = make_model(size, dtype, device)
+    if channels_last:
+        for network in (model.denoiser, model.pipeline.vae):
+            network.to(memory_format=torch.channels_last)
+    if compiled:
+        # On a GPU with CUDA graphs, which a batch of one size allows.
+        model.denoiser.compile(mode="reduce-overhead")
+    return model
+
+
 def main(
     size: Annotated[str, typer.Option(help="pico or sd15")] = "pico",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -68,38 +85,47 @@ def main(
     steps: int = 6,
     guidance: float = 2.5,
     rounds: int = 3,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="measure that layout too")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="measure a compiled denoiser too")] = False,
 ) -> None:
-    """Measure both ways in turns and print one JSON line each."""
+    """Measure the ways in turns and print one JSON line each."""
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
     kind: torch.dtype = getattr(torch, dtype)
-    model = make_model(size, kind, device)
-    ways = {count: sampler(model, size, batch, count, steps, guidance) for count in (1, batch)}
+    model = variant(size, kind, device)
+    models = {ALONE: (model, 1), BATCHED: (model, batch)}
+    if channels_last:
+        models["batched, channels last"] = (variant(size, kind, device, channels_last=True), batch)
+    if compiled:
+        models["batched, compiled"] = (variant(size, kind, device, compiled=True), batch)
+    ways = {name: sampler(each, size, batch, count, steps, guidance) for name, (each, count) in models.items()}
     clock = time.process_time if device == "cpu" else time.perf_counter
-    seconds: dict[int, list[float]] = {count: [] for count in ways}
+    # The first call warms up, and compiles.
+    images = {name: way().float() for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     with FlopCounterMode(display=False) as counter:
-        images = {count: way().float() for count, way in ways.items()}
-    flops = counter.get_total_flops() / len(ways) / 1e12
+        ways[BATCHED]()
+    flops = counter.get_total_flops() / 1e12
     for _ in range(rounds):
-        for count, way in ways.items():
+        for name, way in ways.items():
             synchronise(device)
             started = clock()
             way()
             synchronise(device)
-            seconds[count].append(clock() - started)
+            seconds[name].append(clock() - started)
     top = matmul_tflops(device, kind)
-    away = float((images[1] - images[batch]).abs().max()) * 127.5
     print(
         json.dumps({"size": size, "steps": steps, "dtype": dtype, "matmul TFLOP/s": round(top, 3), **describe(device)})
     )
-    for count, times in seconds.items():
+    for name, times in seconds.items():
         middle = statistics.median(times)
         row = {
-            "batch": count,
+            "way": name,
+            "batch": models[name][1],
             "images/s": round(batch / middle, 3),
             "TFLOP an image": round(flops / batch, 4),
             "of the matmul rate": round(flops / middle / top, 3),
-            "times one by one": round(statistics.median(seconds[1]) / middle, 2),
-            "largest difference of 255": round(away, 2),
+            "times one by one": round(statistics.median(seconds[ALONE]) / middle, 2),
+            "largest difference of 255": round(float((images[ALONE] - images[name]).abs().max()) * 127.5, 2),
         }
         print(json.dumps(row))
 

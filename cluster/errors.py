@@ -25,6 +25,9 @@ from __future__ import annotations
 
 import errno
 
+EXIT_USER_ERROR = 2
+"""The exit code of a command that ends with an error whose cause is known and named; Python's own for any other is 1."""
+
 
 class ClusterError(Exception):
     """A fault with a known cause: ``field`` names the setting or object at fault, ``fix`` the remedy."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.errors import ClusterError
+from cluster.errors import EXIT_USER_ERROR, ClusterError
 from cluster.preflight.check import (
     CHECK_TIMEOUT_S,
     Check,
@@ -62,7 +62,7 @@ from cluster.store.artifacts import ArtifactStore
 from cluster.submission import submission
 from jobs.run.cards import card_table, check_memory
 from jobs.run.config import RunConfig, load_run
-from jobs.run.launch import EXIT_USER_ERROR, ConfigOption, make_console, reporting_errors
+from jobs.run.launch import ConfigOption, make_console, reporting_errors
 from jobs.run.load_checks import LOAD_TIMEOUT_S, LoadChecks, finding
 from jobs.run.name_checks import check_base_model, check_pointers, endpoint_problems, named_problems
 from jobs.run.needs import STAGES, name_problems

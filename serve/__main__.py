@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.errors import ClusterError, unusable_path
+from cluster.errors import EXIT_USER_ERROR, ClusterError, unusable_path
 from cluster.session import Session, connect
 from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
@@ -59,7 +59,7 @@ def main(config: Annotated[Path, typer.Option(help="a run's YAML")]) -> None:
         if isinstance(known, OSError):
             raise
         console.print(f"[red]{escape(str(known))}[/]", soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(EXIT_USER_ERROR) from None
 
 
 if __name__ == "__main__":

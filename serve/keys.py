@@ -28,6 +28,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 
+from cluster.errors import EXIT_USER_ERROR
 from safety.base import Config
 from safety.errors import ConfigError
 from serve.errors import KEY_MISSING, KEY_REVOKED, KEY_UNKNOWN, ApiError
@@ -202,7 +203,7 @@ def _reporting_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(EXIT_USER_ERROR) from None
 
 
 @app.command()

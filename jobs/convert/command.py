@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.errors import EXIT_USER_ERROR
+
 ModelOption = Annotated[Path, typer.Option(help="a diffusers folder, a network's folder, or a file such as a .ckpt")]
 OutputOption = Annotated[Path, typer.Option(help="the folder that is written; it must not be there, or be empty")]
 MemoryOption = Annotated[
     float | None, typer.Option(help="the most memory of the reading process; none: thrice the largest file, and 2")
 ]
-EXIT_USER_ERROR = 2
-"""As of every job; theirs would bring Ray with it."""
 
 
 def main(model: ModelOption, output: OutputOption, memory_gib: MemoryOption = None) -> None:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.errors import ClusterError, unusable_path
+from cluster.errors import EXIT_USER_ERROR, ClusterError, unusable_path
 from cluster.lease import lease
 from cluster.resources import grown_resources
 from cluster.session import LOCAL, Session, connect
@@ -33,7 +33,7 @@ from safety.errors import SafetyError
 from serve.admission import MIDDLEWARES
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's YAML, such as one of jobs/configs")]
-EXIT_USER_ERROR, EXIT_FAULT, EXIT_STOPPED = 2, 1, 130
+EXIT_FAULT, EXIT_STOPPED = 1, 130
 STOPPED = "stopped; run it again to go on"
 LOG_WIDTH = 120
 """Columns of a log that is no terminal: tables fold less than in rich's 80, and the dashboard still shows them."""

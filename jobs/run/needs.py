@@ -53,6 +53,7 @@ from safety.prompts.llm.config import LlmWriterConfig
 from safety.prompts.writer import PromptCounts
 from safety.registry import Registry
 from safety.rendering import RenderConfig
+from safety.samplers import SamplerName
 from safety.taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -220,6 +221,7 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
     if each.render is not None:
         sides = [side or model.default_size for side in (each.render.height, each.render.width)]
         attempt(problems, "model", f"{each.stage}.render", lambda: model.latent_shape(*sides))
+        attempt(problems, "model", f"{each.stage}.render.sampler", partial(_try_sampler, model, each.render.sampler))
     if (expert := each.expert) is not None:
         targets, dtype = expert.lora.targets_on(model), compute_dtype(model.denoiser)
         attempt(problems, "model", "train.expert.lora.targets", lambda: target_layers(model, targets))
@@ -227,6 +229,11 @@ def _try_model(each: Loads, model: ModelFamily, problems: list[Problem]) -> None
         attempt(problems, "model", "train.expert.precision", lambda: require_arithmetic(expert, dtype))
     for prompt in each.prompts:
         attempt(problems, "model", "release.smoke_prompts", lambda prompt=prompt: model.check_prompt(prompt))  # type: ignore[misc]
+
+
+def _try_sampler(model: ModelFamily, sampler: SamplerName | None) -> None:
+    with model.sampling(sampler):
+        pass
 
 
 def _try_judge(each: Loads, judge: JudgeConfig, taxonomy: Taxonomy, problems: list[Problem], side: int | None) -> None:

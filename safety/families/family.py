@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ from safety.families.quantised import quantise
 from safety.families.source import model_folder, model_index
 from safety.precision import resolve_dtype
 from safety.registry import Registry
+from safety.samplers import SamplerName
 
 __all__ = [
     "Conditioning",
@@ -106,6 +108,13 @@ class ModelFamily(Protocol):
         """Return the denoiser's prediction [B, C, h, w], in the type that it computes in.
 
         The latents and the conditioning, which are stored in fp32, are turned into that type first.
+        """
+
+    def sampling(self, sampler: SamplerName | None) -> AbstractContextManager[None]:
+        """Return a context in which ``sample`` uses another sampler than the family's own; None changes nothing.
+
+        Raises:
+            ConfigError: The family has no such sampler.
         """
 
     def sample(

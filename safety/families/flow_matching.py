@@ -19,13 +19,16 @@ each level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from safety.errors import ConfigError
 from safety.families.family import Conditioning
 from safety.families.latent_model import LatentModel, PromptReader
+from safety.samplers import SamplerName
 
 ATTENTION = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -75,6 +78,16 @@ class FlowMatching(LatentModel):
         fresh = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         self._sigmas: Tensor = fresh.sigmas.flip(0).clone()
         self.train_timesteps = len(self._sigmas)
+
+    def sampling(self, sampler: SamplerName | None) -> AbstractContextManager[None]:
+        """Return a context that changes nothing; raise ConfigError for any sampler but the model's own, Euler's steps."""
+        if sampler is not None:
+            raise ConfigError(
+                f"the sampler {sampler!r} is of models that predict noise, and this one matches flows",
+                field="render.sampler",
+                fix="leave it out: the model's own, Euler's steps, is taken",
+            )
+        return nullcontext()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) for an image size, of which a token of the network covers ``size_multiple`` pixels a side."""

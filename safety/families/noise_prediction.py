@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from safety.errors import ConfigError
 from safety.families.family import Conditioning
 from safety.families.latent_model import LatentModel, PromptReader
 from safety.precision import compute_dtype
+from safety.samplers import SamplerName, make_sampler
 
 
 class NoisePrediction(LatentModel):
@@ -18,14 +20,20 @@ class NoisePrediction(LatentModel):
 
     def __init__(self, pipeline: Any, readers: Sequence[PromptReader], size_multiple: int) -> None:
         """Take a pipeline's UNet; sampling uses DDIM, which is deterministic, on the model's own schedule."""
-        # Slow to import, and not for processes that load no model.
-        from diffusers import DDIMScheduler
-
         super().__init__(pipeline, pipeline.unet, readers, size_multiple)
-        schedule = pipeline.scheduler.config
-        # DDIM clips to [-1, 1] unless told not to, which is for pixels and not for latents.
-        pipeline.scheduler = DDIMScheduler.from_config(schedule, clip_sample=schedule.get("clip_sample", False))
-        self.train_timesteps = int(pipeline.scheduler.config.num_train_timesteps)
+        self._settings = pipeline.scheduler.config
+        pipeline.scheduler = self.schedule = make_sampler("ddim", self._settings)
+        self.train_timesteps = int(self.schedule.config.num_train_timesteps)
+
+    @contextmanager
+    def sampling(self, sampler: SamplerName | None) -> Iterator[None]:
+        """Sample by another sampler than DDIM inside the context; training's noise is not touched. None: by DDIM."""
+        before = self.pipeline.scheduler
+        self.pipeline.scheduler = before if sampler is None else make_sampler(sampler, self._settings)
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler = before
 
     def inputs(self, conditioning: Conditioning, rows: int | None = None) -> Conditioning:
         """Return the conditioning as the UNet takes it: in its type, and of as many rows, where it is of one prompt.
@@ -38,16 +46,16 @@ class NoisePrediction(LatentModel):
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noised latents at ``timesteps``."""
-        noised: Tensor = self.pipeline.scheduler.add_noise(latents, noise, timesteps)
+        noised: Tensor = self.schedule.add_noise(latents, noise, timesteps)
         return noised
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return the noise, or the velocity for a v-prediction model."""
-        kind = self.pipeline.scheduler.config.prediction_type
+        kind = self.schedule.config.prediction_type
         if kind == "epsilon":
             return noise
         if kind == "v_prediction":
-            velocity: Tensor = self.pipeline.scheduler.get_velocity(latents, noise, timesteps)
+            velocity: Tensor = self.schedule.get_velocity(latents, noise, timesteps)
             return velocity
         raise ConfigError(
             f"the scheduler predicts {kind!r}", field="model.path", fix="use a model with epsilon or v_prediction"

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import EXIT_USER_ERROR
 from cluster.store.artifacts import ArtifactStore
 from cluster.store.config import StoreConfig
-from jobs.run.launch import EXIT_STOPPED, EXIT_USER_ERROR, STOPPED
+from jobs.run.launch import EXIT_STOPPED, STOPPED
 from tests.conftest import written
 from tests.jobs.conftest import RunningCluster, write_run
 

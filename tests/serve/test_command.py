@@ -18,7 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_missing_config_is_named_in_one_line(tmp_path: Path) -> None:
     done = run("serve", "--config", str(tmp_path / "none.yaml"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout.startswith(f"--config: no file {tmp_path / 'none.yaml'}. Fix: ")
     assert done.stderr == ""
 

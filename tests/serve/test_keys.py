@@ -49,7 +49,7 @@ def test_keys_made_at_once_are_all_kept(file: Path) -> None:
 def test_a_name_is_given_once(file: Path) -> None:
     new_key(file, "alice", None, None)
     again = runner.invoke(app, ["new", "--name", "alice", "--file", str(file)])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert len(read_keys(file).keys) == 1
 
 
@@ -65,7 +65,7 @@ def test_keys_are_listed_and_revoked(file: Path) -> None:
     assert runner.invoke(app, ["list", "--file", str(file)]).output == "alice: 5 requests, any images per minute\n"
     assert runner.invoke(app, ["revoke", "--name", "alice", "--file", str(file)]).exit_code == 0
     assert runner.invoke(app, ["list", "--file", str(file)]).output == "alice: revoked\n"
-    assert runner.invoke(app, ["revoke", "--name", "nobody", "--file", str(file)]).exit_code == 1
+    assert runner.invoke(app, ["revoke", "--name", "nobody", "--file", str(file)]).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pydantic import ValidationError
 
 from safety.errors import ArtifactFormatError
@@ -107,6 +108,7 @@ def plot_outcomes(drafts: Sequence[Draft], taxonomy: Taxonomy, path: Path) -> No
         left = [start + value for start, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(found)), [short(category) for category in found], fontsize=8)
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("draws")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)

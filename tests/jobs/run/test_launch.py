@@ -19,14 +19,13 @@ import ray
 import typer
 from rich.console import Console
 
-from cluster.errors import ClusterError
+from cluster.errors import EXIT_USER_ERROR, ClusterError
 from cluster.submission import VARIABLE
 from jobs.run import launch
 from jobs.run.config import RunConfig
 from jobs.run.launch import (
     EXIT_FAULT,
     EXIT_STOPPED,
-    EXIT_USER_ERROR,
     STOPPED,
     job_page,
     links,
