@@ -11,16 +11,15 @@ training would choose for the free memory is taken, for the batch of a default e
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
-import resource
 import time
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
+from benchmarks.own_process import in_own_process, peak_beyond, peak_bytes
 from benchmarks.sizes import SHAPES, family, random_rows
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
@@ -45,15 +44,15 @@ def estimate(name: str, dtype: torch.dtype, config: ExpertConfig, device: str) -
 
 
 def step(
-    pipe: Any, name: str, dtype: torch.dtype, device: str, config: ExpertConfig, plan: PassPlan, steps: int
-) -> None:
-    """Send the peak in bytes and the seconds of a step, measured in this process."""
+    name: str, dtype: torch.dtype, device: str, config: ExpertConfig, plan: PassPlan, steps: int
+) -> dict[str, float]:
+    """Return the peak in bytes and the seconds of a step, measured in this process."""
     from diffusers import UNet2DConditionModel  # noqa: F401  (what it takes is no part of the model's memory)
 
     torch.set_num_threads(config.threads)
     if device == "cpu":
         return_memory_at_once()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     model = family(name, dtype, device)
     expert = Expert(model, random_rows(name, config.rows, config.benign_rows), config, 0, plan=plan)
     engine = TorchEngine(expert)
@@ -65,11 +64,13 @@ def step(
         if device != "cpu":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    if device == "cpu":
-        peak, reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0
-    else:
-        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    pipe.send({"peak": peak, "reserved": reserved, "process": before, "seconds": min(seconds)})
+    reserved = 0 if device == "cpu" else torch.cuda.max_memory_reserved()
+    return {
+        "peak": peak_beyond(before, device),
+        "reserved": reserved,
+        "process": before,
+        "seconds": min(seconds),
+    }
 
 
 def main(
@@ -98,13 +99,7 @@ def main(
         plan = PassPlan(images=images, checkpointing=checkpointing)
     else:
         plan = choose_plan(memory, config, latents, free_bytes(torch.device(device)))
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=step, args=(there, model, kind, device, config, plan, steps))
-    process.start()
-    there.close()
-    found = here.recv()
-    process.join()
+    found = in_own_process(step, model, kind, device, config, plan, steps)
     wanted = memory.peak(plan, latents)
     print(
         json.dumps(

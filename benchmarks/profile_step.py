@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import describe, matmul_tflops, synchronise
@@ -29,7 +30,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "convolution": ("convolution", "conv2d", "cudnn", "slow_conv"),
     "matrix product": ("addmm", "aten::mm", "bmm", "gemm", "linear", "matmul"),
     "normalisation": ("group_norm", "layer_norm", "NormKernel"),
-    "optimizer": ("adam", "foreach", "multi_tensor"),
     "activation": ("silu", "gelu", "sigmoid", "softmax"),
     "copy and shape": (
         "copy",
@@ -49,8 +49,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 OTHER = "other"
 
 
+OPTIMIZER = "optimizer"
+UPDATE = "Optimizer.step"
+"""How torch's profiler calls what an optimizer's update runs."""
+
+
 def kind_of(name: str) -> str:
-    """Return an operation's kind."""
+    """Return an operation's kind by its name."""
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
 
@@ -62,15 +67,27 @@ def shares(work: Callable[[], Any], device: str) -> tuple[dict[str, float], floa
     work()
     synchronise(device)
     seconds = time.perf_counter() - started
-    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiler:
         work()
         synchronise(device)
     found: dict[str, float] = defaultdict(float)
-    for each in profiler.key_averages():
-        found[kind_of(each.key)] += each.self_device_time_total if device == "cuda" else each.self_cpu_time_total
+    for event in profiler.events():
+        # Operations alone, which have the time of the kernels that they start: kernels' own names differ by card.
+        if event.device_type == DeviceType.CPU:
+            own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+            found[OPTIMIZER if _in_update(event) else kind_of(event.name)] += own
     total = sum(found.values())
     return {kind: found[kind] / total for kind in sorted(found, key=lambda kind: -found[kind])}, seconds
+
+
+def _in_update(event: Any) -> bool:
+    """Return whether an operation is part of an optimizer's update, whose sums and products are those of other parts too."""
+    while event is not None:
+        if event.name.startswith(UPDATE):
+            return True
+        event = event.cpu_parent
+    return False
 
 
 def main(

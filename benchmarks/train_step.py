@@ -12,9 +12,8 @@ own for each.
 
 from __future__ import annotations
 
+import gc
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, matmul_tflops, synchronise
+from benchmarks.own_process import in_own_process, peak_beyond, peak_bytes
 from benchmarks.sizes import SHAPES, family, random_rows, text_encoders, unet, vae
 from safety.experts.config import ExpertConfig
 from safety.experts.engine import TorchEngine
@@ -162,34 +162,19 @@ def make(way: str, size: str, device: str, dtype: torch.dtype, pairs: int, rank:
     return OurStep(size, device, dtype, pairs, rank, kept=way == WAYS[3], plan=PassPlan())
 
 
-def peak(pipe: Any, way: str, size: str, device: str, dtype: torch.dtype, pairs: int, rank: int) -> None:
-    """Send the peak of a process that takes two steps, in bytes beyond what it had before its networks."""
+def peak(way: str, size: str, device: str, dtype: torch.dtype, pairs: int, rank: int) -> float:
+    """Return the peak in MiB of two steps, beyond what this process had before its networks."""
     # What importing them takes is no part of a step's memory.
     import peft  # noqa: F401
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     from transformers import CLIPTextModelWithProjection  # noqa: F401
 
     return_memory_at_once()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     step = make(way, size, device, dtype, pairs, rank)
     for _ in range(2):
         step()
-    if device == "cuda":
-        pipe.send(torch.cuda.max_memory_allocated())
-    else:
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
-
-
-def measure_peak(*arguments: Any) -> float:
-    """Return a way's peak in MiB."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=peak, args=(there, *arguments))
-    process.start()
-    there.close()
-    found: int = here.recv()
-    process.join()
-    return found / 2**20
+    return peak_beyond(before, device) / 2**20
 
 
 def tflops(step: Callable[[], None]) -> float:
@@ -225,6 +210,12 @@ def main(
             seconds[way].append(clock() - started)
     top = matmul_tflops(device, kind)
     middle = {way: statistics.median(times) for way, times in seconds.items()}
+    # The networks of all ways leave the device before each way has it alone.
+    del step
+    ways.clear()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     print(
         json.dumps({"size": size, "pairs": pairs, "dtype": dtype, "matmul TFLOP/s": round(top, 3), **describe(device)})
     )
@@ -239,7 +230,7 @@ def main(
             "times the stock recipe": round(middle[WAYS[0]] / middle[way], 2),
         }
         if memory:
-            row["peak MiB"] = round(measure_peak(way, size, device, kind, pairs, rank))
+            row["peak MiB"] = round(in_own_process(peak, way, size, device, kind, pairs, rank))
         print(json.dumps(row), flush=True)
 
 
