@@ -188,3 +188,11 @@ def test_files_and_functions_are_of_a_size() -> None:
         if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert (long_files, long_functions) == ([], [])
+
+
+def test_each_test_file_has_its_own_name() -> None:
+    """Test folders are no packages, so two files of one name cannot be collected in one run."""
+    seen: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        seen.setdefault(path.name, []).append(name(path))
+    assert {file: places for file, places in seen.items() if len(places) > 1} == {}

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from markdown import DOCUMENTS, INLINE, LINK, ROOT, Block, all_blocks, blocks, commands, without_blocks
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from jobs.export.card import fused_card
@@ -264,14 +266,30 @@ from tests.support.small_world import SmallWriter as Prompts
 """
 
 
+def write_own_data(folder: Path) -> None:
+    """Write the pairs, captions and judge that the README's YAML names."""
+    from tests.support.tiny_clip import write_clip
+
+    (folder / "data").mkdir()
+    pairs = [f"a {c.name} {n},a house {c.name} {n},{c.category}\n" for c in TAXONOMY.concepts for n in range(40)]
+    (folder / "data" / "pairs.csv").write_text("unsafe,safe,category\n" + "".join(pairs), encoding="utf-8")
+    captions = "".join(f"a quiet street, number {n}\n" for n in range(1300))
+    (folder / "data" / "captions.txt").write_text(captions, encoding="utf-8")
+    write_clip(folder / "openai" / "clip-vit-large-patch14")
+    save_file({"prompts": torch.eye(2, 12)}, folder / "models" / "q16.safetensors")
+
+
 @pytest.mark.parametrize(
-    ("document", "base"),
-    [("README.md", "models/my-stable-diffusion"), ("docs/presets.md", "someone/my-stable-diffusion")],
+    ("document", "base", "judged"),
+    [
+        ("README.md", "models/my-stable-diffusion", "q16"),
+        ("docs/presets.md", "someone/my-stable-diffusion", "pixel-sum"),
+    ],
 )
 def test_the_dozen_lines_of_ones_own_model_pass_all_that_a_run_checks_first(
-    document: str, base: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: str, base: str, judged: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The document's YAML as it stands, with a small model, world and judge where it says that they lie."""
+    """The document's YAML as it stands, with a small model, prompts, world and judge where it says that they lie."""
     from jobs.run.config import load_run
     from jobs.run.needs import FEW, STAGES, name_problems, prompt_problems
     from safety.judges.judge import load_judge
@@ -281,6 +299,7 @@ def test_the_dozen_lines_of_ones_own_model_pass_all_that_a_run_checks_first(
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "taxonomy.yaml").write_text(yaml.safe_dump(TAXONOMY.model_dump(mode="json")), encoding="utf-8")
     (tmp_path / "my_world.py").write_text(OWN_WORLD, encoding="utf-8")
+    write_own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (block,) = (block for block in BLOCKS if block.document == document and block.language == "yaml")
@@ -291,7 +310,7 @@ def test_the_dozen_lines_of_ones_own_model_pass_all_that_a_run_checks_first(
     assert name_problems(run, taxonomy, STAGES) == []
     assert prompt_problems(run, taxonomy, STAGES, FEW) == []
     for judge in (run.generate.judge, run.merge.judge, run.evaluate.judge):
-        assert load_judge(judge, taxonomy).name == "pixel-sum"
+        assert load_judge(judge, taxonomy).name == judged
     assert run.base_name == base
     assert (run.generate.render.height, run.model.device, run.train.gpus_per_worker) == (512, "cuda", 1.0)
 
