@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +41,23 @@ def matmul_tflops(device: str, dtype: torch.dtype) -> float:
         synchronise(device)
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best / 1e12
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Return the seconds of each way's runs, the ways taken in turns.
+
+    On a CPU they are the process's own, of one thread: what else runs on the machine is no part of a way.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            synchronise(device)
+            started = clock()
+            way()
+            synchronise(device)
+            seconds[name].append(clock() - started)
+    return seconds
 
 
 def synchronise(device: str) -> None:

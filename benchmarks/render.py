@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe, matmul_tflops, synchronise
+from benchmarks.machine import describe, in_turns, matmul_tflops
 from benchmarks.sizes import SHAPES, family, vae
 from safety.families.stable_diffusion import StableDiffusion
 
@@ -98,20 +97,12 @@ def main(
     if compiled:
         models["batched, compiled"] = (variant(size, kind, device, compiled=True), batch)
     ways = {name: sampler(each, size, batch, count, steps, guidance) for name, (each, count) in models.items()}
-    clock = time.process_time if device == "cpu" else time.perf_counter
     # The first call warms up, and compiles.
     images = {name: way().float() for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     with FlopCounterMode(display=False) as counter:
         ways[BATCHED]()
     flops = counter.get_total_flops() / 1e12
-    for _ in range(rounds):
-        for name, way in ways.items():
-            synchronise(device)
-            started = clock()
-            way()
-            synchronise(device)
-            seconds[name].append(clock() - started)
+    seconds = in_turns(ways, rounds, device)
     top = matmul_tflops(device, kind)
     print(
         json.dumps({"size": size, "steps": steps, "dtype": dtype, "matmul TFLOP/s": round(top, 3), **describe(device)})

@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ import typer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe, matmul_tflops, synchronise
+from benchmarks.machine import describe, in_turns, matmul_tflops
 from benchmarks.own_process import in_own_process, peak_beyond, peak_bytes
 from benchmarks.sizes import SHAPES, family, random_rows, text_encoders, unet, vae
 from safety.experts.config import ExpertConfig
@@ -198,20 +197,10 @@ def main(
     kind: torch.dtype = getattr(torch, dtype)
     ways = {way: make(way, size, device, kind, pairs, rank) for way in WAYS}
     counted = {way: tflops(step) for way, step in ways.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    # On a CPU the process's own time, of one thread: what else runs on the machine is no part of a step.
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    for _ in range(rounds):
-        for way, step in ways.items():
-            synchronise(device)
-            started = clock()
-            step()
-            synchronise(device)
-            seconds[way].append(clock() - started)
+    seconds = in_turns(ways, rounds, device)
     top = matmul_tflops(device, kind)
     middle = {way: statistics.median(times) for way, times in seconds.items()}
     # The networks of all ways leave the device before each way has it alone.
-    del step
     ways.clear()
     gc.collect()
     if device == "cuda":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safety.errors import ArtifactFormatError, ConfigError
 from safety.families.hub import HUB_ID, fetch_files
+from safety.families.identity import file_hash
 
 SUFFIX = ".safetensors"
 MODEL_FILES = ("*.json", "*.txt", f"*{SUFFIX}")
@@ -24,10 +25,7 @@ def checksum(files: Sequence[Path], expected: str | None, field: str = "judge.se
     Raises:
         ArtifactFormatError: It is another than ``expected``.
     """
-    digests = {}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    digests = {path.name: file_hash(path) for path in sorted(files)}
     if len(digests) == 1:
         [found] = digests.values()
     else:
@@ -42,7 +40,9 @@ def checksum(files: Sequence[Path], expected: str | None, field: str = "judge.se
     return found
 
 
-def model_in(weights: str, what: str, field: str, fix: str) -> Path:
+def model_in(
+    weights: str, what: str, field: str, fix: str, revision: str | None = None, patterns: Sequence[str] = MODEL_FILES
+) -> Path:
     """Return the folder of a model of transformers: the one named, or the snapshot of a hub's id.
 
     The hub is asked once, and the cache of this machine is enough where it does not answer.
@@ -52,6 +52,8 @@ def model_in(weights: str, what: str, field: str, fix: str) -> Path:
         what: The model's kind, for the error.
         field: The setting that names it.
         fix: What to name there.
+        revision: Of the hub's repository; None: "main".
+        patterns: Of the names of the files that are fetched.
 
     Raises:
         ConfigError: It is neither, or the hub gives no such model and the cache has none; it says what to put where.
@@ -63,7 +65,7 @@ def model_in(weights: str, what: str, field: str, fix: str) -> Path:
         raise ConfigError(
             f"no {what} at {weights!r}: it is neither a folder here nor an id of a hub", field=field, fix=fix
         )
-    return fetch_files(weights, None, MODEL_FILES, field)
+    return fetch_files(weights, revision, patterns, field)
 
 
 def safetensors_of(folder: Path, field: str) -> list[Path]:

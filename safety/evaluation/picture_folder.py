@@ -13,6 +13,7 @@ from torch import Tensor
 
 from safety.errors import ConfigError, ImageError
 from safety.evaluation.moments import Moments, moments_of
+from safety.families.identity import file_hash
 from safety.features.extractor import FeatureExtractor
 from safety.images import decode_image
 
@@ -59,9 +60,7 @@ def identify_folder(folder: Path) -> PictureFolder:
     """Return a folder's identity; raise ConfigError as ``picture_files`` does."""
     files, digest = picture_files(folder), hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n".encode())
     return PictureFolder(folder.name, len(files), digest.hexdigest())
 
 

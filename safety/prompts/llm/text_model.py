@@ -6,11 +6,12 @@ import hashlib
 from pathlib import Path
 
 from safety.errors import ConfigError
-from safety.families.hub import HUB_ID, fetch_files
 from safety.families.identity import content_hash
+from safety.weight_files import model_in
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHTS = "*.safetensors"
+NAMED = "name a folder that is on every node, or an id such as HuggingFaceTB/SmolLM2-1.7B-Instruct"
 
 
 def text_model_folder(name: str, revision: str | None, gguf_file: str | None, field: str) -> Path:
@@ -25,15 +26,7 @@ def text_model_folder(name: str, revision: str | None, gguf_file: str | None, fi
     Raises:
         ConfigError: There is no such folder and no such model, or it holds no such weights.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        if not HUB_ID.fullmatch(name):
-            raise ConfigError(
-                f"{name!r} is neither a folder here nor an id of a hub",
-                field=field,
-                fix="name a folder that is on every node, or an id such as HuggingFaceTB/SmolLM2-1.7B-Instruct",
-            )
-        folder = fetch_files(name, revision, (*SETTINGS, gguf_file or WEIGHTS), field)
+    folder = model_in(name, "text model", field, NAMED, revision, (*SETTINGS, gguf_file or WEIGHTS))
     if not weight_files(folder, gguf_file):
         raise ConfigError(
             f"{name!r} holds no {gguf_file or 'weights in safetensors'}",

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from safety.errors import ArtifactFormatError
+from safety.families import identity
 
 
 def files_in(folder: Path, suffixes: Sequence[str], field: str) -> tuple[Path, ...]:
@@ -52,8 +53,7 @@ def file_hash(path: Path, field: str) -> str:
 # Each stage of a run asks for the hash of the same files, which may be gigabytes.
 @lru_cache(maxsize=1 << 17)
 def _hash(path: Path, _size: int, _modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return identity.file_hash(path)
 
 
 def unreadable(path: Path, error: OSError, field: str) -> ArtifactFormatError:
